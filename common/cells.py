@@ -1,0 +1,239 @@
+"""What several methods' networks are made of: operations, genotypes, published architectures, parameter counts."""
+
+import json
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from common.run import UserError, read_json
+
+CONVS = {  # name: (kernel, dilation)
+    **{"conv_1x1": (1, 1), "conv_3x3": (3, 1), "conv_5x5": (5, 1)},
+    **{"dil_conv_3x3": (3, 2), "dil_conv_5x5": (5, 2)},
+}
+OPS_NORMAL = ("none", "skip_connect", *CONVS)
+OPS_UP = ("nearest", "bilinear", "conv_transpose")
+OPS_DOWN = ("avg_pool", "max_pool", "conv_3x3", "conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+
+
+# ---- operations -------------------------------------------------------------------------------------------------------
+
+
+class Conv(nn.Conv2d):
+    """A convolution whose (spectral-normalised) weight is computed in float32 also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight
+        return self._conv_forward(x, weight, self.bias)
+
+
+class ConvAvgPool(Conv):
+    """conv 3x3 (padding 1), then 2x2 average pool, as the one 4x4 convolution of stride 2 that they are together."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            w = self.weight
+            w = (F.pad(w, (0, 1, 0, 1)) + F.pad(w, (1, 0, 0, 1)) + F.pad(w, (0, 1, 1, 0)) + F.pad(w, (1, 0, 1, 0))) / 4
+        return F.conv2d(x, w, self.bias, stride=2, padding=1)
+
+
+def conv(c_in: int, c_out: int, name: str = "conv_1x1", stride: int = 1, sn: bool = False) -> nn.Module:
+    """One of CONVS by name, size-preserving at stride 1 and halving even sizes at stride 2; sn: spectral norm."""
+    k, dilation = CONVS[name]
+    module = Conv(c_in, c_out, k, stride, padding=dilation * (k // 2), dilation=dilation)
+    return spectral_norm(module) if sn else module
+
+
+class Normal(nn.Module):
+    """An op of OPS_NORMAL but none, (B, C, H, W) -> same: identity, or ReLU (unless relu=False) -> convolution."""
+
+    def __init__(self, name: str, c: int, sn: bool = False, relu: bool = True) -> None:
+        super().__init__()
+        self.relu = relu
+        self.conv = None if name == "skip_connect" else conv(c, c, name, sn=sn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.conv is None else self.conv(x.relu() if self.relu else x)
+
+
+class Up(nn.Module):
+    """An op of OPS_UP, (B, C, H, W) -> (B, C, 2H, 2W)."""
+
+    def __init__(self, name: str, c: int) -> None:
+        super().__init__()
+        self.name = name
+        transposed = name == "conv_transpose"
+        self.up = nn.ConvTranspose2d(c, c, 3, 2, 1, output_padding=1, groups=c, bias=False) if transposed else None
+        self.conv = Conv(c, c, 1, bias=not transposed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.name == "nearest":  # ReLU and 1x1 act on single pixels, so copying the pixels last is the same
+            return F.interpolate(self.conv(x.relu()), scale_factor=2)
+        if self.name == "bilinear":
+            return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear").relu())
+        return self.conv(self.up(x.relu()))
+
+
+class Down(nn.Module):
+    """An op of OPS_DOWN, (B, C, H, W) -> (B, C, H/2, W/2): a plain 2x2 pool, or ReLU -> convolution of stride 2."""
+
+    def __init__(self, name: str, c: int, sn: bool = True) -> None:
+        super().__init__()
+        self.name = name
+        self.conv = conv(c, c, name, stride=2, sn=sn) if name in CONVS else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv is None:
+            return F.avg_pool2d(x, 2) if self.name == "avg_pool" else F.max_pool2d(x, 2)
+        return self.conv(x.relu())
+
+
+class Edge(nn.ModuleDict):
+    """The candidate ops of an edge by name: all in a supernet, one in a derived network. Computes the one asked for."""
+
+    def forward(self, x: Tensor, op: str) -> Tensor | None:
+        return None if op == "none" else self[op](x)
+
+
+def add(*terms: Tensor | None) -> Tensor:
+    """Sum of the edges that enter a node, out of place: an identity edge must not let the sum overwrite its source."""
+    return reduce(torch.add, [t for t in terms if t is not None])
+
+
+def init_weights(net: nn.Module) -> None:
+    """Xavier-uniform for Conv2d, N(1, 0.02) for BatchNorm scales; Linear, ConvTranspose2d and biases keep the defaults.
+
+    Spectral-normalised convolutions keep torch's default too: in the authors' code of AutoGAN, AdversarialNAS and EAGAN
+    the initialiser writes to a tensor that spectral norm no longer reads.
+    """
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d) and not hasattr(m, "parametrizations"):
+            nn.init.xavier_uniform_(m.weight)
+        elif isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.weight, 1.0, 0.02)
+            nn.init.zeros_(m.bias)
+
+
+def count_params(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def op_params(op: str, c: int) -> int:
+    """Parameters of one op at width c."""
+    if op in CONVS:
+        return c * c * CONVS[op][0] ** 2 + c
+    return {"nearest": c * c + c, "bilinear": c * c + c, "conv_transpose": c * c + 9 * c}.get(op, 0)
+
+
+def op_macs(op: str, c: int, out: int) -> int:
+    """Multiply-adds of one op with an output of out x out pixels, bias adds included, as the op is written in the paper."""
+    if op == "conv_transpose":
+        return c * c * out**2 + 9 * c * (out // 2) ** 2
+    return op_params(op, c) * out**2
+
+
+# ---- genotypes --------------------------------------------------------------------------------------------------------
+
+Genotype = tuple[tuple[str, ...], ...]  # one row of op names per cell
+
+
+class EdgeSpec(NamedTuple):
+    name: str  # "1->3": from node 1 to node 3
+    ops: tuple[str, ...]  # what the edge may hold
+    first_code: int = 0  # integer of ops[0] in the authors' .npy files
+
+
+@dataclass(frozen=True)
+class Space:
+    """A search space of cells: which op each edge may hold, and which nodes must not be left without an input.
+
+    nodes: {node: columns of the edges that enter it}; at least one of them must not be "none".
+    together: columns that are all "none" or none of them is (down-sampling edges).
+    """
+
+    name: str
+    cells: int
+    edges: tuple[EdgeSpec, ...]
+    nodes: dict[int, tuple[int, ...]]
+    together: tuple[int, ...] = ()
+
+    def row_error(self, row: tuple[str, ...]) -> str:
+        """What is wrong with a row of known ops ("" if it is valid)."""
+        for node, columns in self.nodes.items():
+            if all(row[c] == "none" for c in columns):
+                edges = " and ".join(self.edges[c].name for c in columns)
+                return f"node {node} has no input: one of the edges {edges} must not be 'none'"
+        if len({row[c] == "none" for c in self.together}) > 1:
+            edges = " and ".join(self.edges[c].name for c in self.together)
+            return f"edges {edges}: both or none of them must be 'none'"
+        return ""
+
+    def check(self, rows: object, source: str) -> Genotype:
+        """The genotype, if it belongs to this space. UserError names source, cell and edge, and what may stand there."""
+        if not isinstance(rows, list | tuple) or len(rows) != self.cells:
+            raise UserError(f"{source}: a {self.name} genotype is a list of {self.cells} cells, found {rows!r:.80}")
+        for i, row in enumerate(rows, 1):
+            if not isinstance(row, list | tuple) or len(row) != len(self.edges):
+                raise UserError(f"{source}: cell {i} needs {len(self.edges)} ops, found {row!r:.80}")
+            for edge, op in zip(self.edges, row, strict=True):
+                if op not in edge.ops:
+                    raise UserError(f"{source}: cell {i}, edge {edge.name}: unknown op {op!r:.40}; use {', '.join(edge.ops)}")
+            if error := self.row_error(tuple(row)):
+                raise UserError(f"{source}: cell {i}: {error}")
+        return tuple(tuple(row) for row in rows)
+
+    def from_codes(self, codes: object, source: str = "codes") -> Genotype:
+        """Op names for the authors' integers, (cells, edges). UserError: another shape, or a code out of range."""
+        codes = np.asarray(codes)
+        if codes.shape != (self.cells, len(self.edges)) or codes.dtype.kind not in "iu":
+            raise UserError(
+                f"{source}: expected integers of shape {(self.cells, len(self.edges))}, found {codes.dtype} {codes.shape}"
+            )
+        rows = []
+        for i, row in enumerate(codes.tolist(), 1):
+            for edge, code in zip(self.edges, row, strict=True):
+                last = edge.first_code + len(edge.ops) - 1
+                if not edge.first_code <= code <= last:
+                    raise UserError(
+                        f"{source}: cell {i}, edge {edge.name}: code {code} is out of range {edge.first_code}..{last}"
+                    )
+            rows.append([edge.ops[code - edge.first_code] for edge, code in zip(self.edges, row, strict=True)])
+        return self.check(rows, source)
+
+    def to_codes(self, genotype: Genotype) -> list[list[int]]:
+        return [[e.ops.index(op) + e.first_code for e, op in zip(self.edges, row, strict=True)] for row in genotype]
+
+
+def read_genotype(path: Path, key: str, space: Space) -> Genotype | None:
+    """Genotype `key` ("G" or "D") of a run's genotype.json, or the authors' .npy; None if a .json has no such key."""
+    if path.suffix == ".npy":
+        try:
+            return space.from_codes(np.load(path, allow_pickle=False), str(path))
+        except (OSError, ValueError, EOFError) as e:
+            raise UserError(f"{path}: not a .npy file of integers ({e})") from None
+    rows = read_json(path, "genotype file").get(key)
+    return None if rows is None else space.check(rows, f"{path}, {key}")
+
+
+def table(genotype: Genotype, space: Space) -> str:
+    """The genotype as an aligned table for people: one line a cell, one column an edge."""
+    head = ["cell", *(e.name for e in space.edges)]
+    rows = [[str(i), *row] for i, row in enumerate(genotype, 1)]
+    widths = [max(len(row[c]) for row in [head, *rows]) for c in range(len(head))]
+    return "\n".join("  ".join(f"{w:{n}}" for w, n in zip(row, widths, strict=True)).rstrip() for row in [head, *rows])
+
+
+def dumps(genotype: Genotype) -> str:
+    """One line of JSON: a key for sets and archives that survives a checkpoint."""
+    return json.dumps(genotype)

@@ -1,0 +1,358 @@
+"""Data sets as one uint8 tensor, and batches as a pure function of (seed, step)."""
+
+import difflib
+import hashlib
+import io
+import math
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from common.run import UserError, stream
+
+SIZES = {"shapes": 32, "cifar10": 32, "stl10": 48, "celeba": 64}  # the names, and the image side each is used at
+BY_HAND = {  # what torchvision looks for, where it cannot download
+    "cifar10": "cifar-10-python.tar.gz",
+    "stl10": "stl10_binary.tar.gz",
+    "celeba": "the folder celeba with img_align_celeba.zip and CelebA's five .txt lists",
+}
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
+FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"}
+MEMBER_LIMIT = 64 * 2**20  # bytes that one image of a zip may inflate to
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images in memory: what every method trains on and every metric compares with."""
+
+    name: str  # file-name-safe
+    images: torch.Tensor  # uint8 (N, 3, H, W) on the CPU
+    labels: torch.Tensor | None  # int64 (N,), -1 = unlabelled; None where no image has a label
+    digest: str  # 16 hex digits over size, images and labels
+    note: str = ""  # what was done to the images, one line for the log
+
+
+def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
+    """Load `shapes`, `cifar10`, `stl10` (train + unlabeled), `celeba` (train), or the path of a folder, .zip or .npz.
+
+    size: side in pixels, 0 = the data set's own (SIZES; 32 for a path). Images of another size: shorter side resized
+    (bilinear, antialiased), centre-cropped; alpha is dropped. Class sub-folders become labels in sorted order, a lone
+    top folder does not. Downloads go to data_dir; of several processes let one come first.
+    Raises UserError for what is not there or not readable.
+    """
+    if size and (size < 16 or size % 8):
+        raise UserError(f"image size {size}: must be a multiple of 8, at least 16 (0: the data set's own)")
+    size = size or SIZES.get(name, 32)
+    if name == "shapes":
+        return shapes(size=size)
+    if name in SIZES:
+        return _torchvision(name, data_dir, size)
+    path = Path(name)
+    try:
+        if not name or not path.exists():
+            close = difflib.get_close_matches(name, SIZES, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"--dataset {name}: neither one of {', '.join(SIZES)} nor a path that exists{hint}")
+        if path.is_dir():
+            return _folder(path, size)
+        kind = path.suffix.lower() if path.is_file() else ""
+        if kind in (".zip", ".npz"):
+            path.open("rb").close()  # what may not be read is not to be called damaged
+            return _zip(path, size) if kind == ".zip" else _npz(path, size)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error}); check path and permissions") from error
+    raise UserError(f"{path}: unknown type; give a folder of images, a .zip of one, or an .npz")
+
+
+def _dataset(name: str, images: torch.Tensor, labels: torch.Tensor | None, note: str) -> Dataset:
+    if len(images) < 2:
+        raise UserError(f"{name}: holds {len(images)} image, at least 2 are needed; check the path")
+    if labels is not None and (labels < 0).all():
+        labels = None
+    sha = hashlib.sha256(repr((tuple(images.shape), labels is not None)).encode())
+    sha.update(images.numpy())
+    if labels is not None:
+        sha.update(labels.numpy())
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")[:60] or "images"
+    return Dataset(safe, images, labels, sha.hexdigest()[:16], note)
+
+
+def _torchvision(name: str, data_dir: Path, size: int) -> Dataset:
+    from torchvision import datasets
+
+    try:
+        if name == "celeba":
+            faces = datasets.CelebA(data_dir, split="train", target_type=[], download=True)
+        elif name == "cifar10":
+            data = datasets.CIFAR10(data_dir, train=True, download=True)
+            images, labels = data.data, data.targets
+        else:
+            data = datasets.STL10(data_dir, split="train+unlabeled", download=True)
+            images, labels = data.data.transpose(0, 2, 3, 1), data.labels
+    except Exception as error:  # URLError, RuntimeError, or an exception of gdown's own
+        raise UserError(
+            f"--dataset {name}: not in {data_dir} and not downloaded ({_line(error)}); "
+            f"put {BY_HAND[name]} there, or use --dataset shapes or a path"
+        ) from error
+    if name == "celeba":  # 40 attributes a face, but no classes
+        folder = Path(data_dir, faces.base_folder, "img_align_celeba")
+        return _image_files(folder, name, map(PurePosixPath, faces.filename), lambda f: (folder / f).read_bytes(), size)
+    tensor, note = _resize(images, size)
+    return _dataset(name, tensor, torch.tensor(labels, dtype=torch.int64), note)
+
+
+def _folder(path: Path, size: int) -> Dataset:
+    def stop(error: OSError) -> None:  # os.walk would pass over a folder that it may not list
+        raise error
+
+    files, seen = [], set()
+    for base, folders, names in os.walk(path, followlinks=True, onerror=stop):
+        real = os.path.realpath(base)
+        if real in seen:  # a link back up, or a second way in
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        files += [PurePosixPath(os.path.relpath(base, path), name) for name in names]
+
+    def read(file: PurePosixPath) -> bytes:
+        if not (path / file).is_file():
+            raise ValueError("not a regular file")  # opening a pipe would wait for ever
+        return (path / file).read_bytes()
+
+    return _image_files(path, path.resolve().name, files, read, size)
+
+
+def _zip(path: Path, size: int) -> Dataset:
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # foreign bytes: zipfile raises more than BadZipFile on them
+        raise UserError(f"{path}: not a readable zip ({_line(error)}); make it anew") from error
+    members = {PurePosixPath(m.filename.lstrip("/")): m for m in archive.infolist() if not m.is_dir()}
+
+    def read(file: PurePosixPath) -> bytes:
+        if members[file].file_size > MEMBER_LIMIT:
+            raise ValueError(f"inflates to {members[file].file_size} bytes, over the limit of {MEMBER_LIMIT}")
+        return archive.read(members[file].filename)
+
+    with archive:
+        return _image_files(path, path.stem, members, read, size)
+
+
+def _image_files(
+    path: Path, name: str, files: Iterable[PurePosixPath], read: Callable[[PurePosixPath], bytes], size: int
+) -> Dataset:
+    """Make a data set of those of the files below path that are images and not hidden. read: file -> its bytes."""
+    seen = [f for f in files if not any(part.startswith(".") or part == "__MACOSX" for part in f.parts)]
+    files = sorted(f for f in seen if f.suffix.lower() in FORMATS)
+    if not files:
+        raise UserError(f"{path}: no image in it; {' '.join(FORMATS)} are read")
+    images, sizes = np.empty((len(files), 3, size, size), np.uint8), set()
+
+    def work(i: int) -> None:
+        try:
+            image = Image.open(io.BytesIO(read(files[i])), formats=tuple(FORMATS.values()))
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(
+                    f"{image.width}x{image.height}, over Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels"
+                )
+            if image.mode[0] in "IF":  # Pillow would clip these, not scale them
+                raise ValueError("more than 8 bits a channel, save it with 8")
+            image = ImageOps.exif_transpose(image).convert("RGB")
+        except Exception as error:  # foreign bytes: Pillow's and zipfile's parsers raise all kinds
+            raise UserError(
+                f"{path}: {files[i]}: not readable as an image ({_line(error)}); mend or remove it"
+            ) from error
+        sizes.add(image.size)
+        image = image.crop(_square(*image.size)).resize((size, size), Image.Resampling.BILINEAR)
+        images[i] = np.asarray(image).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes and resizes without the GIL
+        list(pool.map(work, range(len(files))))
+
+    shared = len(PurePosixPath(os.path.commonpath([f.parent for f in files])).parts)
+    classes = [f.parent.parts[shared] if len(f.parent.parts) > shared else "" for f in files]
+    number = {name: i for i, name in enumerate(sorted(set(classes) - {""}))} | {"": -1}
+    note = _note(len(files), sizes, size)
+    if len(seen) > len(files):
+        note = f"{note} (other files left out: {len(seen) - len(files)})".strip()
+    return _dataset(name, torch.from_numpy(images), torch.tensor([number[c] for c in classes]), note)
+
+
+def _npz(path: Path, size: int) -> Dataset:
+    try:
+        zipfile.ZipFile(path).close()  # numpy would also take a bare .npy
+        with np.load(path, allow_pickle=False) as arrays:
+            found = ", ".join(arrays)
+            images, labels = (np.asarray(arrays[key]) if key in arrays else None for key in ("images", "labels"))
+    except Exception as error:  # foreign bytes: a pickled array, a bad CRC, a header that claims terabytes, ...
+        raise UserError(
+            f"{path}: not a readable .npz of plain arrays ({_line(error)}); "
+            "write one with numpy.savez(path, images=..., labels=...)"
+        ) from error
+    if images is None:
+        raise UserError(f"{path}: has no array 'images', only: {found}; save it as images=...")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise UserError(f"{path}: images is {images.dtype} {images.shape}, must be uint8 (N, H, W, 3), none of them 0")
+    if labels is not None:
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise UserError(f"{path}: labels is {labels.dtype} {labels.shape}, must be integers ({len(images)},)")
+        if labels.min() < -1 or labels.max() >= 2**31:
+            raise UserError(f"{path}: labels are {labels.min()} to {labels.max()}, must be 0, 1, ... or -1 for none")
+        labels = torch.from_numpy(labels.astype(np.int64))
+    tensor, note = _resize(images, size)
+    return _dataset(path.stem, tensor, labels, note)
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "unknown format"  # Pillow's own text gives the address of the buffer
+    return " ".join(str(error).split()) or repr(error)
+
+
+def _resize(array: np.ndarray, size: int) -> tuple[torch.Tensor, str]:
+    """Fit images that are one array. array: uint8 (N, H, W, 3) -> uint8 (N, 3, size, size) and the note."""
+    n, h, w, _ = array.shape
+    left, top, right, bottom = _square(w, h)
+    images = torch.from_numpy(array[:, top:bottom, left:right]).permute(0, 3, 1, 2)
+    if (h, w) != (size, size):  # in parts: some CPUs have no uint8 kernel and would make a float copy of it all
+        parts = images.split(256)
+        images = torch.cat([F.interpolate(x, (size, size), mode="bilinear", antialias=True) for x in parts])
+    return images.contiguous(), _note(n, {(w, h)}, size)
+
+
+def _square(w: int, h: int) -> tuple[int, int, int, int]:
+    side = min(w, h)
+    left, top = (w - side) // 2, (h - side) // 2
+    return left, top, left + side, top + side
+
+
+def _note(n: int, sizes: set[tuple[int, int]], size: int) -> str:
+    """Say what resizing did. sizes: the (width, height) that occurred."""
+    if sizes == {(size, size)}:
+        return ""
+    low, high = (f"{w}x{h}" for w, h in (min(sizes, key=math.prod), max(sizes, key=math.prod)))
+    was = low if len(sizes) == 1 else f"mixed size ({low} .. {high})"
+    return f"{n} images of {was}: shorter side resized to {size} px, centre-cropped"
+
+
+def _box(u: torch.Tensor, v: torch.Tensor, a: float, b: float) -> torch.Tensor:
+    return torch.maximum(u.abs() - a, v.abs() - b)
+
+
+def _star(u: torch.Tensor, v: torch.Tensor, notch: float = 0.42) -> torch.Tensor:
+    """Five points at radius 1, notches between: fold the plane onto half a point, and one straight edge is left."""
+    r, angle = torch.hypot(u, v), torch.atan2(v, u)
+    angle = ((angle + math.pi / 5) % (2 * math.pi / 5) - math.pi / 5).abs()
+    nx, ny = notch * math.sin(math.pi / 5), 1 - notch * math.cos(math.pi / 5)
+    return ((r * angle.cos() - 1) * nx + r * angle.sin() * ny) / math.hypot(nx, ny)
+
+
+# Signed distance (near the edge) of the point (u, v) to each shape, negative inside; all fit into the unit circle.
+SHAPES = {
+    "disc": lambda u, v: torch.hypot(u, v) - 0.85,
+    "ring": lambda u, v: (torch.hypot(u, v) - 0.68).abs() - 0.2,
+    "square": lambda u, v: _box(u, v, 0.7, 0.7),
+    "triangle": lambda u, v: torch.maximum(0.866 * u.abs() + 0.5 * v, -v) - 0.48,
+    "cross": lambda u, v: torch.minimum(_box(u, v, 0.95, 0.24), _box(u, v, 0.24, 0.95)),
+    "bar": lambda u, v: _box(u, v, 0.95, 0.24),
+    "star": _star,
+    "discs": lambda u, v: torch.hypot(u.abs() - 0.52, v) - 0.4,
+    "checker": lambda u, v: torch.maximum(
+        _box(u, v, 0.7, 0.7), -0.15 * torch.cos(math.pi * u * 1.5 / 0.7) * torch.cos(math.pi * v * 1.5 / 0.7)
+    ),
+    "stripes": lambda u, v: torch.maximum(_box(u, v, 0.7, 0.7), -0.09 * torch.cos(math.pi * u * 2.5 / 0.7)),
+}
+
+
+def shapes(n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
+    """Draw n coloured shapes of the 10 classes in SHAPES, balanced and shuffled; the same for the same arguments.
+
+    Place, scale, rotation and colours vary; half the grounds are plain, half a gradient; edges are antialiased.
+    """
+    g = stream(seed, "shapes")
+    labels = (torch.arange(n) % len(SHAPES))[torch.randperm(n, generator=g)]
+    radius = size * (0.26 + 0.16 * torch.rand(n, generator=g))
+    centre = (torch.rand(n, 2, generator=g) * 2 - 1) * (size / 2 - radius)[:, None]  # the whole shape stays inside
+    turn, slope = (torch.rand(2, n, generator=g) * 2 * math.pi)[..., None]  # (n, 1) each
+    hue = torch.rand(n, 3, 1, generator=g) + torch.arange(3) / 3  # (n, shape | ground | far end of the ground, rgb)
+    vivid = 0.5 + 0.5 * torch.cos(2 * math.pi * hue)
+    dark, light = 0.1 + 0.35 * vivid, 0.55 + 0.45 * vivid
+    night = (torch.rand(n, 1, 1, generator=g) < 0.5).expand(-1, 3, 3).clone()
+    night[:, 0] = ~night[:, 0]  # a light shape on a dark ground or the reverse
+    front, near, far = torch.where(night, dark, light)[..., None].unbind(1)  # (n, 3, 1) each
+    far = torch.where(torch.rand(n, 1, 1, generator=g) < 0.5, near, far)
+
+    axis = torch.arange(size) - (size - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    x, y = x.reshape(1, -1), y.reshape(1, -1)  # (1, size²), pixels from the middle
+    images = torch.empty(n, 3, size * size, dtype=torch.uint8)
+    for number, distance in enumerate(SHAPES.values()):
+        of = labels == number
+        dx, dy, cos, sin = x - centre[of, :1], y - centre[of, 1:], turn[of].cos(), turn[of].sin()
+        u, v = (dx * cos + dy * sin) / radius[of, None], (dy * cos - dx * sin) / radius[of, None]
+        cover = (0.5 - radius[of, None] * distance(u, v)).clamp(0, 1)[:, None]
+        blend = 0.5 + 0.5 * (x * slope[of].cos() + y * slope[of].sin())[:, None] / (size / 2)
+        ground = torch.lerp(near[of], far[of], blend.clamp(0, 1))
+        images[of] = torch.lerp(ground, front[of], cover).mul_(255).round_().to(torch.uint8)
+    return _dataset("shapes", images.view(n, 3, size, size), labels, "")
+
+
+class Batches:
+    """Shuffled batches without end; `batches(i)` is a pure function of (seed, i), so no loader state exists.
+
+    images: uint8 (N, 3, H, W), moved to the device once. batch: images a step over all `world` processes, each of
+    which gets its contiguous slice. len(batches): steps an epoch; the last, short batch counts [authors' code]. What of
+    it does not divide by world is left out of that epoch: all of it where it has fewer images than processes.
+    """
+
+    def __init__(
+        self, images: torch.Tensor, batch: int, seed: int, device: torch.device | str, rank: int = 0, world: int = 1
+    ) -> None:
+        if not 1 <= batch <= len(images):
+            raise UserError(f"--d-batch {batch}: must be between 1 and the {len(images)} images of the data set")
+        if batch % world:
+            raise UserError(f"--d-batch {batch}: must be a multiple of the {world} processes")
+        self.images, self.batch, self.seed, self.rank, self.world = images.to(device), batch, seed, rank, world
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.images), self.batch)
+        return full + (rest >= self.world)
+
+    def __call__(self, i: int) -> torch.Tensor:
+        """Batch i = 0, 1, ..., on through the epochs. Returns float32 (B, 3, H, W) in [-1, 1] on the device."""
+        epoch, k = divmod(i, len(self))
+        if epoch != self._epoch:  # drawn on the CPU: the same order on every device
+            order = torch.randperm(len(self.images), generator=stream(self.seed, "data", epoch))
+            self._epoch, self._order = epoch, order.to(self.images.device)
+        share = min(self.batch, len(self.images) - k * self.batch) // self.world
+        start = k * self.batch + self.rank * share
+        return self.images.index_select(0, self._order[start : start + share]).float().div_(127.5).sub_(1)
+
+
+def main(dataset: str, data_dir: Path = Path("data"), size: int = 0) -> None:
+    """Load a data set, downloading it where needed, and print its count, size and digest."""
+    try:
+        data = load_dataset(dataset, data_dir, size)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{data.name}: {len(data.images)} images of {data.images.shape[-1]} px, digest {data.digest}")
+    print(data.note, end="\n" if data.note else "")
+
+
+if __name__ == "__main__":
+    import typer
+
+    typer.run(main)

@@ -1,0 +1,524 @@
+"""FID and Inception Score: the two networks, streaming statistics, and the cached statistics of the real images."""
+
+import hashlib
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.run import UserError, replacing, stream
+
+CACHE_VERSION = 1  # raise it when what the cached reference statistics mean changes
+COMPACT_RECIPE = 1  # raise it when anything changes in the compact network or its training
+COMPACT_STEPS = (300, 2000)  # of training: at least, at most
+
+FID_FILE = "pt_inception-2015-12-05-6726825d.pth"
+FID_LAYERS = {  # torchvision's names, by the width of the features that the last one of each row gives (as pytorch-fid)
+    64: ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1"),
+    192: ("Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"),
+    768: ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    2048: ("Mixed_7a", "Mixed_7b", "Mixed_7c", "avgpool"),
+}
+
+
+class Dataset(Protocol):
+    """What the evaluator needs of a data set."""
+
+    name: str
+    images: Tensor  # uint8 (N,3,H,W), CPU
+    labels: Tensor | None  # int64 (N,), -1 where unlabelled
+    digest: str
+
+
+# ---------------------------------------------------------------------------------------------------- statistics
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Turn images in [-1,1] into bytes by truncation, as the GAN-NAS authors' code does; NaN becomes 0.
+
+    x: float (B,3,H,W) -> uint8 (B,3,H,W)
+    """
+    return (x.float() * 127.5 + 127.5).clamp(0, 255).nan_to_num(0).to(torch.uint8)
+
+
+def matrix_root(cov: Tensor) -> Tensor:
+    """Return the symmetric square root of a covariance, its negative rounding eigenvalues set to 0.
+
+    cov: (D,D) -> float64 (D,D); all NaN when `cov` is not finite.
+    """
+    cov = cov.double()
+    if not cov.isfinite().all():
+        return torch.full_like(cov, torch.nan)
+    values, vectors = torch.linalg.eigh(cov)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor, root1: Tensor | None = None) -> float:
+    """Return the squared Frechet distance of two Gaussians: |mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)).
+
+    mu: (D,), cov: (D,D), root1: `matrix_root(cov1)` where the caller has it. NaN when the statistics are not finite.
+    The trace of the root is the sum of the roots of the eigenvalues of root1 @ cov2 @ root1, which is symmetric: faster
+    and, for fewer images than features, more exact than the root of the product. [Heusel et al. 2017, arXiv:1706.08500]
+    """
+    mu1, cov1, mu2, cov2 = mu1.double(), cov1.double(), mu2.double(), cov2.double()
+    root1 = matrix_root(cov1) if root1 is None else root1
+    product = root1 @ cov2 @ root1
+    rest = (mu1 - mu2).square().sum() + cov1.trace() + cov2.trace()
+    if not (product.isfinite().all() and rest.isfinite()):
+        return float("nan")
+    return (rest - 2 * torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()).item()
+
+
+class Moments:
+    """Number, mean and covariance (N-1) of features that come in batches; float64, whatever the batch size.
+
+    Centred sums are merged batch by batch, so a mean far from 0 costs no digits. [Chan, Golub & LeVeque 1983]
+    """
+
+    def __init__(self, dims: int, device: torch.device | str = "cpu") -> None:
+        self.n = 0
+        self.mean = torch.zeros(dims, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(dims, dims, dtype=torch.float64, device=device)
+
+    def add(self, features: Tensor) -> None:
+        """Take in a batch. features: (B,D)"""
+        features = features.double()
+        b, mean = len(features), features.mean(0)
+        centred, delta = features - mean, mean - self.mean
+        self.scatter += centred.T @ centred + delta.outer(delta) * (self.n * b / (self.n + b))
+        self.mean += delta * (b / (self.n + b))
+        self.n += b
+
+    def reduce(self) -> None:
+        """Merge the moments of all ranks of torch.distributed, on every rank."""
+        total = torch.cat([self.mean * self.n, self.mean.new_tensor([self.n])])
+        dist.all_reduce(total)
+        mean = total[:-1] / total[-1]
+        self.scatter += (self.mean - mean).outer(self.mean - mean) * self.n
+        dist.all_reduce(self.scatter)
+        self.n, self.mean = int(total[-1]), mean
+
+    @property
+    def cov(self) -> Tensor:
+        """(D,D); NaN for fewer than two images."""
+        return self.scatter / (self.n - 1) if self.n > 1 else torch.full_like(self.scatter, torch.nan)
+
+
+class InceptionScore:
+    """exp(mean KL(p(y|x) || p(y))) over `splits` equal blocks of n images in order of generation, streamed; float64.
+
+    Block i is the images [i*n//splits, (i+1)*n//splits). [Salimans et al. 2016, arXiv:1606.03498, and their code]
+    """
+
+    def __init__(self, n: int, splits: int, classes: int, device: torch.device | str = "cpu") -> None:
+        self.ends = torch.tensor([(i + 1) * n // splits for i in range(splits)], device=device)
+        self.sizes = self.ends.diff(prepend=self.ends.new_zeros(1))
+        self.sums = torch.zeros(splits, classes + 1, dtype=torch.float64, device=device)  # of p, and of p log p
+
+    def add(self, p: Tensor, first: int) -> None:
+        """Take in the class probabilities of the images first, first+1, ...; p: (B,classes)"""
+        p = p.double()
+        block = torch.bucketize(torch.arange(first, first + len(p), device=p.device), self.ends, right=True)
+        rows = torch.cat([p, torch.special.entr(p).sum(1, keepdim=True).neg()], 1)
+        self.sums += F.one_hot(block, len(self.ends)).double().T @ rows
+
+    def reduce(self) -> None:
+        """Merge the sums of all ranks of torch.distributed, on every rank."""
+        dist.all_reduce(self.sums)
+
+    def result(self) -> tuple[float, float]:
+        """Return mean and population standard deviation over the blocks, once all n images are in."""
+        means = self.sums / self.sizes[:, None]
+        scores = (means[:, -1] + torch.special.entr(means[:, :-1]).sum(1)).exp()
+        return scores.mean().item(), scores.std(correction=0).item()
+
+
+# ---------------------------------------------------------------------------------------------------- networks
+
+
+class Inception(nn.Module):
+    """The Inception network of 2015-12-05 that FID and IS are defined by, made of pytorch-fid's blocks.
+
+    forward: uint8 (B,3,H,W) -> features (B,dims) and, if `want_is`, logits without the bias (B,1008), else None.
+    weights: a state dict's file with pytorch-fid's names, None for pytorch-fid's download. UserError when it is not to
+    be had, is another network, or lacks a layer that is needed here. digest: of the weights that the features depend
+    on. [pytorch-fid; without the bias as in Salimans' IS code]
+    """
+
+    classes = 1008
+
+    def __init__(self, weights: Path | None, dims: int, want_is: bool) -> None:
+        super().__init__()
+        try:
+            from pytorch_fid import inception as fid
+            from torchvision.models import inception_v3
+        except ImportError as error:
+            raise UserError(
+                f"--evaluator inception: {error.name} is not installed: "
+                "pip install pytorch-fid torchvision, or take --evaluator compact"
+            ) from error
+        with torch.device("meta"):  # neither memory nor random numbers: every weight comes from the file
+            net = inception_v3(num_classes=self.classes, aux_logits=False, weights=None, init_weights=False)
+            net.Mixed_5b = fid.FIDInceptionA(192, pool_features=32)
+            net.Mixed_5c = fid.FIDInceptionA(256, pool_features=64)
+            net.Mixed_5d = fid.FIDInceptionA(288, pool_features=64)
+            net.Mixed_6b = fid.FIDInceptionC(768, channels_7x7=128)
+            net.Mixed_6c = fid.FIDInceptionC(768, channels_7x7=160)
+            net.Mixed_6d = fid.FIDInceptionC(768, channels_7x7=160)
+            net.Mixed_6e = fid.FIDInceptionC(768, channels_7x7=192)
+            net.Mixed_7b = fid.FIDInceptionE_1(1280)
+            net.Mixed_7c = fid.FIDInceptionE_2(2048)
+        self.dims = dims
+        below = [name for width, names in FID_LAYERS.items() if width <= dims for name in names]
+        needed = [name for names in FID_LAYERS.values() for name in names] + ["fc"] if want_is else below
+        state = _download(fid.FID_WEIGHTS_URL) if weights is None else _load_weights(weights)
+        _check_inception(state, net.state_dict(), needed, str(weights or FID_FILE))
+        state = {
+            key: value.float()
+            for key, value in state.items()
+            if key.split(".")[0] in needed and not key.endswith("num_batches_tracked")
+        }
+        self.digest = _digest({key: value for key, value in state.items() if key.split(".")[0] in below})
+        self.layers = nn.ModuleDict({name: getattr(net, name) for name in needed})
+        self.layers.load_state_dict(state, assign=True)
+        self.eval().requires_grad_(False)
+        for module in self.modules():
+            if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):  # BatchNorm with fixed numbers joins its conv
+                module.conv = nn.utils.fuse_conv_bn_eval(module.conv, module.bn)
+                module.bn = nn.Identity()
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = F.interpolate(images.float() / 255, size=(299, 299), mode="bilinear", align_corners=False)
+        x = (2 * x - 1).contiguous(memory_format=torch.channels_last)
+        logits = None
+        for name, layer in self.layers.items():
+            if name == "fc":
+                logits = x.flatten(1) @ layer.weight.T
+                break
+            x = layer(x)
+            if name == FID_LAYERS[self.dims][-1]:
+                features = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return features, logits
+
+
+def _download(url: str) -> dict[str, Tensor]:
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)  # torch.hub sets none: without a network it could wait for minutes
+    try:
+        return torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    except Exception as error:  # no network, a stalled or cut download, a broken file in torch.hub's folder
+        raise UserError(
+            f"--evaluator inception: no download of {url} ({_line(error)}): get that file and pass "
+            "--inception-weights FILE, or take --evaluator compact, which needs no file"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"--inception-weights {path}: no such file: pass {FID_FILE}, or take --evaluator compact")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch.load raises on a file that is not its own
+        raise UserError(
+            f"--inception-weights {path} is not the FID Inception network: not a file of tensors "
+            f"({_line(error)}): pass {FID_FILE}"
+        ) from error
+
+
+def _check_inception(state: Any, expected: dict[str, Tensor], needed: list[str], source: str) -> None:
+    """Raise a UserError unless `state` is part of the expected state dict and holds every needed layer."""
+
+    def refuse(reason: str) -> None:
+        raise UserError(
+            f"--inception-weights {source} is not the FID Inception network: {reason}: pass the complete {FID_FILE}"
+        )
+
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        refuse("not a state dict")
+    for key, value in state.items():
+        if key not in expected:
+            refuse(f"unknown entry {key!r}")
+        if value.shape != expected[key].shape:
+            refuse(f"{key} is {tuple(value.shape)}, not {tuple(expected[key].shape)}")
+    lacking = {
+        key.split(".")[0]: None for key in expected if key not in state and not key.endswith("num_batches_tracked")
+    }
+    if not set(needed) & set(lacking):
+        return
+    if set(lacking) <= {*FID_LAYERS[2048], "fc"}:
+        raise UserError(
+            f"--inception-weights {source} has no {', '.join(lacking)}: FID on 2048 features and the Inception Score "
+            f"need them: pass the complete {FID_FILE}, or take --fid-dims 768 and leave IS out of --objectives"
+        )
+    refuse(f"no {', '.join(lacking)}")
+
+
+class Compact(nn.Module):
+    """A small classifier of the data set's own classes, for machines without the Inception weights.
+
+    forward: uint8 (B,3,H,W) -> features (B,128), logits (B,classes)
+    """
+
+    dims = 128
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.body = nn.Sequential()
+        for c_in, c_out, stride in ((3, 32, 2), (32, 64, 2), (64, 128, 2), (128, 128, 1)):
+            self.body.append(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False))
+            self.body.append(nn.BatchNorm2d(c_out))
+            self.body.append(nn.ReLU(inplace=True))
+        self.head = nn.Linear(self.dims, classes)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = (images.float() / 64 - 2).contiguous(memory_format=torch.channels_last)
+        x = self.body(x)
+        features = F.avg_pool2d(x, x.shape[-2:]).flatten(1)  # on CPU its backward is quicker than the mean's
+        return features, self.head(features)
+
+
+def train_compact(
+    images: Tensor, labels: Tensor, device: torch.device, log: Callable[[str], None], check: Callable[[], None]
+) -> Compact:
+    """Train a Compact on labelled images; the same network every time, and no random state touched.
+
+    images: uint8 (N,3,H,W), labels: int64 (N,) in 0..classes-1. SGD, batches of 64, about 2.5 epochs, flips and shifts.
+    A tenth of the images, at most 1,000, is held out to log the accuracy. [ours]
+    """
+    start, batch = time.monotonic(), 64
+    order = torch.randperm(len(images), generator=stream(0, "compact", "held out")).to(device)
+    images, labels = images.to(device), labels.to(device)
+    held_out, order = order.tensor_split([min(1000, len(order) // 10)])
+    steps = min(max(5 * len(order) // 2 // batch, COMPACT_STEPS[0]), COMPACT_STEPS[1])
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(stream(0, "compact", "init").initial_seed())
+        net = Compact(int(labels.max()) + 1).to(device)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, steps, pct_start=0.2, anneal_strategy="linear")
+    h, w = images.shape[-2:]
+    for step in range(steps):
+        check()
+        random = stream(0, "compact", step)
+        pick = order[torch.randint(len(order), (batch, 1, 1), generator=random).to(device)]
+        flip = torch.randint(2, (batch, 1, 1), generator=random).bool()
+        x = torch.arange(w) + torch.randint(-(w // 10), w // 10 + 1, (batch, 1, 1), generator=random)
+        y = torch.arange(h)[:, None] + torch.randint(-(h // 10), h // 10 + 1, (batch, 1, 1), generator=random)
+        x = torch.where(flip, w - 1 - x, x).clamp(0, w - 1).to(device)
+        y = y.clamp(0, h - 1).to(device)
+        _, logits = net(images[pick, :, y, x].permute(0, 3, 1, 2))
+        loss = F.cross_entropy(logits, labels[pick.flatten()], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    net.eval().requires_grad_(False)
+    right = sum((net(images[i])[1].argmax(1) == labels[i]).sum().item() for i in held_out.split(500))
+    log(
+        f"compact network: {len(order)} images, {net.classes} classes, {steps} steps, {time.monotonic() - start:.0f} s"
+        f"; classifies {right} of {len(held_out)} held-out images rightly"
+    )
+    return net
+
+
+# ---------------------------------------------------------------------------------------------------- evaluation
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation found: FID, and IS with its deviation over the splits (None where IS was not asked for)."""
+
+    fid: float
+    is_mean: float | None
+    is_std: float | None
+    n: int
+    net: str
+    ref: str
+
+    def row(self) -> dict[str, Any]:
+        """Return the score as the columns of metrics.jsonl."""
+        return {
+            "eval/fid": self.fid,
+            "eval/is": self.is_mean,
+            "eval/is_std": self.is_std,
+            "eval/n": self.n,
+            "eval/net": self.net,
+            "eval/ref": self.ref,
+        }
+
+
+class Evaluator:
+    """Scores generated images against a data set.
+
+    The constructor does what is quick: it loads the Inception network (name "inception") or looks at the labels (name
+    "compact"), and raises a UserError when something is missing. `prepare` does what may take minutes. Then `score`.
+
+    fid_dims: 64, 192, 768 or 2048 features of Inception (compact has 128, always). ref_n: how many real images, the
+    first of a fixed permutation; 0 for all. check: called for every batch; it may raise to stop, on all ranks alike.
+    net, label, ref: how the numbers are to be called, e.g. "inception-768", "FID-768", "cifar10_train 50000".
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dataset: Dataset,
+        device: torch.device | str,
+        cache_dir: Path,
+        weights: Path | None = None,
+        fid_dims: int = 2048,
+        want_is: bool = True,
+        ref_n: int = 0,
+        splits: int = 10,
+        batch: int = 100,
+        log: Callable[[str], None] = print,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.dataset, self.device, self.cache_dir = dataset, torch.device(device), cache_dir
+        self.want_is, self.splits, self.batch, self.log, self.check = want_is, splits, batch, log, check
+        size = len(dataset.images)
+        if not (2 <= ref_n <= size or (ref_n == 0 and size > 1)):
+            raise UserError(f"{ref_n} reference images: {dataset.name} has {size}: take 2 to {size}, or 0 for all")
+        self.ref_n = ref_n or size
+        self.ref = f"{dataset.name} {self.ref_n}"
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=cache_dir).close()
+        except OSError as error:
+            raise UserError(f"cache folder {cache_dir}: {error.strerror}: choose one that can be written to") from error
+        if name == "inception":
+            if fid_dims not in FID_LAYERS:
+                raise UserError(f"--fid-dims {fid_dims}: must be one of {', '.join(map(str, FID_LAYERS))}")
+            self.net = f"inception-{fid_dims}"
+            self.label = "FID" if fid_dims == 2048 else f"FID-{fid_dims}"
+            self.network = Inception(weights, fid_dims, want_is).to(self.device)
+        elif name == "compact":
+            self.net, self.label = "compact", "FID(compact)"
+            if dataset.labels is None or len(dataset.labels[dataset.labels >= 0].unique()) < 2:
+                raise UserError(
+                    f"--evaluator compact: {dataset.name} has no labels of two classes or more: put the images in one "
+                    "folder a class, give the .npz `labels`, or take --evaluator inception"
+                )
+        else:
+            raise UserError(f"--evaluator {name}: must be inception or compact")
+
+    def prepare(self) -> None:
+        """Train or load the compact network, and compute or load the reference statistics. May take minutes.
+
+        With several processes let rank 0 go first: what it leaves in the cache is what the others then read.
+        """
+        size = tuple(self.dataset.images.shape[-2:])
+        if self.net == "compact":
+            key = f"recipe {COMPACT_RECIPE}, data {self.dataset.digest}, size {size}"
+            state = self._cached("compact", key, self._train)
+            self.network = Compact(len(state["head.weight"]))
+            self.network.load_state_dict(state)
+            self.network.eval().requires_grad_(False).to(self.device)
+            self.network.digest = _digest(state)
+        resize = "no" if self.net == "compact" else "bilinear 299"
+        key = (
+            f"version {CACHE_VERSION}, data {self.dataset.digest}, size {size}, images {self.ref_n}, net {self.net} "
+            f"{self.network.digest}, resize {resize}, device {self.device.type}"  # TF32 on one and float32 on another
+        )
+        reference = self._cached(f"reference-{self.net}", key, self._reference)
+        self.reference = {name: value.to(self.device) for name, value in reference.items()}
+
+    @torch.no_grad()
+    def score(self, sample: Callable[[int], Tensor], n: int, rank: int = 0, world: int = 1) -> Score:
+        """Score n generated images; never fails on what they show (a FID of NaN is possible).
+
+        sample: k -> the k-th batch of `batch` images, uint8 (batch,3,H,W) on the device; what exceeds n is cut off.
+        With world > 1 this rank does the batches rank, rank+world, ..., and all ranks return the same Score.
+        """
+        if self.want_is and n < self.splits:
+            raise UserError(
+                f"{n} images to score: the Inception Score needs at least {self.splits}, one for each split"
+            )
+        moments = Moments(self.network.dims, self.device)
+        inception_score = InceptionScore(n, self.splits, self.network.classes, self.device) if self.want_is else None
+        for k in range(rank, -(-n // self.batch), world):
+            self.check()
+            images = sample(k)[: n - k * self.batch]
+            if images.dtype != torch.uint8 or len(images) != min(self.batch, n - k * self.batch):
+                raise ValueError(f"sample({k}) gave {len(images)} images of {images.dtype}, not {self.batch} of uint8")
+            features, logits = self._apply(images)
+            moments.add(features)
+            if inception_score:
+                inception_score.add(logits.double().softmax(1), k * self.batch)
+        if world > 1:
+            moments.reduce()
+            if inception_score:
+                inception_score.reduce()
+        real = self.reference
+        fid = frechet_distance(real["mean"], real["cov"], moments.mean, moments.cov, real["root"])
+        return Score(fid, *(inception_score.result() if inception_score else (None, None)), n, self.net, self.ref)
+
+    def _apply(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(self.device.type, enabled=False):  # metrics are float32, also inside a bf16 training step
+            return self.network(images)
+
+    def _train(self) -> dict[str, Tensor]:
+        labelled = self.dataset.labels >= 0
+        images, labels = self.dataset.images[labelled], self.dataset.labels[labelled].unique(return_inverse=True)[1]
+        self.log(f"compact network: training on {self.dataset.name}, once; kept in {self.cache_dir}")
+        return train_compact(images, labels, self.device, self.log, self.check).cpu().state_dict()
+
+    @torch.no_grad()
+    def _reference(self) -> dict[str, Tensor]:
+        start, moments = time.monotonic(), Moments(self.network.dims, self.device)
+        order = torch.arange(self.ref_n)
+        if self.ref_n < len(self.dataset.images):
+            order = torch.randperm(len(self.dataset.images), generator=stream(0, "reference"))[: self.ref_n]
+        said = start
+        for pick in order.split(self.batch):
+            self.check()
+            moments.add(self._apply(self.dataset.images[pick].to(self.device))[0])
+            if time.monotonic() - said > 10:
+                said = time.monotonic()
+                left = (said - start) * (self.ref_n / moments.n - 1)
+                self.log(f"reference statistics: {moments.n} of {self.ref_n} images, {left:.0f} s to go")
+        root = matrix_root(moments.cov)
+        self.log(f"reference statistics: {self.ref} through {self.net}, {time.monotonic() - start:.0f} s")
+        return {"mean": moments.mean.cpu(), "cov": moments.cov.cpu(), "root": root.cpu()}
+
+    def _cached(self, kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the tensors stored under `key`, or make and store them."""
+        path = self.cache_dir / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+        if path.exists():
+            try:
+                stored = torch.load(path, map_location="cpu", weights_only=True)
+                if stored["key"] != key:
+                    raise ValueError("it was made for other data")
+                return stored["tensors"]
+            except Exception as error:  # cut off, overwritten, not ours: what is in the cache can be made again
+                self.log(f"{path} is broken ({_line(error)}): made again")
+        tensors = make()
+        with replacing(path) as temporary:
+            torch.save({"key": key, "tensors": tensors}, temporary)
+        return tensors
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, for a message of one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

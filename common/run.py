@@ -1,0 +1,694 @@
+"""The command line made from Args, seeding, devices and processes, the run directory, checkpoints."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import math
+import os
+import platform
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+SCHEMA = 1
+ON_RESUME = {  # flags that may differ when a run goes on: none of them changes what is trained
+    *("resume", "preset", "dry_run", "device", "runs_dir", "data_dir", "inception_weights"),
+    *("save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs"),
+}
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is one line: the thing, its value and the remedy; the command exits 2."""
+
+
+class Stopped(BaseException):
+    """Raised at a safe point after SIGINT, SIGTERM or a STOP file: save, then leave with exit code 130."""
+
+
+# ---- random streams, files --------------------------------------------------------------------------------------------
+
+
+def stream(seed: int, *name: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for each (seed, name): `stream(1, "z", step)` is a pure function of its arguments.
+
+    No random state lives between steps, so a resumed run equals an uninterrupted one, and what one part of the program
+    draws (evaluation, say) cannot shift what another one gets.
+    """
+    digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success move it there at once, on failure leave `path` as it was."""
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield tmp
+        with open(tmp, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    with replacing(path) as tmp:
+        tmp.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict:
+    """A JSON object from a file. UserError: not there, not JSON, not an object."""
+    try:
+        value = json.loads(path.read_text())
+    except OSError as e:
+        raise UserError(f"{what} {path}: {e.strerror}") from None
+    except ValueError as e:
+        raise UserError(f"{what} {path}: not JSON ({e})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{what} {path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+# ---- the command line -------------------------------------------------------------------------------------------------
+
+
+def opt(help: str, panel: str, **limits: Any) -> Any:
+    """Help, panel and range of one field of Args: `population: Annotated[int, opt("...", "Search", min=2)] = 32`."""
+    return typer.Option(help=help.replace("[", r"\["), rich_help_panel=panel, **limits)  # a tag is not rich's markup
+
+
+def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[str] | None = None) -> int:
+    """Run `main(Args(...))` from a command line whose flags, defaults, ranges and help are the fields of `args_class`.
+
+    Explicit flags beat `--preset`, whose values beat the defaults of Args; `--resume DIR` takes every value from the
+    run's config.json and refuses another value for a flag that would change what is trained. Bad input is one line on
+    stderr and exit code 2; a run stopped on request is 130; a failed run is 1.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    fields = dataclasses.fields(args_class)
+    asked = {"--preset": None, "--resume": None}
+    for flag in asked:  # known before the parser is made, so that --preset quick --help shows quick's defaults
+        for i, word in enumerate(argv):
+            if word == flag and i + 1 < len(argv):
+                asked[flag] = argv[i + 1]
+            elif word.startswith(flag + "="):
+                asked[flag] = word.split("=", 1)[1]
+    defaults = {f.name: f.default for f in fields}
+    try:
+        if asked["--resume"] is not None:
+            if asked["--preset"] is not None:
+                raise UserError(f"--preset {asked['--preset']}: a resumed run keeps its settings; leave --preset out")
+            run_dir = Path(asked["--resume"])
+            config = read_json(run_dir / "config.json", "--resume: no run to go on with,")
+            script = Path(inspect.getfile(main)).name
+            if config.get("script") != script:
+                raise UserError(f"--resume {run_dir}: made by {config.get('script')}, not by {script}; resume it there")
+            saved = config.get("args") if isinstance(config.get("args"), dict) else {}
+            defaults |= {f.name: saved[f.name] for f in fields if f.name in saved and f.name != "resume"}
+        else:
+            defaults |= presets.get(asked["--preset"] or "", {})
+
+        def command(ctx: typer.Context, **values: Any) -> None:
+            if asked["--resume"] is not None:
+                for name, value in values.items():
+                    explicit = "COMMANDLINE" in str(ctx.get_parameter_source(name))
+                    if explicit and name not in ON_RESUME and jsonable(value) != defaults[name]:
+                        flag = "--" + name.replace("_", "-")
+                        raise UserError(f"{flag} {value}: this run has {defaults[name]}; it cannot change on --resume")
+            main(args_class(**values))
+
+        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        command.__signature__ = inspect.Signature(
+            [
+                context,
+                *(
+                    inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=defaults[f.name], annotation=f.type)
+                    for f in fields
+                ),
+            ]
+        )
+        command.__doc__ = (inspect.getmodule(main).__doc__ or "").strip().split("\n\n")[0]
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+        app.command()(command)
+        return app(argv, standalone_mode=False) or 0
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except Stopped:
+        return 130
+    except Exception as e:
+        if not hasattr(e, "format_message"):  # not one of the parser's own complaints
+            raise
+        print(f"error: {e.format_message()}", file=sys.stderr)
+        return 2
+
+
+def jsonable(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+# ---- processes --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """Where this process computes: its device, and its place among the processes of a torchrun."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def average_gradients(self, parameters: Iterator[torch.nn.Parameter]) -> None:
+        """Average .grad over the processes, as one flat tensor. Every process must have sampled the same path."""
+        grads = [p.grad for p in parameters if p.grad is not None] if self.world > 1 else []
+        if grads:
+            flat = torch.cat([g.flatten() for g in grads])
+            dist.all_reduce(flat)
+            flat /= self.world
+            for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                g.copy_(part.view_as(g))
+
+    def average_buffers(self, net: torch.nn.Module) -> None:
+        """Average floating-point buffers (BatchNorm statistics) over the processes."""
+        for b in net.buffers() if self.world > 1 else ():
+            if b.is_floating_point():
+                dist.all_reduce(b)
+                b /= self.world
+
+    def first(self, do: Callable[[], Any]) -> Any:
+        """do() on rank 0, then on the others, which find what it downloaded or cached."""
+        for turn in (True, False):
+            if (self.rank == 0) == turn:
+                value = do()
+            if self.world > 1:
+                dist.barrier()
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process."""
+        if self.world == 1:
+            return flag
+        flags = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(flags)
+        return flags.item() > 0
+
+    def gather(self, value: Any) -> list:
+        """[value of rank 0, of rank 1, ...], the same list on every process. Values are plain containers."""
+        if self.world == 1:
+            return [value]
+        out = [None] * self.world
+        dist.all_gather_object(out, value)
+        return out
+
+
+def start_ranks(device: str) -> Ranks:
+    """Choose the device ("auto", "cpu", "cuda", "cuda:1") and, under torchrun, join the process group."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {device}: torch {torch.__version__} sees no CUDA device; use --device cpu or auto")
+        index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
+        if index >= torch.cuda.device_count():
+            raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+        chosen = torch.device("cuda", index)
+        torch.cuda.set_device(chosen)
+    elif chosen.type != "cpu":
+        raise UserError(f"--device {device}: only cpu and cuda are supported")
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Ranks(chosen, rank, world)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def measured_flops(device: torch.device) -> float:
+    """FLOP/s that a 3x3 convolution of 128 channels reaches here, forward and backward: about half a second."""
+    batch = 64 if device.type == "cuda" else 4
+    x = torch.zeros(batch, 128, 16, 16, device=device, requires_grad=True)
+    w = torch.zeros(128, 128, 3, 3, device=device, requires_grad=True)
+    flops, done = 6 * batch * 16 * 16 * 128 * 128 * 9, 0
+    start = time.perf_counter()
+    while done < 3 or time.perf_counter() - start < 0.4:
+        torch.nn.functional.conv2d(x, w, padding=1).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        done += 1
+        if done == 2:  # the first calls choose and load kernels
+            start = time.perf_counter()
+    return flops * (done - 2) / (time.perf_counter() - start)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 45s, 12m, 3h05, 2d04h."""
+    if not math.isfinite(seconds):
+        return "?"
+    m = int(seconds) // 60
+    if seconds < 90:
+        return f"{seconds:.0f}s"
+    if m < 90:
+        return f"{m}m"
+    return f"{m // 60}h{m % 60:02d}" if m < 48 * 60 else f"{m // 1440}d{m // 60 % 24:02d}h"
+
+
+# ---- the run directory ------------------------------------------------------------------------------------------------
+
+
+def process_identity() -> dict:
+    """What tells this process from any other, on any host, at any time: pid, kernel start time, host, boot id."""
+    return {
+        "pid": os.getpid(),
+        "start_time": kernel_start_time(os.getpid()),
+        "host": socket.gethostname(),
+        "boot_id": read_text("/proc/sys/kernel/random/boot_id"),
+    }
+
+
+def kernel_start_time(pid: int) -> int | None:
+    fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) > 19 and fields[0] != "Z" else None
+
+
+def read_text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def git_state(folder: Path) -> dict:
+    def git(*words: str) -> str:
+        try:
+            return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=10).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+
+    return {"sha": git("rev-parse", "HEAD").strip() or None, "dirty": bool(git("status", "--porcelain", "-uno").strip())}
+
+
+class Run:
+    """The run directory: made here, or taken up again by `resume`; written by rank 0 alone.
+
+    Used as `with Run(...) as run`: leaving it writes the last state (done, stopped, failed) into status.json.
+    args: plain values of every flag. plan: (stage, generator updates, MACs of one update) in order, for total and ETA.
+    facts: further keys of config.json. disk: bytes that the run's files are expected to take. Raises UserError where the
+    directory cannot be made, has no room, is in use by a live process, or was begun with other images.
+    """
+
+    def __init__(
+        self, script: str, method: str, args: dict, ranks: Ranks, *,
+        dataset: str, digest: str, plan: list[tuple[str, int, float]], facts: dict, disk: float = 0,
+    ) -> None:  # fmt: skip
+        self.args = {k: jsonable(v) for k, v in args.items()}
+        self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.stopping = False
+        self.keep: Callable[[], dict] = dict  # returns what a resumed run needs; the script sets it at each stage
+        self.seconds: dict[str, float] = {}  # per stage, over all processes that worked on this run
+        self.clock = self.saved_at = self.shown_at = time.monotonic()
+        self.ticks = 0
+        resumed = args["resume"] is not None
+        if resumed:
+            self.dir = Path(args["resume"])
+        else:
+            stamp = ranks.gather(datetime.now().strftime("%Y%m%d-%H%M%S"))[0]
+            name = f"{Path(script).stem}-{dataset}-s{args['seed']}-{stamp}"
+            self.dir = ranks.gather(free_name(Path(args["runs_dir"]) / name))[0]
+        self.status: dict[str, Any] = {
+            **{"state": "starting", "phase": "search", "stage": "", "step": 0, "total": sum(n for _, n, _ in plan)},
+            **{"rate": None, "eta_s": None, "process": process_identity(), "started": now(), "updated": now()},
+            **{"gpu_mem": None, "peak_mem": None, "last": {"fid": None, "is": None, "net": None}, "next": ""},
+            **{"resume_command": f"python {Path(script).name} --resume {self.dir}", "error": None},
+        }
+        if self.main:
+            config = {
+                **{"schema": SCHEMA, "script": Path(script).name, "method": method, "preset": args["preset"]},
+                **{"dataset": dataset, "data_digest": digest, "seed": args["seed"], "args": self.args},
+                **{"argv": sys.argv, "command": command_line(script, self.args, ranks.world)},
+                **{"git": git_state(Path(script).parent), "device": device_name(ranks.device), "world_size": ranks.world},
+                "versions": {"python": platform.python_version(), "torch": torch.__version__},
+                **{**facts, "created": now()},
+            }
+            root = next(p for p in (self.dir, *self.dir.absolute().parents) if p.exists())
+            free = shutil.disk_usage(root).free
+            if free < disk:
+                raise UserError(
+                    f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free and {disk / 1e9:.2f} GB needed; name another disk"
+                )
+            try:
+                if resumed:
+                    self._check_resumable(digest)
+                else:
+                    source = self.dir / "source" / "common"
+                    source.mkdir(parents=True)
+                    shutil.copy(script, source.parent)
+                    for file in Path(__file__).parent.glob("*.py"):
+                        shutil.copy(file, source)
+                    write_json(self.dir / "config.json", config)
+                (self.dir / "STOP").unlink(missing_ok=True)
+                self._write_status()
+            except OSError as e:
+                raise UserError(f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder") from None
+
+    def _check_resumable(self, digest: str) -> None:
+        config = read_json(self.dir / "config.json", "--resume")
+        if config.get("schema") != SCHEMA:
+            raise UserError(f"--resume {self.dir}: has schema {config.get('schema')}, this code reads {SCHEMA}")
+        if config.get("data_digest") != digest:
+            raise UserError(f"--resume {self.dir}: the images of {self.args['dataset']} are not those that it began with")
+        try:
+            status = json.loads((self.dir / "status.json").read_text())
+            self.status["last"] = status["last"]
+            old, new = status["process"], self.status["process"]
+            here = (old["host"], old["boot_id"]) == (new["host"], new["boot_id"]) and old["pid"] != new["pid"]
+            running = here and old["start_time"] and kernel_start_time(old["pid"]) == old["start_time"]
+        except (OSError, ValueError, TypeError, KeyError):
+            running = False  # no status, or a broken one: the checkpoint decides
+        if running:
+            raise UserError(f"--resume {self.dir}: still running as pid {old['pid']}; stop it first")
+
+    # -- from starting to the last state ------------------------------------------------------------------------------
+
+    def __enter__(self) -> "Run":
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(24), console=self.console, transient=True)
+        self.task = self.bar.add_task("", total=max(self.status["total"], 1))
+        if self.main and self.console.is_terminal:
+            self.bar.start()
+        self.handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            for s in (signal.SIGINT, signal.SIGTERM):  # explicitly: a parent's "ignore" would be inherited
+                self.handlers[s] = signal.signal(s, self._on_signal)
+        self.left = threading.Event()
+        self.heart = threading.Thread(target=self._heartbeat, daemon=True)
+        self.heart.start()
+        self.status["state"] = "running"
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
+        self.left.set()
+        self.heart.join()
+        self.bar.stop()
+        for s, handler in self.handlers.items():
+            signal.signal(s, handler)
+        self._account()
+        if isinstance(error, Stopped):  # all `with` blocks of the script are left: its state is whole again
+            try:
+                self.save()
+            except UserError as e:
+                error, kind = e, UserError
+        if isinstance(error, OSError) and self.main:  # a dead or full disk, wherever it struck
+            error = UserError(f"{self.dir}: {error.strerror or error}; mend that, then: {self.status['resume_command']}")
+        self.status["state"] = "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
+        if self.status["state"] == "failed":
+            self.status["error"] = {"type": kind.__name__, "message": str(error)}
+        if self.main:
+            if error is None or isinstance(error, Stopped):
+                self.print(f"{self.status['state']} · {self.dir}")
+            if isinstance(error, Stopped):
+                self.print(f"resume with: {self.status['resume_command']}")
+            try:
+                self._write_status()
+            except OSError:
+                pass  # the disk that ended the run; the reader judges by the last `updated`
+        if isinstance(error, UserError):
+            raise error from None
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        if self.stopping and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun itself sends a second one
+            os._exit(130)
+        self.stopping = True
+        self.status["state"] = "stopping"
+
+    def _heartbeat(self) -> None:
+        while not self.left.wait(1.0):
+            if (self.dir / "STOP").exists():
+                self.stopping = True
+            if self.main:
+                try:
+                    self._write_status()
+                except OSError:
+                    pass  # a full disk is reported where something would be lost: in save() and log()
+
+    def _write_status(self) -> None:
+        s = self.status
+        s["updated"] = now()
+        s["peak_mem"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if self.ranks.device.type == "cuda":
+            s["gpu_mem"] = torch.cuda.memory_allocated(self.ranks.device)
+            s["peak_mem"] = torch.cuda.max_memory_allocated(self.ranks.device)
+        tmp = self.dir / "status.json.tmp"  # replacing() without the fsync: this is written every second
+        tmp.write_text(json.dumps(finite(s), indent=1) + "\n")
+        os.replace(tmp, self.dir / "status.json")
+
+    # -- progress -----------------------------------------------------------------------------------------------------
+
+    def begin(self, phase: str, stage: str, step: int, images_per_step: int = 0) -> None:
+        """A stage begins (or is taken up) at generator update `step`; its name is one of the plan's, or new."""
+        self._account()
+        self.mark = (time.monotonic(), step, images_per_step)
+        self.status.update(phase=phase, stage=stage, step=step, rate=None, eta_s=None, next="")
+
+    def tick(self, step: int, upcoming: str = "") -> None:
+        """A safe point, once a step: shows progress, saves when a save is due, raises Stopped when asked to stop."""
+        t0, step0, _ = self.mark
+        elapsed = time.monotonic() - t0
+        self.status["step"], self.status["next"] = step, upcoming
+        if step > step0:
+            self.status["rate"] = (step - step0) / elapsed
+            self.status["eta_s"] = self._eta(step, elapsed / (step - step0))
+        self.check()
+        self.ticks += 1
+        if self.ranks.world > 1 and self.ticks % 10 == 0 and self.ranks.any(self.stopping):
+            raise Stopped  # all processes leave at the same step
+        if time.monotonic() - self.saved_at > 60 * self.args["save_minutes"]:
+            self.save()
+
+    def check(self) -> None:
+        """Within a long evaluation: shows progress; raises Stopped when asked to stop (one process; several: see tick)."""
+        if self.stopping and self.ranks.world == 1:
+            raise Stopped
+        self._show()
+
+    def _eta(self, step: int, seconds_per_step: float) -> float:
+        """Seconds to the end of the plan, if a MAC of the later stages takes as long as one of this stage."""
+        left, end, cost = 0.0, 0, None
+        for _, steps, macs in self.plan:
+            end += steps
+            if step <= end and steps:
+                cost = cost or macs
+                left += min(steps, end - step) * seconds_per_step * (macs / cost if cost else 1)
+        return left
+
+    def _show(self) -> None:
+        interval = 0.2 if self.console.is_terminal else 15
+        if not self.main or time.monotonic() - self.shown_at < interval:
+            return
+        self.shown_at = time.monotonic()
+        s = self.status
+        rate = f"{s['rate']:.3g} steps/s · ETA {duration(s['eta_s'])}" if s["rate"] else "…"
+        score = f" · {fid_label(s['last']['net'])} {s['last']['fid']:.2f}" if s["last"]["fid"] is not None else ""
+        line = f"{s['stage']} · {s['step']:,}/{s['total']:,} · {rate}{score} · next: {s['next'] or s['stage']}"
+        if self.console.is_terminal:
+            self.bar.update(self.task, completed=s["step"], description=line)
+        else:
+            self.print(line)
+
+    def _account(self) -> None:
+        t = time.monotonic()
+        stage = self.status["stage"] or "start"
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + t - self.clock
+        self.clock = t
+
+    def print(self, text: str) -> None:
+        """To the terminal and to log.txt."""
+        if self.main:
+            self.console.print(text, markup=False)
+            with open(self.dir / "log.txt", "a") as f:
+                f.write(text + "\n")
+
+    # -- what a run leaves --------------------------------------------------------------------------------------------
+
+    def log(self, step: int, **metrics: Any) -> None:
+        """Append a row to metrics.jsonl; values may be tensors of one element. A loss that is not finite ends the run."""
+        self._account()
+        rate = self.status["rate"]
+        row = {"step": step, "phase": self.status["phase"], "stage": self.status["stage"]}
+        row |= {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
+        row |= {"t": round(sum(self.seconds.values()), 2)}
+        if rate and self.mark[2]:
+            row["perf/img_s"] = round(rate * self.mark[2], 1)
+        if self.main:
+            self._append("metrics.jsonl", row)
+        for k, v in row.items():
+            if k.startswith("loss/") and not math.isfinite(v):
+                raise UserError(f"{k} is {v} at step {step}: training diverged; lower the learning rates and start again")
+
+    def evaluated(self, step: int, score_row: dict, **more: Any) -> None:
+        """Log the row of an evaluation; it becomes the last score that progress and status show."""
+        self.log(step, **score_row, **more)
+        self.status["last"] = {k: score_row[f"eval/{k}"] for k in ("fid", "is", "net")}
+
+    def search_row(self, row: dict) -> None:
+        """Append to search.jsonl what only this method has; one row a round."""
+        if self.main:
+            self._append("search.jsonl", row)
+
+    def _append(self, name: str, row: dict) -> None:
+        with open(self.dir / name, "a") as f:
+            f.write(json.dumps(finite(row)) + "\n")
+
+    def genotype(self, step: int, genotype: dict) -> None:
+        """The best so far: genotype.json, and its copy in genotypes/."""
+        if self.main:
+            (self.dir / "genotypes").mkdir(exist_ok=True)
+            for path in (self.dir / "genotypes" / f"{step:06d}.json", self.dir / "genotype.json"):
+                write_json(path, finite(genotype))
+
+    def samples(self, step: int, images: torch.Tensor) -> None:
+        """samples/<step>.png: a grid of 8 a row. images: (64, 3, H, W) in [-1, 1]."""
+        if self.main:
+            from torchvision.utils import save_image
+
+            (self.dir / "samples").mkdir(exist_ok=True)
+            with replacing(self.dir / "samples" / f"{step:06d}.png") as tmp:
+                save_image(images.float().cpu(), tmp, format="png", nrow=8, normalize=True, value_range=(-1, 1))
+
+    def weights(self, name: str, things: dict) -> None:
+        """weights.pt or weights.best.pt: enough to sample from."""
+        if self.main:
+            with replacing(self.dir / name) as tmp:
+                torch.save(things, tmp)
+
+    def result(self, **values: Any) -> None:
+        """result.json: the final numbers, seconds per stage, peak memory and the command that reproduces them."""
+        if self.main:
+            self._account()
+            self._write_status()
+            command = read_json(self.dir / "config.json", "run")["command"]
+            spent = {k: round(v, 1) for k, v in self.seconds.items()}
+            row = {**values, "seconds": spent, "peak_mem": self.status["peak_mem"], "command": command}
+            write_json(self.dir / "result.json", finite(row))
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """checkpoint.pt from keep(); the one before it stays as checkpoint.prev.pt. Replaced whole or not at all."""
+        self.saved_at = time.monotonic()
+        if not self.main:
+            return
+        self._account()
+        path = self.dir / "checkpoint.pt"
+        files = {f: size(self.dir / f) for f in ("metrics.jsonl", "search.jsonl")}
+        state = {"schema": SCHEMA, "step": self.status["step"], "files": files, "seconds": self.seconds, **self.keep()}
+        try:
+            with replacing(path) as tmp:
+                torch.save(state, tmp)
+                if path.exists():
+                    os.replace(path, self.dir / "checkpoint.prev.pt")
+        except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
+            left = shutil.disk_usage(self.dir).free / 1e6
+            raise UserError(
+                f"{path}: not written ({str(e).splitlines()[0]}; {left:.0f} MB free on the disk); the checkpoint before it "
+                f"is kept: make room, then {self.status['resume_command']}"
+            ) from None
+
+    def load(self) -> dict:
+        """The state to go on from, with the run's files cut back to it. {} for a new run. UserError: no checkpoint."""
+        if self.args["resume"] is None:
+            return {}
+        state = None
+        for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+            path = self.dir / name
+            if path.exists() and state is None:
+                try:
+                    state = torch.load(path, map_location="cpu", weights_only=True)
+                    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+                        raise ValueError(f"no checkpoint of schema {SCHEMA}")
+                except Exception as e:
+                    state = None
+                    self.print(f"{path}: cannot be read ({str(e).splitlines()[0]}); trying the one before it")
+        if state is None:
+            raise UserError(f"--resume {self.dir}: no checkpoint that can be read; start the run again: it left none")
+        if self.main:
+            for name, length in state["files"].items():
+                if size(self.dir / name) > length:
+                    os.truncate(self.dir / name, length)
+            for old in (*self.dir.glob("genotypes/*.json"), *self.dir.glob("samples/*.png")):
+                if old.stem.isdigit() and int(old.stem) > state["step"]:
+                    old.unlink()
+            for left_over in self.dir.glob("*.tmp"):
+                left_over.unlink()
+            self.print(f"resumed at step {state['step']:,} · {self.dir}")
+        self.seconds = state["seconds"]
+        return state
+
+
+def free_name(path: Path) -> Path:
+    taken = 1
+    while (free := path if taken == 1 else path.with_name(f"{path.name}-{taken}")).exists():
+        taken += 1
+    return free
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def finite(value: Any) -> Any:
+    """The same value with NaN and infinities as None: JSON has neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def fid_label(net: str) -> str:
+    """How the FID of this network is shown: inception-2048 is FID, inception-768 is FID-768, compact is FID(compact)."""
+    if net.startswith("inception-"):
+        return "FID" if net == "inception-2048" else f"FID-{net.removeprefix('inception-')}"
+    return f"FID({net})"
+
+
+def command_line(script: str, args: dict, world: int) -> str:
+    """Every flag spelled out, so that it stays true when a default changes."""
+    words = ["python"] if world == 1 else ["torchrun", "--nproc-per-node", str(world)]
+    words.append(Path(script).name)
+    for name, value in args.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif value is not None and name not in ("resume", "dry_run"):
+            words += [flag, str(value)]
+    return shlex.join(words)
