@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.run import UserError, replacing, stream
+from common.run import UserError, fid_label, replacing, stream
 
 CACHE_VERSION = 1  # raise it when what the cached reference statistics mean changes
 COMPACT_RECIPE = 1  # raise it when anything changes in the compact network or its training
@@ -297,7 +297,7 @@ def train_compact(
 ) -> Compact:
     """Train a Compact on labelled images; the same network every time, and no random state touched.
 
-    images: uint8 (N,3,H,W), labels: int64 (N,) in 0..classes-1. SGD, batches of 64, about 2.5 epochs, flips and shifts.
+    images: uint8 (N,3,H,W), labels: int64 (N,) in 0..classes-1. SGD, batches of 64, 2.5 epochs, flips and shifts.
     A tenth of the images, at most 1,000, is held out to log the accuracy. [ours]
     """
     start, batch = time.monotonic(), 64
@@ -362,20 +362,19 @@ class Score:
 
 
 class Evaluator:
-    """Scores generated images against a data set.
+    """Scores generated images against a data set: construct, `use` a data set, `prepare`, then `score`.
 
-    The constructor does what is quick: it loads the Inception network (name "inception") or looks at the labels (name
-    "compact"), and raises a UserError when something is missing. `prepare` does what may take minutes. Then `score`.
+    The constructor does what is quick: it loads the Inception network (name "inception") and raises a UserError when it
+    is not there or lacks layers. `use` looks at the data set. `prepare` does what may take minutes.
 
-    fid_dims: 64, 192, 768 or 2048 features of Inception (compact has 128, always). ref_n: how many real images, the
-    first of a fixed permutation; 0 for all. check: called for every batch; it may raise to stop, on all ranks alike.
+    fid_dims: 64, 192, 768 or 2048 features of Inception (compact always has 128). ref_n: how many real images, 0 for all,
+    else that many from a fixed permutation. log, check: check is called for every batch; it may raise to stop.
     net, label, ref: how the numbers are to be called, e.g. "inception-768", "FID-768", "cifar10_train 50000".
     """
 
     def __init__(
         self,
         name: str,
-        dataset: Dataset,
         device: torch.device | str,
         cache_dir: Path,
         weights: Path | None = None,
@@ -384,42 +383,45 @@ class Evaluator:
         ref_n: int = 0,
         splits: int = 10,
         batch: int = 100,
-        log: Callable[[str], None] = print,
-        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.dataset, self.device, self.cache_dir = dataset, torch.device(device), cache_dir
-        self.want_is, self.splits, self.batch, self.log, self.check = want_is, splits, batch, log, check
-        size = len(dataset.images)
-        if not (2 <= ref_n <= size or (ref_n == 0 and size > 1)):
-            raise UserError(f"{ref_n} reference images: {dataset.name} has {size}: take 2 to {size}, or 0 for all")
-        self.ref_n = ref_n or size
-        self.ref = f"{dataset.name} {self.ref_n}"
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=cache_dir).close()
-        except OSError as error:
-            raise UserError(f"cache folder {cache_dir}: {error.strerror}: choose one that can be written to") from error
+        self.device, self.cache_dir, self.ref_n = torch.device(device), cache_dir, ref_n
+        self.want_is, self.splits, self.batch = want_is, splits, batch
+        self.log: Callable[[str], None] = print
+        self.check: Callable[[], None] = lambda: None
         if name == "inception":
             if fid_dims not in FID_LAYERS:
                 raise UserError(f"--fid-dims {fid_dims}: must be one of {', '.join(map(str, FID_LAYERS))}")
             self.net = f"inception-{fid_dims}"
-            self.label = "FID" if fid_dims == 2048 else f"FID-{fid_dims}"
             self.network = Inception(weights, fid_dims, want_is).to(self.device)
         elif name == "compact":
-            self.net, self.label = "compact", "FID(compact)"
-            if dataset.labels is None or len(dataset.labels[dataset.labels >= 0].unique()) < 2:
-                raise UserError(
-                    f"--evaluator compact: {dataset.name} has no labels of two classes or more: put the images in one "
-                    "folder a class, give the .npz `labels`, or take --evaluator inception"
-                )
+            self.net = "compact"
         else:
             raise UserError(f"--evaluator {name}: must be inception or compact")
+        self.label = fid_label(self.net)
+
+    def use(self, dataset: Dataset) -> None:
+        """Take `dataset` as the reference. UserError: too few images or, for compact, no labels."""
+        size = len(dataset.images)
+        if not (2 <= self.ref_n <= size or (self.ref_n == 0 and size > 1)):
+            raise UserError(f"--ref-n {self.ref_n}: {dataset.name} has {size} images; take 2 to {size}, or 0 for all")
+        labels = dataset.labels
+        if self.net == "compact" and (labels is None or len(labels[labels >= 0].unique()) < 2):
+            raise UserError(
+                f"--evaluator compact: {dataset.name} has no labels of two classes or more: put the images in one folder "
+                "a class, give the .npz `labels`, or take --evaluator inception"
+            )
+        self.dataset, self.ref_n = dataset, self.ref_n or size
+        self.ref = f"{dataset.name} {self.ref_n}"
 
     def prepare(self) -> None:
         """Train or load the compact network, and compute or load the reference statistics. May take minutes.
 
         With several processes let rank 0 go first: what it leaves in the cache is what the others then read.
         """
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cache folder {self.cache_dir}: {error.strerror}; choose another --data-dir") from None
         size = tuple(self.dataset.images.shape[-2:])
         if self.net == "compact":
             key = f"recipe {COMPACT_RECIPE}, data {self.dataset.digest}, size {size}"

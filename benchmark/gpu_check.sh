@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# What there is to check on a machine with a GPU, without a network: tests, speed, a short training, stop and resume.
+#   benchmark/gpu_check.sh [MINUTES=5] [DATASET=shapes]      takes MINUTES and about 3 more; DATASET needs labels
+set -euo pipefail
+minutes=${1:-5} dataset=${2:-shapes} python=${PYTHON:-python3}
+[[ -e $dataset ]] && dataset=$(realpath "$dataset")
+cd "$(dirname "$0")/.."
+
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+    echo "gpu_check: skipped, $python has no torch that sees a CUDA device"
+    exit 0
+fi
+"$python" -c 'import torch; print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")'
+failed=()
+
+echo "== tests"
+if "$python" -c 'import pytest' 2>/dev/null; then
+    "$python" -m pytest -m "gpu and not slow" tests/test_gpu.py || failed+=(tests)
+else
+    echo "skipped: no pytest"
+fi
+
+echo "== speed"
+"$python" -m benchmark.steps || failed+=(speed)
+
+echo "== training, $minutes minutes"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+every=2 # epochs, of 250 G updates on 50,000 images; of 50 on shapes
+[[ $dataset == shapes ]] && every=10
+
+# train STOP_AFTER ARGUMENTS...: eagan.py until a SIGINT, which it must answer with exit code 130
+train() {
+    local code=0
+    timeout --foreground --preserve-status --signal INT --kill-after 2m "$1" "$python" eagan.py "${@:2}" | tee -i "$log" || code=$?
+    ((code == 130)) || { echo "gpu_check: training ended with exit code $code, 130 was expected"; return 1; }
+}
+step() { "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' "$run/status.json"; }
+
+if train "${minutes}m" --phase train --genotype eagan-g --dataset "$dataset" --evaluator compact --amp \
+    --eval-after 0 --eval-every "$every" --eval-n 10000 --save-minutes 1; then
+    run=$(sed -n 's/^resume with: .* --resume //p' "$log")
+    before=$(step)
+    echo "== resume, for 40 seconds"
+    if train 40s --resume "$run" && (($(step) > before)); then
+        echo "gpu_check: went on from step $before to $(step); now yours: $python eagan.py --resume $run"
+    else
+        failed+=(resume)
+    fi
+else
+    failed+=(training)
+fi
+
+if ((${#failed[@]})); then
+    echo "gpu_check: FAILED: ${failed[*]}"
+    exit 1
+fi
+echo "gpu_check: all passed"

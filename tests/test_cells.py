@@ -1,0 +1,143 @@
+"""The operations against their literal definitions: values, gradients, sizes, costs, initial weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from common.cells import (
+    OPS_DOWN,
+    OPS_NORMAL,
+    OPS_UP,
+    Conv,
+    ConvAvgPool,
+    Down,
+    Edge,
+    Normal,
+    Up,
+    add,
+    conv,
+    count_params,
+    init_weights,
+    op_macs,
+    op_params,
+)
+from common.run import stream
+
+WINDOW = {  # (padding, dilation) as the papers' tables give them
+    **{"conv_1x1": (0, 1), "conv_3x3": (1, 1), "conv_5x5": (2, 1)},
+    **{"dil_conv_3x3": (2, 2), "dil_conv_5x5": (4, 2)},
+}
+MAKE = {Normal: OPS_NORMAL[1:], Up: OPS_UP, Down: OPS_DOWN}
+EVERY_OP = pytest.mark.parametrize(("make", "name"), [(make, name) for make in MAKE for name in MAKE[make]])
+
+
+def convolve(layer: nn.Module, x: Tensor, macs: list[int], **how: object) -> Tensor:
+    """The plain convolution with a layer's weights; `macs` gets its multiply-adds for an image, bias adds included."""
+    y = F.conv2d(x, layer.weight, layer.bias, **how)
+    macs.append(y[0].numel() * (layer.weight[0].numel() + (layer.bias is not None)))
+    return y
+
+
+def paper_op(name: str, op: nn.Module, x: Tensor, macs: list[int], stride: int = 1, relu: bool = True) -> Tensor:
+    """The operation in the words of the paper, step by step, with the weights of the module `op`."""
+    if name == "skip_connect":
+        return x
+    if name in ("avg_pool", "max_pool"):
+        return {"avg_pool": F.avg_pool2d, "max_pool": F.max_pool2d}[name](x, 2)
+    if name == "nearest":
+        return convolve(op.conv, F.interpolate(x, scale_factor=2, mode="nearest").relu(), macs)
+    if name == "bilinear":
+        return convolve(op.conv, F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False).relu(), macs)
+    if name == "conv_transpose":
+        macs.append(9 * x[0].numel())
+        y = F.conv_transpose2d(x.relu(), op.up.weight, None, stride=2, padding=1, output_padding=1, groups=x.shape[1])
+        return convolve(op.conv, y, macs)
+    padding, dilation = WINDOW[name]
+    return convolve(op.conv, x.relu() if relu else x, macs, stride=stride, padding=padding, dilation=dilation)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=stream(seed, "test"))
+
+
+@EVERY_OP
+def test_op_is_its_definition(make: type, name: str):
+    op, x, macs = make(name, 6).double().eval(), normal(2, 6, 8, 8), []
+    side = {Normal: 8, Up: 16, Down: 4}[make]
+    y = op(x)
+    assert y.shape == (2, 6, side, side)
+    torch.testing.assert_close(y, paper_op(name, op, x, macs, stride=2 if make is Down else 1), rtol=0, atol=1e-12)
+    assert count_params(op) == op_params(name, 6)
+    assert sum(macs) == op_macs(name, 6, side)
+
+
+@EVERY_OP
+def test_op_has_finite_gradients(make: type, name: str):
+    op, x = make(name, 6), normal(2, 6, 8, 8).float().requires_grad_()
+    op(x).square().sum().backward()
+    for p in (x, *op.parameters()):
+        assert p.grad.isfinite().all()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad.abs().sum() > 0 for p in op.parameters())
+
+
+def test_params_of_the_papers_widths():
+    g = {"nearest": 65_792, "conv_transpose": 67_840, "conv_3x3": 590_080, "dil_conv_5x5": 1_638_656}
+    d = {"none": 0, "avg_pool": 0, "conv_1x1": 16_512, "dil_conv_3x3": 147_584, "conv_5x5": 409_728}
+    assert {op: op_params(op, 256) for op in g} == g
+    assert {op: op_params(op, 128) for op in d} == d
+
+
+def test_relu_can_be_left_out_and_spectral_norm_asked_for():
+    op, x = Normal("conv_3x3", 6, sn=True, relu=False).double().eval(), normal(2, 6, 8, 8)
+    torch.testing.assert_close(op(x), paper_op("conv_3x3", op, x, [], relu=False))
+    assert not torch.allclose(op(x), op(x.relu()))
+    assert hasattr(op.conv, "parametrizations")
+    assert not hasattr(Normal("conv_3x3", 6).conv, "parametrizations")
+
+
+def test_conv_avg_pool_is_a_convolution_and_a_pool():
+    layer, x = ConvAvgPool(5, 7).double(), normal(2, 5, 8, 8)
+    want = F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1), 2)
+    torch.testing.assert_close(layer(x), want, rtol=0, atol=1e-12)
+
+
+def test_spectral_norm_is_computed_in_float32_under_autocast():
+    layer, x = conv(8, 8, "conv_3x3", sn=True).eval(), normal(2, 8, 8, 8).float()
+    want = F.conv2d(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16(), padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert torch.equal(y, want)
+
+
+def test_an_edge_computes_only_the_op_asked_for():
+    edge, x = Edge({name: Normal(name, 4) for name in OPS_NORMAL[1:]}), normal(1, 4, 8, 8).float()
+    assert edge(x, "none") is None
+    assert torch.equal(edge(x, "conv_3x3"), edge["conv_3x3"](x))
+    edge(x, "conv_3x3").sum().backward()
+    assert {n.split(".")[0] for n, p in edge.named_parameters() if p.grad is not None} == {"conv_3x3"}
+
+
+def test_add_leaves_its_terms_alone():
+    x, y = normal(3), normal(3, seed=1)
+    before = x.clone()
+    assert torch.equal(add(None, x, None, y), before + y)
+    assert torch.equal(x, before)
+
+
+def test_initial_weights():
+    """Xavier where the authors' initialiser has an effect; torch's defaults under spectral norm, where it has none."""
+    torch.manual_seed(0)
+    plain, normed, batch_norm = Conv(128, 128, 3), spectral_norm(Conv(128, 128, 3)), nn.BatchNorm2d(2000)
+    linear = nn.Linear(128, 128)
+    before = linear.weight.clone()
+    init_weights(nn.ModuleList([plain, normed, batch_norm, linear]))
+    bound = {"xavier": (6 / (2 * 128 * 9)) ** 0.5, "default": (128 * 9) ** -0.5}  # 0.0510 and 0.0295
+    for weight, name in ((plain.weight, "xavier"), (normed.parametrizations.weight.original, "default")):
+        assert 0.99 * bound[name] < weight.abs().max() <= bound[name]
+    assert batch_norm.weight.mean().item() == pytest.approx(1, abs=0.002)
+    assert batch_norm.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not batch_norm.bias.any()
+    assert torch.equal(linear.weight, before)

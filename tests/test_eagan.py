@@ -1,0 +1,1101 @@
+"""EAGAN: the paper's numbers, both networks against their definitions, the evolution, both search stages.
+
+"Fact n" counts the exact, measured facts about the authors' networks and code that this reimplementation has to meet.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import asdict, replace
+from functools import reduce
+from itertools import combinations, pairwise, product
+from math import inf, isfinite, nan, sqrt
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_cells import convolve, normal, paper_op
+from torch import Tensor, nn
+
+import eagan
+from common.cells import OPS_DOWN, Genotype, Space, count_params, op_params, table
+from common.data import Batches
+from common.metrics import Score
+from common.run import Ranks, Run, Stopped, UserError
+from eagan import D_SPACE, G_SPACE, PUBLISHED_D, PUBLISHED_G, Args, Discriminator, Generator, State, mutate, sample
+
+ONE = Ranks(torch.device("cpu"))
+G_STAR, ADVNAS_G = eagan.named("eagan-g", "G"), eagan.named("adversarialnas-g", "G")
+D_C, D_S, AUTOGAN_D = (eagan.named(name, "D") for name in ("eagan-d-cifar10", "eagan-d-stl10", "autogan-d"))
+D2 = D_SPACE.from_codes(
+    [[3, 0, 3, 0, 2, 0, 0], [3, 0, 1, 0, 1, -1, -1], [3, 0, 3, 0, 1, -1, -1]]
+)  # an earlier cifar10_D
+SPACES = pytest.mark.parametrize("space", [G_SPACE, D_SPACE], ids=["G", "D"])
+TINY = Args(
+    **{"size": 16, "g_ch": 4, "d_ch": 4, "z_dim": 6, "g_batch": 4, "d_batch": 4, "n_critic": 2, "epoch_batches": 4},
+    **{
+        "population": 4,
+        "rounds": 3,
+        "warmup_epochs": 2,
+        "round_epochs": 3,
+        "search_n": 8,
+        "final_n": 8,
+        "bn_batches": 1,
+    },
+)
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network without memory, enough to count its parameters. (Slow where there is spectral norm.)"""
+    with torch.device("meta"):
+        return make()
+
+
+def genotypes(space: Space, n: int, seed: int = 0) -> list[Genotype]:
+    rng = random.Random(seed)
+    return [sample(space, rng) for _ in range(n)]
+
+
+def distance(a: Genotype, b: Genotype) -> int:
+    return sum(x != y for row_a, row_b in zip(a, b, strict=True) for x, y in zip(row_a, row_b, strict=True))
+
+
+def rows_of(space: Space) -> list[tuple[str, ...]]:
+    """Every valid row of a cell."""
+    return [row for row in product(*(edge.ops for edge in space.edges)) if not space.row_error(row)]
+
+
+# ---- the published numbers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("genotype", "size", "params"),
+    [
+        (G_STAR, 32, 7_142_403),  # fact 1
+        (G_STAR, 48, 11_550_723),  # fact 2
+        (ADVNAS_G, 32, 8_846_851),  # fact 5
+        (ADVNAS_G, 48, 13_255_171),
+    ],
+)
+def test_facts_1_2_5_params_of_g(genotype: Genotype, size: int, params: int):
+    assert count_params(on_meta(lambda: Generator(genotype, size=size))) == params
+    assert eagan.g_params(genotype, size=size) == params
+
+
+@pytest.mark.parametrize(
+    ("genotype", "params", "normed"),  # normed: fact 24
+    [(D_C, 906_240, 10), (D_S, 1_578_112, 11), (AUTOGAN_D, 1_053_824, 11), (D2, 906_240, None), ("plain", 921_920, 1)],
+)
+def test_facts_3_4_24_params_and_spectral_norms_of_d(genotype: Genotype | str, params: int, normed: int | None):
+    D = eagan.make_discriminator(genotype, 128)
+    assert count_params(D) == eagan.d_params(genotype) == params
+    if normed:
+        assert sum(hasattr(m, "parametrizations") for m in D.modules()) == normed
+
+
+def test_fact_6_params_of_the_supernets():
+    G, D = on_meta(lambda: Generator(None)), Discriminator(None)
+    assert count_params(G) == 72_776_963
+    assert [count_params(linear) for linear in G.latent] == [167_936, 671_744, 2_686_976]
+    assert [count_params(cell) for cell in G.cells] == [23_015_168, 23_080_960, 23_146_752]
+    assert count_params(G.bn) + count_params(G.to_rgb) == 7_427
+    assert count_params(D) == 23_806_592
+    assert sum(map(count_params, (D.stem1, D.stem2, D.stem_skip))) == 151_680
+    assert [count_params(cell) for cell in D.cells] == [7_884_928] * 3
+    assert count_params(D.out) == 128
+
+
+def test_fact_7_params_of_the_cells_of_g_star():
+    G = on_meta(lambda: Generator(G_STAR))
+    assert [count_params(cell) for cell in G.cells] == [787_456, 1_377_536, 1_443_328]
+
+
+def test_fact_8_g_star_has_one_dead_branch():
+    G = Generator(G_STAR)
+    G(normal(2, 120).float()).sum().backward()
+    dead = {name: p.numel() for name, p in G.named_parameters() if p.grad is None}
+    assert dead == {"cells.2.edges.0.nearest.conv.weight": 65_536, "cells.2.edges.0.nearest.conv.bias": 256}
+
+
+@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize("genotype", [G_STAR, None], ids=["alone", "supernet"])
+def test_fact_9_images(size: int, genotype: Genotype | None):
+    """In the authors' code SuperNet-G at 48 pixels fails."""
+    y = Generator(genotype, 8, 120, size)(10 * normal(2, 120).float(), G_STAR)
+    assert y.shape == (2, 3, size, size)
+    assert y.abs().max() <= 1
+
+
+def test_fact_9_features_of_d():
+    D, sides = Discriminator(D_C, 8), []
+    for module in (D.stem2, *D.cells):
+        module.register_forward_hook(lambda _module, _x, y: sides.append(y.shape[-1]))
+    assert D(normal(2, 3, 32, 32).float()).shape == (2, 1)
+    assert sides == [16, 8, 8, 8]
+
+
+def test_fact_10_macs():
+    assert eagan.g_macs(G_STAR) / 1e6 == pytest.approx(1_891.62, abs=0.005)
+    assert eagan.g_macs(G_STAR, size=48) / 1e6 == pytest.approx(4_256.15, abs=0.005)
+    assert eagan.d_macs(D_C) / 1e6 == pytest.approx(263.05, abs=0.005)
+    assert eagan.d_macs(D_S, size=48) / 1e6 == pytest.approx(688.62, abs=0.005)
+    assert eagan.d_macs(AUTOGAN_D) / 1e6 == pytest.approx(272.50, abs=0.005)
+
+
+@torch.no_grad()
+def test_fact_12_golden_images():
+    G = Generator(G_STAR).double().eval()
+    assert len(list(G.parameters())) == 40
+    for i, p in enumerate(G.parameters()):
+        p.copy_((0.05 * torch.sin(0.37 * torch.arange(p.numel(), dtype=torch.float64) + i)).view_as(p))
+    y = G(torch.sin(0.11 * torch.arange(240, dtype=torch.float64)).view(2, 120))
+    found = [y.mean(), y.std(), *y[0, :, 0, 0], y[1, 2, 31, 31], y[1, 0, 15, 16]]
+    want = [0.046931039, 0.008789933, 0.056669351, 0.042319486, 0.042616894, 0.054096920, 0.053869136]
+    assert [v.item() for v in found] == pytest.approx(want, abs=1e-9)
+
+
+def test_fact_17_distances():
+    assert distance(G_STAR, ADVNAS_G) == 4
+    assert [distance(d, AUTOGAN_D) for d in (D_C, D2, D_S)] == [1, 1, 2]
+
+
+# ---- the whole space, by enumeration -----------------------------------------------------------------------------------
+
+
+def test_facts_11_16_17_22_all_generators():
+    rows = rows_of(G_SPACE)
+    assert len(rows) == 147_744  # fact 16
+    assert len(rows) ** 3 == 3_224_998_809_206_784
+
+    near = 1  # fact 17: of all genotypes, how many lie at each distance from AdversarialNAS's
+    names = np.array(rows)
+    for base in ADVNAS_G:
+        near = np.convolve(near, np.bincount((names != np.array(base)).sum(1)).astype(object))
+    assert near[:5].sum() == 3_036_775
+
+    sizes = Counter(sum(op_params(op, 256) for op in row) for row in rows)
+    fixed = eagan.g_params((rows[0],) * 3) - 3 * sum(op_params(op, 256) for op in rows[0])
+    total = Counter({fixed: 1})
+    for _ in range(3):
+        total = reduce(Counter.__add__, (Counter({a + b: n * m for b, m in sizes.items()}) for a, n in total.items()))
+    low, high = (G_SPACE.from_codes([row] * 3) for row in ([0, 0, 1, 0, 1, 0, 0], [2, 2, 4, 4, 4, 4, 4]))
+    assert (min(total), max(total)) == (4_126_211, 28_718_339)  # fact 11
+    assert (eagan.g_params(low), eagan.g_params(high)) == (min(total), max(total))
+
+    count = len(rows) ** 3  # fact 22
+    mean = sum(size * n for size, n in total.items()) / count
+    deviation = sqrt(sum((size - mean) ** 2 * n for size, n in total.items()) / count)
+    ordered = sorted(total)
+    below = np.cumsum([total[size] for size in ordered], dtype=object)
+    assert round(mean) == 13_920_793
+    assert deviation / 1e6 == pytest.approx(2.58, abs=0.005)
+    assert next(size for size, n in zip(ordered, below, strict=True) if 2 * n >= count) == 13_828_611
+    smaller = sum(n for size, n in total.items() if size <= eagan.g_params(G_STAR))
+    assert smaller / count == pytest.approx(0.001585, abs=5e-7)
+
+
+def test_facts_11_16_all_discriminators():
+    rows = rows_of(D_SPACE)
+    assert len(rows) == 511_488
+    assert len(rows) ** 3 == pytest.approx(1.338e17, rel=5e-4)
+    cost = {op: op_params(op, 128) for edge in D_SPACE.edges for op in edge.ops}
+    sizes = [sum(cost[op] for op in row) for row in rows]
+    low, high = ([rows[sizes.index(extreme(sizes))]] * 3 for extreme in (min, max))
+    assert (eagan.d_params(low), eagan.d_params(high)) == (151_808, 8_756_096)
+    for row, params in (([1, 1, 0, 0, 1, -1, -1], 151_808), ([4, 4, 4, 4, 4, 3, 3], 8_756_096)):
+        assert eagan.d_params(D_SPACE.from_codes([row] * 3)) == params
+
+
+# ---- networks ------------------------------------------------------------------------------------------------------------
+
+
+def paper_generator(G: Generator, genotype: Genotype, z: Tensor) -> tuple[Tensor, int]:
+    """The images and the multiply-adds of one of them, from the definition: dead nodes too, and resizing comes first."""
+    macs, skips, x = [], [], 0
+    for row, cell, linear, part in zip(genotype, G.cells, G.latent, z.split(z.shape[1] // 3, 1), strict=True):
+        injected = F.linear(part, linear.weight, linear.bias)
+        macs.append(linear.weight.numel() + linear.bias.numel())
+        width = sqrt(injected.shape[1] / G.ch)
+        x = x + injected.reshape(-1, G.ch, int(width), int(width))
+
+        def edge(column: int, x: Tensor, row: tuple = row, cell: nn.Module = cell) -> Tensor | int:
+            op = row[column]
+            return 0 if op == "none" else paper_op(op, cell.edges[column][op], x, macs)
+
+        a, b = edge(0, x), edge(1, x)
+        middle = edge(2, a) + edge(3, b)
+        for layer, skip in zip(cell.skips, skips, strict=True):
+            mode = {1: "bilinear", 2: "nearest"}[len(skips)]
+            middle = middle + convolve(layer, F.interpolate(skip, size=a.shape[-2:], mode=mode), macs)
+        x = edge(4, a) + edge(5, b) + edge(6, middle)
+        skips.append(middle)
+    return convolve(G.to_rgb, G.bn(x).relu(), macs, padding=1).tanh(), sum(macs)
+
+
+def paper_discriminator(D: Discriminator, genotype: Genotype, x: Tensor) -> tuple[Tensor, int]:
+    """The scores and the multiply-adds for one image, from the definition."""
+    macs = [D.out.weight.numel()]
+    inner = convolve(D.stem2, convolve(D.stem1, x, macs, padding=1).relu(), macs, padding=1)
+    x = F.avg_pool2d(inner, 2) + convolve(D.stem_skip, F.avg_pool2d(x, 2), macs)
+    for row, cell in zip(genotype, D.cells, strict=True):
+
+        def edge(column: int, x: Tensor, row: tuple = row, cell: nn.Module = cell, **how: object) -> Tensor | int:
+            op = row[column]
+            return 0 if op == "none" else paper_op(op, cell.edges[column][op], x, macs, **how)
+
+        n1 = edge(0, x)
+        n2, n3 = edge(1, x) + edge(2, n1), edge(3, n1) + edge(4, x, relu=False)
+        x = n2 + n3 if row[5] == "none" else edge(5, n2, stride=2) + edge(6, n3, stride=2)
+    return F.linear(x.relu().sum((2, 3)), D.out.weight), sum(macs)
+
+
+def extracted(supernet: nn.Module, genotype: Genotype, alone: nn.Module) -> nn.Module:
+    """The stand-alone network with the weights of the supernet's path."""
+    weights = supernet.state_dict()
+    alone.double().eval().load_state_dict({name: weights[name] for name in alone.state_dict()})
+    return alone
+
+
+# (skip, none) into node 3: in the authors' supernet the skip inputs, added in place, then reach node 4 by edge 1->4 too
+POLLUTED = G_SPACE.from_codes([[1, 1, 1, 0, 2, 3, 1], [1, 1, 1, 0, 3, 1, 5], [0, 1, 0, 1, 2, 3, 3]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [16, 24])
+def test_fact_13_generators_are_their_definition(size: int):
+    """Supernet, stand-alone network and definition agree in the images, and the closed form in what they cost."""
+    supernet = Generator(None, 6, 9, size).double().eval()
+    supernet.bn.running_mean.copy_(normal(6))
+    supernet.bn.running_var.copy_(normal(6).square())
+    z = normal(2, 9, seed=1)
+    for genotype in [G_STAR, ADVNAS_G, POLLUTED, *genotypes(G_SPACE, 12)]:
+        want, macs = paper_generator(supernet, genotype, z)
+        alone = extracted(supernet, genotype, Generator(genotype, 6, 9, size))
+        torch.testing.assert_close(supernet(z, genotype), want, rtol=0, atol=1e-10)
+        torch.testing.assert_close(alone(z), want, rtol=0, atol=1e-10)
+        assert eagan.g_macs(genotype, 6, 9, size) == macs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [16, 32])
+def test_discriminators_are_their_definition(size: int):
+    supernet, x = Discriminator(None, 6).double().eval(), normal(2, 3, size, size)
+    for genotype in [D_C, D_S, AUTOGAN_D, *genotypes(D_SPACE, 12)]:
+        want, macs = paper_discriminator(supernet, genotype, x)
+        alone = extracted(supernet, genotype, Discriminator(genotype, 6))
+        torch.testing.assert_close(supernet(x, genotype), want, rtol=0, atol=1e-10)
+        torch.testing.assert_close(alone(x), want, rtol=0, atol=1e-10)
+        assert eagan.d_macs(genotype, 6, size) == macs
+
+
+def test_closed_form_of_params():
+    for g, d in zip(genotypes(G_SPACE, 50), genotypes(D_SPACE, 50), strict=True):
+        assert eagan.g_params(g, 5, 12, 24) == count_params(Generator(g, 5, 12, 24))
+        assert eagan.d_params(d, 5) == count_params(Discriminator(d, 5))
+
+
+@torch.no_grad()
+def test_macs_of_the_plain_discriminator():
+    D, macs = eagan.PlainDiscriminator(8), []
+    for layer in D.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            bias = layer.bias is not None
+            layer.register_forward_hook(
+                lambda m, _x, y, bias=bias: macs.append(y[0].numel() * (m.weight[0].numel() + bias))
+            )
+    D(normal(2, 3, 32, 32).float())
+    assert eagan.d_macs("plain", 8) == sum(macs)
+
+
+@torch.no_grad()
+def test_fact_14_cells_of_d_are_residual_blocks():
+    x = normal(2, 6, 8, 8)
+
+    def cell_and_convs(codes: list[int]) -> tuple[Tensor, dict[int, Callable[[Tensor], Tensor]]]:
+        genotype = D_SPACE.from_codes([codes] * 3)
+        cell = eagan.DownCell(6, genotype, 0).double().eval()
+        convs = {
+            i: lambda x, layer=op.conv: F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
+            for i, edge in enumerate(cell.edges)
+            for op in edge.values()
+            if getattr(op, "conv", None)
+        }
+        return cell(x, genotype[0]), convs
+
+    y, c = cell_and_convs([3, 0, 3, 0, 2, 0, 0])
+    torch.testing.assert_close(y, F.avg_pool2d(c[2](c[0](x.relu()).relu()), 2) + F.avg_pool2d(c[4](x), 2))
+    y, c = cell_and_convs([3, 0, 3, 0, 1, -1, -1])
+    torch.testing.assert_close(y, c[2](c[0](x.relu()).relu()) + x)
+    y, c = cell_and_convs(PUBLISHED_D["eagan-d-cifar10"][1])
+    torch.testing.assert_close(y, c[2](x.relu()) + x)
+
+
+@torch.no_grad()
+def test_fact_15_a_cells_skip_output_contains_the_skip_inputs():
+    cell = eagan.UpCell(6, POLLUTED, 1).double()
+    x, skip, ops = normal(2, 6, 4, 4), normal(2, 6, 4, 4, seed=1), POLLUTED[1]
+    node3, _ = cell(x, ops, [skip])
+    node1, layer = cell.edges[0](x, ops[0]), cell.skips[0]
+    resized = F.interpolate(skip, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(node3, node1 + F.conv2d(resized, layer.weight, layer.bias))
+
+
+# ---- genotypes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "codes"),
+    [*((n, "G", c) for n, c in PUBLISHED_G.items()), *((n, "D", c) for n, c in PUBLISHED_D.items())],
+)
+def test_published_names_resolve(name: str, key: str, codes: list[list[int]], tmp_path: Path):
+    space = G_SPACE if key == "G" else D_SPACE
+    genotype = eagan.named(name, key)
+    assert space.to_codes(genotype) == codes
+    lines = table(genotype, space).splitlines()
+    assert [line.split()[1:] for line in lines] == [[e.name for e in space.edges], *map(list, genotype)]
+    with pytest.raises(UserError, match=f"{name}: names a {'discriminator' if key == 'D' else 'generator'}"):
+        eagan.named(name, "D" if key == "G" else "G")
+
+
+@pytest.mark.parametrize(
+    ("key", "codes", "dtype"),
+    [
+        ("G", PUBLISHED_G["eagan-g"], np.int64),
+        ("G", PUBLISHED_G["adversarialnas-g"], np.uint8),
+        ("D", PUBLISHED_D["eagan-d-stl10"], np.int64),
+        ("D", [[3, 0, 3, 0, 2, 0, 0]] * 3, np.uint8),
+    ],
+)
+def test_npy_round_trip(key: str, codes: list[list[int]], dtype: type, tmp_path: Path):
+    np.save(tmp_path / "g.npy", np.array(codes, dtype))
+    space = G_SPACE if key == "G" else D_SPACE
+    genotype = eagan.named(str(tmp_path / "g.npy"), key)
+    assert genotype == space.from_codes(codes)
+    assert space.to_codes(genotype) == codes
+
+
+def test_genotype_json_round_trip(tmp_path: Path):
+    path = tmp_path / "genotype.json"
+    for g, d in zip(genotypes(G_SPACE, 20), [*genotypes(D_SPACE, 19), "plain"], strict=True):
+        path.write_text(json.dumps(eagan.genotype_json(replace(TINY, size=32), g, d)))
+        assert eagan.named(str(path), "G") == g
+        state = eagan.first_state(replace(TINY, genotype=str(path)))
+        assert (g, d) == (state.G, state.D)
+    path.write_text(json.dumps({"D": D_C}))
+    assert eagan.named(str(path), "G") is None
+    with pytest.raises(UserError, match="has no generator"):
+        eagan.first_state(replace(TINY, genotype=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("key", "cell", "changes", "words"),
+    [
+        ("G", 2, {2: 7}, ["cell 2", "edge 1->3", "code 7", "0..6"]),
+        ("G", 1, {0: 3}, ["cell 1", "edge 0->1", "code 3", "0..2"]),
+        ("G", 3, {6: -1}, ["cell 3", "edge 3->4", "code -1"]),
+        ("G", 1, {2: 0, 3: 0}, ["cell 1", "node 3", "1->3 and 2->3"]),
+        ("G", 3, {4: 0, 5: 0, 6: 0}, ["cell 3", "node 4", "1->4 and 2->4 and 3->4"]),
+        ("D", 1, {0: 0}, ["cell 1", "edge 0->1", "code 0", "1..6"]),
+        ("D", 2, {5: 6, 6: 0}, ["cell 2", "edge 2->4", "code 6", "-1..5"]),
+        ("D", 2, {1: 0, 2: 0}, ["cell 2", "node 2", "0->2 and 1->2"]),
+        ("D", 3, {3: 0, 4: 0}, ["cell 3", "node 3", "1->3 and 0->3"]),
+        ("D", 1, {5: -1}, ["cell 1", "2->4 and 3->4", "both or none"]),
+        ("D", 2, {5: 0}, ["cell 2", "2->4 and 3->4", "both or none"]),
+    ],
+)
+def test_bad_codes_are_refused(key: str, cell: int, changes: dict[int, int], words: list[str], tmp_path: Path):
+    codes = np.array(PUBLISHED_G["eagan-g"] if key == "G" else PUBLISHED_D["eagan-d-cifar10"])
+    for column, code in changes.items():
+        codes[cell - 1, column] = code
+    np.save(tmp_path / "bad.npy", codes)
+    with pytest.raises(UserError) as error:
+        eagan.named(str(tmp_path / "bad.npy"), key)
+    for word in ["bad.npy", *words]:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("G", "words"),
+    [
+        ([G_STAR[0], (*G_STAR[1][:3], "conv_7x7", *G_STAR[1][4:]), G_STAR[2]], "cell 2, edge 2->3.*conv_7x7"),
+        ([("avg_pool", *G_STAR[0][1:]), *G_STAR[1:]], "cell 1, edge 0->1.*avg_pool.*use nearest"),
+        ([G_STAR[0], G_STAR[1], (*G_STAR[2][:2], "none", "none", *G_STAR[2][4:])], "cell 3: node 3"),
+        ([*G_STAR[:2], G_STAR[2][:6]], "cell 3 needs 7 ops"),
+        ([*G_STAR[:2], "bilinear"], "cell 3 needs 7 ops"),
+        ([*G_STAR[:2]], "a list of 3 cells"),
+        ({"0": G_STAR[0]}, "a list of 3 cells"),
+        (D_C, "cell 1, edge 0->1.*conv_3x3"),
+    ],
+)  # fmt: skip
+def test_bad_names_are_refused(G: object, words: str, tmp_path: Path):
+    (tmp_path / "genotype.json").write_text(json.dumps({"G": G}))
+    with pytest.raises(UserError, match=rf"genotype\.json, G: .*{words}"):
+        eagan.named(str(tmp_path / "genotype.json"), "G")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((3, 6), int), np.zeros((2, 7), int), np.zeros(21, int), np.ones((3, 7)), np.array([[None] * 7] * 3)],
+    ids=["6 edges", "2 cells", "flat", "floats", "objects"],
+)
+def test_bad_files_are_refused(array: np.ndarray, tmp_path: Path):
+    np.save(tmp_path / "bad.npy", array)
+    with pytest.raises(
+        UserError, match=r"bad\.npy: (expected integers of shape \(3, 7\)|not a \.npy file of integers)"
+    ):
+        eagan.named(str(tmp_path / "bad.npy"), "G")
+
+
+def test_unknown_names_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"eagan-x: no such genotype; use eagan-g, adversarialnas-g"):
+        eagan.named("eagan-x", "G")
+    for name in ("none.npy", "none.json"):
+        with pytest.raises(UserError, match=rf"{name}.*No such file"):
+            eagan.named(str(tmp_path / name), "G")
+
+
+# ---- sampling and variation ----------------------------------------------------------------------------------------------
+
+
+def test_fact_23_sampling():
+    """Uniform over the valid inputs of each node; the authors' D has 1, 0, 1/56, 7/8 where this one has 1/8."""
+    cells = [row for genotype in genotypes(D_SPACE, 16_000) for row in genotype]
+    n = len(cells)
+
+    def share(p: float) -> object:  # within five standard deviations
+        return pytest.approx(p, abs=5 * sqrt(p * (1 - p) / n))
+
+    for column in (1, 2, 3, 4):
+        assert sum(row[column] == "none" for row in cells) / n == share(1 / 8)
+    for first, second in ((1, 2), (3, 4)):
+        pairs = Counter((row[first], row[second]) for row in cells)
+        assert len(pairs) == 48
+        for count in pairs.values():
+            assert count / n == share(1 / 48)
+    assert {row[5] == "none" for row in cells if row[6] == "none"} == {True}
+    for op in D_SPACE.edges[5].ops:
+        assert sum(row[5] == op for row in cells) / n == share(1 / 7)
+        assert sum(row[6] == op for row in cells) / n == share(1 / 7)
+    for op in D_SPACE.edges[0].ops:
+        assert sum(row[0] == op for row in cells) / n == share(1 / 6)
+
+    cells = [row for genotype in genotypes(G_SPACE, 8_000) for row in genotype]
+    n = len(cells)
+    assert sum(row[2] == "none" for row in cells) / n == share(6 / 48)
+    assert sum(row[4] == "none" for row in cells) / n == share(48 / 342)
+    assert sum(row[0] == "nearest" for row in cells) / n == share(1 / 3)
+
+
+def changed(space: Space, a: Genotype, b: Genotype) -> list[tuple[int, int]]:
+    """The edges in which two genotypes differ; switching a cell's down edges on or off counts as a change of the first."""
+    found = [(i, c) for i in range(3) for c in range(7) if a[i][c] != b[i][c]]
+    switched = [i for i in range(3) if space.together and (a[i][5] == "none") != (b[i][5] == "none")]
+    return [(i, c) for i, c in found if not (c == 6 and i in switched)]
+
+
+def valid(space: Space, genotype: Genotype) -> bool:
+    return space.check(genotype, "child") == genotype
+
+
+@SPACES
+def test_fact_18_mutation_changes_one_edge(space: Space):
+    rng, genotype, edges = random.Random(0), sample(space, random.Random(0)), Counter()
+    for _ in range(20_000):
+        child = mutate(space, genotype, rng)
+        (edge,) = changed(space, genotype, child)
+        edges[edge[1]] += 1
+        assert valid(space, child)
+        genotype = child
+    if space is G_SPACE:  # each edge equally often
+        assert max(abs(edges[c] / 20_000 - 1 / 7) for c in range(7)) < 5 * sqrt(1 / 7 * 6 / 7 / 20_000)
+    assert len(edges) == 7
+
+
+def neighbours_of(space: Space, row: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The valid rows with one other op, or with both down edges switched on or off."""
+    found = [(*row[:c], op, *row[c + 1 :]) for c in range(7) for op in space.edges[c].ops if op != row[c]]
+    if space.together:
+        on = row[5] == "none"
+        found += [(*row[:5], *pair) for pair in (product(OPS_DOWN, repeat=2) if on else [("none", "none")])]
+    return [x for x in found if not space.row_error(x)]
+
+
+@SPACES
+def test_mutation_reaches_every_valid_neighbour(space: Space):
+    """And nothing else: the authors' D mutation may leave one down edge none alone, or change nothing."""
+    rng, genotype = random.Random(1), G_STAR if space is G_SPACE else AUTOGAN_D
+    neighbours = {
+        (*genotype[:i], row, *genotype[i + 1 :]) for i in range(3) for row in neighbours_of(space, genotype[i])
+    }
+    assert {mutate(space, genotype, rng) for _ in range(6_000)} == neighbours
+
+
+@SPACES
+def test_fact_18_crossover_takes_one_edge(space: Space):
+    rng, parents = random.Random(0), genotypes(space, 100)
+    for _ in range(20_000):
+        a, b = rng.sample(parents, 2)
+        child = eagan.crossover(space, a, b, rng)
+        ((cell, column),) = changed(space, a, child)
+        assert child[cell][column] == b[cell][column]
+        assert valid(space, child)
+
+
+def test_crossover_can_take_every_edge_that_differs():
+    found = {eagan.crossover(G_SPACE, G_STAR, ADVNAS_G, random.Random(i)) for i in range(200)}
+    assert {tuple(changed(G_SPACE, G_STAR, child)) for child in found} == {((0, 4),), ((1, 5),), ((1, 6),), ((2, 4),)}
+
+
+def test_crossover_of_equals_ends():
+    """The authors' goes on for ever."""
+    assert eagan.crossover(G_SPACE, G_STAR, G_STAR, random.Random(0)) == G_STAR
+    twins = [eagan.individual(G_STAR, name, [], "") for name in "ab"]
+    (child,) = eagan.vary(G_SPACE, twins, 1, {G_STAR: None}, "c", random.Random(0), p_crossover=1, p_mutation=0)
+    assert child["how"] == "random"  # all that crossover can give is known
+
+
+def parents_of(space: Space, n: int) -> list[dict]:
+    return [eagan.individual(g, f"p{i}", [], "random") for i, g in enumerate(genotypes(space, n))]
+
+
+@SPACES
+def test_children_are_new_and_valid(space: Space):
+    base = G_STAR if space is G_SPACE else D_C
+    parents = eagan.first_population(space, 4, base, "p", random.Random(0))  # so near that children collide
+    assert parents[0]["genotype"] == base
+    assert all(1 <= len(changed(space, base, p["genotype"])) <= 3 for p in parents[1:])
+    seen = {p["genotype"]: None for p in parents}
+    assert len(seen) == 4
+    born = eagan.vary(space, parents, 150, seen, "c", random.Random(1), 0.3, 0.5)
+    assert len({x["genotype"] for x in parents + born}) == 154
+    assert list(seen) == [x["genotype"] for x in parents + born]
+    assert all(valid(space, x["genotype"]) for x in born)
+    assert {len(x["parents"]) for x in born if x["how"] != "random"} == {1, 2}
+
+
+def test_rates_of_variation():
+    """Crossover 0.3 and mutation 0.5 are independent draws; a child without either is drawn again."""
+    parents, rng = parents_of(G_SPACE, 16), random.Random(0)
+    known = {x["genotype"]: None for x in parents}
+    born = [eagan.vary(G_SPACE, parents, 1, dict(known), "c", rng, 0.3, 0.5)[0] for _ in range(2000)]
+    shares = {how: n / 2000 for how, n in Counter(x["how"] for x in born).items()}
+    want = {"crossover": 0.15 / 0.65, "mutation": 0.35 / 0.65, "crossover+mutation": 0.15 / 0.65}
+    assert shares == {how: pytest.approx(p, abs=0.05) for how, p in want.items()}
+
+
+def test_children_are_random_when_everything_is_seen():
+    class Everything(dict):
+        def __contains__(self, _key: object) -> bool:
+            return True
+
+    born = eagan.vary(G_SPACE, parents_of(G_SPACE, 2), 3, Everything(), "c", random.Random(0), 0.3, 0.5)
+    assert [(x["how"], x["parents"]) for x in born] == [("random", [])] * 3
+
+
+# ---- sorting and selection -----------------------------------------------------------------------------------------------
+
+IS, FID, SIZE = [8, 7.5, 7, 6.5, 6, 5], [20, 18, 25, 30, 15, 60], [9, 7, 8, 5, 6, 20]
+
+
+def inverse(values: list[float]) -> list[float]:
+    return [1 / v for v in values]
+
+
+@pytest.mark.parametrize(
+    ("points", "fronts"),
+    [
+        ([(1, 4), (2, 3), (3, 2), (4, 1), (2, 4), (3, 3)], [[0, 1, 2, 3], [4, 5]]),
+        ([(1, 1), (1, 1), (2, 2)], [[0, 1], [2]]),
+        (zip(inverse(IS), FID, strict=True), [[0, 1, 4], [2], [3], [5]]),
+        (zip(inverse(IS), inverse(FID), strict=True), [[0, 2, 3, 5], [1], [4]]),
+        (zip(inverse(IS), SIZE, strict=True), [[0, 1, 3], [2, 4], [5]]),
+        (zip(inverse(IS), inverse(SIZE), strict=True), [[0, 5], [1, 2], [3, 4]]),
+        (zip(inverse(IS), FID, SIZE, strict=True), [[0, 1, 3, 4], [2], [5]]),
+        ([(1, 1), (2, 2), (nan, nan)], [[0, 2], [1]]),  # what nothing compares with, nothing dominates
+    ],
+)
+def test_fact_19_sorting(points: list, fronts: list[list[int]]):
+    assert eagan.non_dominated_sort(list(points)) == fronts
+
+
+def test_crowding_by_hand():
+    points = [(1, 10), (2, 6), (4, 5), (8, 1), (0, 0)]
+    found = eagan.crowding(points, [0, 1, 2, 3])
+    assert found == {0: inf, 1: pytest.approx(3 / 7 + 5 / 9), 2: pytest.approx(6 / 7 + 5 / 9), 3: inf}
+    assert eagan.crowding([(1, 5), (1, 5), (1, 5)], [0, 1, 2])[1] == 0  # all equal: no range to divide by
+
+
+def test_nsga2_fills_by_rank():
+    points = [(1, 10), (2, 6), (4, 5), (8, 1), (9, 9), (3, 8), (10, 10)]  # fronts: 0-3, then 5, 4, 6
+    assert eagan.non_dominated_sort(points) == [[0, 1, 2, 3], [5], [4], [6]]
+    fids = [p[1] for p in points]
+    assert set(eagan.select_nsga2(points, fids, 5)) == {0, 1, 2, 3, 5}
+    assert set(eagan.select_nsga2(points, fids, 6)) == {0, 1, 2, 3, 4, 5}
+    assert eagan.select_nsga2(points, fids, 3) == [3, 0, 2]  # both ends, lower FID first, then the less crowded
+
+
+def scored(is_mean: float, fid: float, params: float, name: str = "x") -> dict:
+    return {**eagan.individual(G_STAR, name, [], ""), "is": is_mean, "fid": fid, "params": params, "scored": True}
+
+
+RULES = [
+    *(("nsga2", names) for names in ("is,fid,size", "is,fid", "fid,size", "fid")),
+    ("cars", "is,fid,size"),
+]
+UNUSABLE = [(nan, nan), (6.5, nan), (nan, 12.0), (6.5, inf)]  # IS, FID
+
+
+@pytest.mark.parametrize(
+    ("bad", "rule", "names"),
+    [(bad, *rule) for bad in UNUSABLE for rule in RULES if isfinite(bad[0]) or "is" in rule[1]],
+)
+def test_unusable_scores_rank_last(bad: tuple[float, float], rule: str, names: str):
+    """In the authors' sort nothing dominates a NaN. Here it loses to all others, even as the smallest."""
+    good = [scored(i, f, s, str(k)) for k, (i, f, s) in enumerate(zip(IS, FID, SIZE, strict=True))]
+    population = [scored(*bad, 1, "bad"), *good]
+    for seed in range(20):
+        kept = eagan.select(population, 6, rule, names, random.Random(seed))
+        assert {x["id"] for x in kept} == {x["id"] for x in good}
+    assert "bad" not in {x["id"] for x in eagan.first_front(population, names)}
+
+
+def test_first_front_begins_with_the_lowest_fid():
+    population = [scored(i, f, s, str(k)) for k, (i, f, s) in enumerate(zip(IS, FID, SIZE, strict=True))]
+    assert [x["id"] for x in eagan.first_front(population, "is,fid,size")] == ["4", "1", "0", "3"]
+
+
+def test_fact_20_cars_reaches_every_subset():
+    """The authors' selection may keep the one that is worst in everything."""
+    scores = list(zip(inverse(IS), FID, SIZE, strict=True))
+    for keep in range(1, 6):
+        found = {tuple(eagan.select_cars(scores, keep, random.Random(seed))) for seed in range(200)}
+        assert found == set(combinations(range(6), keep))
+    assert eagan.select_cars(scores, 6, random.Random(0)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_fact_20_pressure_of_the_selections():
+    """8 of 64 individuals whose IS and FID are correlated: how often the best FID is among them."""
+    rng, kept = np.random.default_rng(0), Counter()
+    for trial in range(60):
+        quality = rng.normal(size=64)
+        iss, fids = 6.5 + 0.5 * quality + rng.normal(0, 0.15, 64), 35 - 8 * quality + rng.normal(0, 2.5, 64)
+        scores = list(zip((1 / iss).tolist(), fids.tolist(), rng.uniform(4, 29, 64).tolist(), strict=True))
+        best = int(fids.argmin())
+        kept["cars"] += best in eagan.select_cars(scores, 8, random.Random(trial))
+        kept["nsga2"] += best in eagan.select_nsga2([s[:2] for s in scores], fids.tolist(), 8)
+    assert 0.25 < kept["cars"] / 60 < 0.53  # 39 % in 400 trials
+    assert kept["nsga2"] == 60
+
+
+# ---- steps ---------------------------------------------------------------------------------------------------------------
+
+
+def networks(g: Genotype | None = None, d: Genotype | None = None, args: Args = TINY) -> tuple[nn.Module, nn.Module]:
+    return eagan.build(args, ONE, Generator, g, "G"), eagan.build(args, ONE, None, d, "D")
+
+
+def test_hinge_losses():
+    G, D = networks(G_STAR, D_C)
+    real = normal(4, 3, 16, 16).float().clamp(-1, 1)
+    with torch.no_grad():
+        fake = {name: G.train()(eagan.latent(TINY, ONE, 4, name, 7)) for name in "dg"}
+        D.eval()  # D's spectral norm stands still, so that the two passes compare
+        d_loss = (1 - D(real)).relu().mean() + (1 + D(fake["d"])).relu().mean()
+    before = [p.clone() for p in D.parameters()]
+    found = eagan.d_step(TINY, ONE, G, D, eagan.adam(D, 1e-3, TINY), real, 7)
+    torch.testing.assert_close(found, d_loss)
+    assert all(not torch.equal(a, b) for a, b in zip(before, D.parameters(), strict=True))
+    assert all(p.grad is None for p in G.parameters())
+
+    before = [p.clone() for p in D.parameters()]
+    g_loss = -D(fake["g"]).mean()
+    torch.testing.assert_close(eagan.g_step(TINY, ONE, G, D, eagan.adam(G, 1e-3, TINY), 7), g_loss.detach())
+    assert all(torch.equal(a, b) for a, b in zip(before, D.parameters(), strict=True))
+    assert all(p.requires_grad for p in D.parameters())
+
+
+@pytest.mark.parametrize("which", ["G", "D"])
+def test_ops_that_are_not_sampled_are_left_alone(which: str):
+    """No gradient, no step, and Adam's moments stay: zero gradients would let the second moments decay."""
+    G, D = networks()
+    paths = {"G": genotypes(G_SPACE, 2), "D": genotypes(D_SPACE, 2)}
+    net, optimizer = {"G": (G, eagan.adam(G, 1e-3, TINY)), "D": (D, eagan.adam(D, 1e-3, TINY))}[which]
+
+    def step(i: int) -> set[str]:
+        g_path, d_path = paths["G"][i], paths["D"][i]
+        if which == "G":
+            eagan.g_step(TINY, ONE, G, D, optimizer, i, g_path, d_path)
+        else:
+            eagan.d_step(TINY, ONE, G, D, optimizer, normal(4, 3, 16, 16).float(), i, g_path, d_path)
+        return {name for name, p in net.named_parameters() if p.grad is not None}
+
+    def everything(names: set[str]) -> dict[str, list[Tensor]]:
+        parameters = dict(net.named_parameters())
+        return {
+            n: [parameters[n].clone(), *(v.clone() for v in optimizer.state[parameters[n]].values())] for n in names
+        }
+
+    first = step(0)
+    after_first = everything(first)
+    second = step(1)
+    idle = first - second
+    assert idle
+    assert second - first
+    now = everything(first)
+    for name in first:
+        same = [torch.equal(a, b) for a, b in zip(after_first[name], now[name], strict=True)]
+        assert all(same) if name in idle else not any(same[1:2])
+    used = {name for name, p in net.named_parameters() if p in optimizer.state}
+    assert used == first | second
+
+
+def test_average_of_the_weights():
+    """Parameters are averaged, BatchNorm's statistics are the live network's."""
+    G, average = (eagan.build(TINY, ONE, Generator, G_STAR, name) for name in ("G", "other"))
+    before = eagan.clone(average)
+    G.bn.running_mean.fill_(3.0)
+    eagan.ema_update(average, G, 0.75)
+    for name, p in average.named_parameters():
+        torch.testing.assert_close(p.detach(), 0.75 * before[name] + 0.25 * G.state_dict()[name])
+    assert all(torch.equal(a, b) for a, b in zip(average.buffers(), G.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("error", [None, Stopped])
+def test_a_path_is_scored_with_its_own_batch_norm(error: type[BaseException] | None):
+    G, _ = networks()
+    paths = genotypes(G_SPACE, 3)
+    for i in range(3):
+        G(normal(4, 6, seed=i).float(), paths[i])  # statistics of other paths
+    before, momentum, inputs = eagan.clone(G), G.bn.momentum, []
+    hook = G.bn.register_forward_hook(lambda _m, x, _y: inputs.append(x[0]))
+    args = replace(TINY, bn_batches=3)
+    try:
+        with eagan.own_batch_norm(args, ONE, G, paths[0]):
+            hook.remove()
+            batches = [x.transpose(0, 1).flatten(1) for x in inputs]
+            assert [x.shape[1] for x in batches] == [100 * 16 * 16] * 3
+            torch.testing.assert_close(G.bn.running_mean, torch.stack([x.mean(1) for x in batches]).mean(0))
+            torch.testing.assert_close(G.bn.running_var, torch.stack([x.var(1) for x in batches]).mean(0))
+            assert not torch.allclose(G.bn.running_var, before["bn.running_var"])
+            if error:
+                raise error
+    except Stopped:
+        assert error is Stopped
+    after = eagan.clone(G)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert G.bn.momentum == momentum
+
+
+# ---- schedule ------------------------------------------------------------------------------------------------------------
+
+
+def fake_batches(images: int, batch: int) -> Batches:
+    """Of a data set that takes no memory."""
+    return Batches(torch.zeros(1, dtype=torch.uint8).expand(images, 3, 32, 32), batch, 0, "cpu")
+
+
+CIFAR, STL = (50_000, 40, 1_250), (105_000, 128, 821)
+
+
+def test_fact_21_plan():
+    args = replace(Args(), size=32)
+    batches = fake_batches(*CIFAR[:2])
+    assert len(batches) == CIFAR[2]
+    assert len(fake_batches(*STL[:2])) == STL[2]
+    plan = eagan.plan_of(args, batches, eagan.first_state(args))
+    assert [(stage, steps) for stage, steps, _ in plan] == [
+        ("search-g", 287_500),  # as many D batches
+        ("search-d", 57_500),  # of 287,500 D batches
+        ("train", 150_000),  # of 750,000 D batches
+    ]
+    assert args.rounds == 18  # the authors' code has 16 and 15 in 200 epochs
+    assert eagan.round_end(args, batches, args.rounds) == 230 * CIFAR[2]
+
+
+@pytest.mark.parametrize(("data", "total"), [(CIFAR, 150_000), (STL, 98_520)], ids=["cifar10", "stl10"])
+def test_fact_21_training(data: tuple[int, int, int], total: int, monkeypatch: pytest.MonkeyPatch):
+    """The real loop with empty steps: 59 evaluations at epochs 305, 310, ..., 595, and of the untrained and last weights."""
+
+    class Counted:
+        drawn = 0
+
+        def __len__(self) -> int:
+            return data[2]
+
+        def __call__(self, i: int) -> None:
+            assert i == self.drawn
+            self.drawn += 1
+
+    batches, evaluations = Counted(), []
+
+    def evaluate(*args: object) -> None:
+        state, what = args[-2:]
+        evaluations.append((state.step, what))
+        state.evaluated = state.step
+
+    def nothing(*_args: object, **_more: object) -> None:
+        pass
+
+    monkeypatch.setattr(eagan, "evaluate", evaluate)
+    monkeypatch.setattr(eagan, "build", lambda *_: nn.Linear(1, 1))
+    for name in ("d_step", "g_step", "ema_update", "grid"):
+        monkeypatch.setattr(eagan, name, nothing)
+    run = SimpleNamespace(**dict.fromkeys(("begin", "tick", "log", "samples", "save"), nothing))
+    state = State(G=G_STAR, D=D_C)
+    eagan.train_gan(Args(), ONE, run, None, batches, state, {})
+    assert (state.step, batches.drawn) == (total, 5 * total)
+    of_epoch = [step * 5 / data[2] for step, what in evaluations if what == "training"]
+    assert of_epoch == list(range(305, 600, 5))
+    assert len(of_epoch) == 59
+    assert (evaluations[0], evaluations[-1]) == ((0, "untrained"), (total, "last"))
+
+
+# ---- the two stages of the search ----------------------------------------------------------------------------------------
+
+
+class FakeEvaluator:
+    """Scores a generator by its first images, so that equal weights score equal and others do not."""
+
+    net, label, ref, batch = "fake", "FID(fake)", "none", 8
+
+    def __init__(self) -> None:
+        self.scores: list[float] = []
+
+    def score(self, images: Callable[[int], Tensor], n: int, _rank: int = 0, _world: int = 1) -> Score:
+        x = images(0).double()
+        self.scores.append(x.std().item() + x.mean().item() / 7)
+        return Score(self.scores[-1], x.mean().item() / 100, 0.0, n, self.net, self.ref)
+
+
+class WatchedRun(Run):
+    """A real run that calls `watch(what, value)` at each safe point, scored round and new stage."""
+
+    watch: Callable[[str, object], None]
+
+    def begin(self, phase: str, stage: str, step: int, images_per_step: int = 0) -> None:
+        self.watch("begin", stage)
+        super().begin(phase, stage, step, images_per_step)
+
+    def tick(self, step: int, upcoming: str = "") -> None:
+        self.watch("tick", step)
+        super().tick(step, upcoming)
+
+    def search_row(self, row: dict) -> None:
+        self.watch("row", row)
+        super().search_row(row)
+
+
+Weights = dict[str, Tensor]
+
+
+class Found(NamedTuple):
+    """What a stage of the search left: its rows of search.jsonl, and the networks' weights at the end."""
+
+    state: State
+    evaluator: FakeEvaluator
+    rows: list[dict]
+    nets: dict[str, Weights]
+
+
+def search(
+    stage: Callable,
+    args: Args,
+    folder: Path,
+    watch: Callable[[str, object, Run], None] = lambda *_: None,
+    state: State | None = None,
+) -> Found:
+    """Run a stage of the search in a run directory of its own."""
+    args, evaluator = replace(args, runs_dir=folder), FakeEvaluator()
+    images = (normal(16, 3, 16, 16) * 50 + 128).clamp(0, 255).to(torch.uint8)
+    state = state or State(G=G_STAR if stage is eagan.search_d else None, D=AUTOGAN_D)
+    with WatchedRun(eagan.__file__, "eagan", asdict(args), ONE, dataset="d", digest="", plan=[], facts={}) as run:
+        run.watch = lambda what, value: watch(what, value, run)
+        stage(args, ONE, run, evaluator, Batches(images, args.d_batch, 0, "cpu"), state, {})
+        rows = [json.loads(line) for line in (run.dir / "search.jsonl").read_text().splitlines()]
+        assert [eagan.named(str(run.dir / "genotype.json"), key) for key in "GD"] == [state.G, state.D]
+        return Found(state, evaluator, rows, run.keep()["nets"])
+
+
+def check_rounds(args: Args, space: Space, rows: list[dict], batches_a_step: int) -> None:
+    """When rounds end; half survives; survivors and their children go on; the best is the first of the front."""
+    ends = [args.epoch_batches * (args.warmup_epochs + r * args.round_epochs) for r in range(1, args.rounds + 1)]
+    assert [row["step"] * batches_a_step for row in rows] == ends
+    everyone = {x["id"]: as_genotype(x) for row in rows for x in row["population"]}
+    assert len(set(everyone.values())) == len(everyone) == 4 + 2 * (args.rounds - 1)  # no genotype comes twice
+    assert all(valid(space, genotype) for genotype in everyone.values())
+    for row in rows:
+        fids = {x["id"]: x["fid"] for x in row["population"]}
+        assert len(row["kept"]) == 2
+        assert row["best"] == min(row["front"], key=fids.get)
+    for row, following in pairwise(rows):
+        ids = [x["id"] for x in following["population"]]
+        assert ids[:2] == row["kept"]
+        assert all(set(x["parents"]) <= set(row["kept"]) for x in following["population"][2:])
+
+
+def as_genotype(x: dict) -> Genotype:
+    return tuple(map(tuple, x["genotype"]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "scored"),
+    [
+        (eagan.search_g, {}, 4),
+        (eagan.search_g, {"mu_plus_lambda": True}, 8),
+        (eagan.search_g, {"stages": "coupled"}, 4),
+        (eagan.search_d, {}, 4),
+        (eagan.search_d, {"weight_reset": False}, 4),
+    ],
+)
+def test_everyone_is_scored_at_every_round(stage: Callable, change: dict, scored: int, tmp_path: Path):
+    """Survivors too: they have been trained since, or begin anew from other weights."""
+    found = search(stage, replace(TINY, rounds=2, round_epochs=1, warmup_epochs=0, **change), tmp_path)
+    assert [len(row["population"]) for row in found.rows] == [scored] * 2
+    assert len(found.evaluator.scores) == 2 * scored + len(found.state.finalists)
+
+
+def test_stage_1(tmp_path: Path):
+    found = search(eagan.search_g, TINY, tmp_path)
+    state = found.state
+    check_rounds(TINY, G_SPACE, found.rows, 1)
+    assert state.step == state.batch == eagan.plan_of(TINY, [], State(D=AUTOGAN_D))[0][1]
+    for x in (x for row in found.rows for x in row["population"]):
+        assert x["params"] == eagan.g_params(as_genotype(x), 4, 6, 16)
+    fids = [x["fid"] for x in state.finalists]
+    assert fids == sorted(found.evaluator.scores[-len(fids) :])
+    assert state.finalists[0]["genotype"] == state.G
+    # what stage 2 begins with: the supernet's weights of G*, and BatchNorm statistics of its own
+    G = Generator(state.G, 4, 6, 16)
+    G.load_state_dict(state.g_weights)
+    supernet = found.nets["G"]
+    assert all(torch.equal(p, supernet[name]) for name, p in G.named_parameters())
+    assert fid_of(state.g_weights, state.G) == pytest.approx(fids[0], rel=1e-6)
+
+
+def fid_of(weights: dict[str, Tensor], genotype: Genotype = G_STAR) -> float:
+    """What the evaluator says of these weights."""
+    G = Generator(genotype, 4, 6, 16)
+    G.load_state_dict(weights)
+    return eagan.score(TINY, ONE, SimpleNamespace(check=lambda: None), FakeEvaluator(), G, 8).fid
+
+
+def test_seeds_choose_the_architectures(tmp_path: Path):
+    """In the authors' code only CUDA is seeded."""
+    args = replace(TINY, rounds=1, round_epochs=1, warmup_epochs=0)
+    first, again, other = (
+        [as_genotype(x) for x in search(eagan.search_g, replace(args, seed=seed), tmp_path).rows[0]["population"]]
+        for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert not set(first) & set(other)
+
+
+class Event(NamedTuple):
+    """What stage 2 was doing, the weights of the live G then, and those of every individual's copy."""
+
+    what: str
+    value: object
+    live: Weights
+    copies: dict[str, Weights]
+
+
+def search_d(args: Args, folder: Path, state: State | None = None) -> tuple[list[Event], Found]:
+    events = []
+
+    def watch(what: str, value: object, run: Run) -> None:
+        if "copies" not in (kept := run.keep()):
+            return  # before stage 2 has made its networks
+        live, copies = kept["nets"]["G"], kept["copies"]
+        storages = [v.untyped_storage().data_ptr() for weights in (live, *copies.values()) for v in weights.values()]
+        assert len(set(storages)) == len(storages)  # fact 25: none is shared, at any time
+        events.append(Event(what, value, *deepcopy((live, copies))))
+
+    found = search(eagan.search_d, args, folder, watch, state)
+    return events, found
+
+
+@pytest.fixture(scope="module")
+def stage_2(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Event], Found]:
+    return search_d(TINY, tmp_path_factory.mktemp("runs"))
+
+
+def equal(a: Weights, b: Weights) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_stage_2(stage_2: tuple[list[Event], Found]):
+    _, found = stage_2
+    check_rounds(TINY, D_SPACE, found.rows, TINY.n_critic)
+    assert found.state.step == found.state.batch / TINY.n_critic
+    assert found.state.step == eagan.plan_of(TINY, [], State(D=AUTOGAN_D))[1][1]
+    assert found.state.finalists[0]["genotype"] == found.state.D
+    for x in (x for row in found.rows for x in row["population"]):
+        assert x["params"] == eagan.d_params(as_genotype(x), 4)
+
+
+def test_fact_25_each_individual_has_its_own_generator(stage_2: tuple[list[Event], Found]):
+    """A G step changes the copy of the one it trains and no other. In the authors' code all are one network."""
+    events, trained = stage_2[0], []
+    for before, after in pairwise(events):
+        if before.what == after.what == "tick" and before.copies:  # a single step lies between them
+            (moved,) = [i for i in after.copies if not equal(before.copies[i], after.copies[i])]
+            assert [i for i in after.copies if equal(after.copies[i], after.live)] == [moved]
+            trained.append(moved)
+    assert len(set(trained)) >= TINY.population
+
+
+def test_fact_25_copies_begin_with_the_warmed_up_weights(stage_2: tuple[list[Event], Found]):
+    """The authors' first visit of an individual brings weights from before the warm-up."""
+    events = stage_2[0]
+    first = next(event for event in events if event.copies)
+    assert len(first.copies) == TINY.population
+    assert all(equal(weights, first.live) for weights in first.copies.values())
+    assert not equal(first.live, events[0].live)
+
+
+def next_rounds(events: list[Event], found: Found) -> Iterator[tuple[dict, dict[str, Weights], dict[str, Weights]]]:
+    """For all rounds but the last: its row, the copies that were scored, and those that the next round begins with."""
+    ends = [i for i, event in enumerate(events) if event.what == "row"]
+    assert len(ends) == TINY.rounds
+    for i, following in zip(ends, found.rows[1:], strict=False):
+        copies = next(event.copies for event in events[i:] if event.what == "tick")
+        assert copies.keys() == {x["id"] for x in following["population"]}
+        yield events[i].value, events[i].copies, copies
+
+
+def test_fact_25_weight_resetting(stage_2: tuple[list[Event], Found]):
+    for row, before, after in next_rounds(*stage_2):
+        assert all(equal(weights, before[row["best"]]) for weights in after.values())
+        assert not all(equal(weights, before[row["best"]]) for weights in before.values())
+
+
+def test_without_weight_resetting_weights_follow_their_genotype(tmp_path: Path):
+    """The authors reorder the genotypes and leave the weights as they were."""
+    events, found = search_d(replace(TINY, weight_reset=False), tmp_path)
+    parents = {x["id"]: x["parents"] for row in found.rows for x in row["population"]}
+    for row, before, after in next_rounds(events, found):
+        for i, weights in after.items():
+            assert equal(weights, before[i if i in row["kept"] else parents[i][0]])
+        assert not equal(*(before[i] for i in row["kept"]))  # there is something to mix up
+
+
+def test_each_is_scored_by_its_own_generator(stage_2: tuple[list[Event], Found]):
+    for event in stage_2[0]:
+        if event.what == "row":
+            fids = {x["id"]: x["fid"] for x in event.value["population"]}
+            assert fids == {i: pytest.approx(fid_of(weights), rel=1e-6) for i, weights in event.copies.items()}
+            assert len(set(fids.values())) > 1
+
+
+def test_stage_2_begins_with_the_weights_of_stage_1(tmp_path: Path):
+    """The authors' begins with a random generator."""
+    given = eagan.clone(eagan.build(TINY, ONE, Generator, G_STAR, "found"))
+    events, found = search_d(replace(TINY, rounds=1), tmp_path, State(G=G_STAR, D=AUTOGAN_D, g_weights=given))
+    assert equal(events[0].live, given)
+    assert found.state.g_weights is None

@@ -1,0 +1,228 @@
+"""What only a GPU can show: the CUDA results against the CPU's, bfloat16, whole runs, stop and resume.
+
+GAN_NAS_GPU_TESTS=cpu runs the same tests on the CPU, which checks the tests: there each comparison must be exact.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import eagan
+from common.data import Batches, shapes
+from common.metrics import Evaluator, frechet_distance, matrix_root
+from common.run import Ranks, Run, cli, stream
+
+CPU = torch.device("cpu")
+DEVICE = torch.device(os.environ.get("GAN_NAS_GPU_TESTS", "cuda"))
+ROOT = Path(__file__).parents[1]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+TINY = {"g_ch": 16, "d_ch": 16, "g_batch": 8, "d_batch": 8, "size": 32}
+SMALL = (  # every stage in seconds; training takes 8 G updates
+    f"--preset smoke --device {DEVICE.type} --g-ch 8 --d-ch 8 --d-batch 4 --g-batch 4 --epoch-batches 4 --search-n 100 "
+    "--final-n 100 --train-epochs 4 --eval-n 100 --eval-every 2"
+).split()
+TRAIN = ("--phase", "train", "--genotype", "eagan-g")
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """No TF32, with 10 bits where float32 has 23: convolutions use it by default on CUDA, matrix products do not."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def cpu_latents(monkeypatch):
+    """The same latents on both devices, whose generators draw different numbers from one seed."""
+    drawn = eagan.latent
+    monkeypatch.setattr(eagan, "latent", lambda args, ranks, *rest: drawn(args, Ranks(CPU), *rest).to(ranks.device))
+
+
+def one_step(device: torch.device, stage: str, net: str, **changes: object) -> tuple[float, Tensor, torch.nn.Module]:
+    """The loss, the gradient and the updated network of the first step of G or D, of training or of stage 1."""
+    args, ranks = eagan.Args(**TINY, **changes), Ranks(device)
+    search = stage == "stage 1"
+    path = eagan.sample(eagan.G_SPACE, random.Random(3)) if search else None
+    G = eagan.build(args, ranks, eagan.Generator, None if search else eagan.named("eagan-g", "G"), "G")
+    D = eagan.build(args, ranks, None, eagan.named("autogan-d" if search else "eagan-d-cifar10", "D"), "D")
+    if net == "D":
+        real = Batches(shapes(16).images, args.d_batch, 0, device)(0)
+        trained, loss = D, eagan.d_step(args, ranks, G, D, eagan.adam(D, args.d_lr, args), real, 0, path)
+    else:
+        trained, loss = G, eagan.g_step(args, ranks, G, D, eagan.adam(G, args.g_lr, args), 0, path)
+    gradient = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
+    return loss.item(), gradient.cpu(), trained
+
+
+# The gradients are compared, not the weights: Adam's first step is lr * sign(gradient), whatever the gradient's size.
+@pytest.mark.parametrize("net", ["G", "D"])
+@pytest.mark.parametrize("stage", ["training", "stage 1"])
+def test_a_step_is_that_of_the_cpu(stage, net, cpu_latents):
+    loss, gradient, _ = one_step(DEVICE, stage, net)
+    expected, direction, _ = one_step(CPU, stage, net)
+    assert direction.norm() > 0
+    assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert (gradient - direction).norm() < 1e-3 * direction.norm()
+
+
+@pytest.mark.parametrize("net", ["G", "D"])
+@pytest.mark.parametrize("stage", ["training", "stage 1"])
+def test_a_bfloat16_step_is_finite_and_keeps_float32_weights(stage, net, cpu_latents):
+    loss, gradient, trained = one_step(DEVICE, stage, net, amp=True)
+    expected, direction, _ = one_step(CPU, stage, net)
+    assert loss == pytest.approx(expected, rel=0.05, abs=0.05)
+    assert (gradient - direction).norm() > 1e-3 * direction.norm()  # more than float32's: bfloat16 was in fact used
+    assert torch.cosine_similarity(gradient, direction, dim=0) > 0.5
+    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in trained.parameters())
+
+
+def test_spectral_norm_of_convolutions_is_float32_under_autocast(cpu_latents):
+    plain, mixed = (dict(one_step(DEVICE, "training", "D", amp=amp)[2].named_buffers()) for amp in (False, True))
+    vectors = [name for name in plain if name.endswith("_v") and not name.startswith("out.")]
+    assert vectors
+    for name in vectors:
+        torch.testing.assert_close(mixed[name], plain[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_training_step_is_that_of_eager():
+    """One D and one G step, as train_gan compiles them."""
+    args, ranks = eagan.Args(**TINY), Ranks(DEVICE)
+    real, losses = Batches(shapes(16).images, args.d_batch, 0, DEVICE)(0), []
+    for compiled in (False, True):
+        G = eagan.build(args, ranks, eagan.Generator, eagan.named("eagan-g", "G"), "G")
+        D = eagan.build(args, ranks, None, eagan.named("eagan-d-cifar10", "D"), "D")
+        if compiled:
+            G.compile()
+            D.compile()
+        d_loss = eagan.d_step(args, ranks, G, D, eagan.adam(D, args.d_lr, args), real, 0)
+        losses.append([d_loss.item(), eagan.g_step(args, ranks, G, D, eagan.adam(G, args.g_lr, args), 0).item()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2, abs=1e-2)  # the G step follows an Adam step, see above
+
+
+# ---- data and metrics ------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_those_of_the_cpu():
+    images = shapes(20).images
+    there, here = (Batches(images, 8, 1, device) for device in (DEVICE, CPU))
+    for i in range(7):  # three an epoch, the last one short
+        assert there(i).device.type == DEVICE.type
+        torch.testing.assert_close(there(i).cpu(), here(i), rtol=0, atol=1e-6)  # CUDA multiplies by 1/127.5
+
+
+def test_stream_draws_the_same_again_whatever_was_drawn_between():
+    def draw(name: str) -> Tensor:
+        return torch.randn(5, generator=stream(7, name, device=DEVICE), device=DEVICE)
+
+    first = draw("z")
+    torch.randn(3, device=DEVICE)
+    assert draw("other").ne(first).any()
+    assert draw("z").equal(first)
+
+
+def test_frechet_distance_is_that_of_the_cpu():
+    def moments(seed: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(300, 64, dtype=torch.float64, generator=stream(seed, "moments")) * (1 + seed)
+        return x.mean(0), x.T.cov()
+
+    here = [*moments(0), *moments(1)]
+    there = [x.to(DEVICE) for x in here]
+    expected = frechet_distance(*here)
+    assert expected > 1
+    assert frechet_distance(*there) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(*there, matrix_root(there[1])) == pytest.approx(expected, rel=1e-6)
+
+
+def test_compact_scores_are_those_of_the_cpu(tmp_path):
+    """One cache folder: the network trained by the first evaluator serves the second."""
+    made = torch.randint(0, 256, (3, 100, 3, 32, 32), dtype=torch.uint8, generator=stream(0, "made"))
+    data, scores = shapes(1000), []
+    for device in (CPU, DEVICE):
+        evaluator = Evaluator("compact", device, tmp_path)
+        evaluator.use(data)
+        evaluator.prepare()
+        scores.append(evaluator.score(lambda k, device=device: made[k].to(device), 300))
+    here, there = scores
+    assert here.fid > 0
+    assert there.fid == pytest.approx(here.fid, rel=1e-3)
+    assert (there.is_mean, there.is_std) == pytest.approx((here.is_mean, here.is_std), rel=1e-3, abs=1e-5)
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")  # the compact network is trained once for all runs
+
+
+def flags(data_dir: Path, runs: Path, *more: str) -> list[str]:
+    return [*SMALL, "--data-dir", str(data_dir), "--runs-dir", str(runs), *more]
+
+
+def train(*argv: str) -> int:
+    return cli(eagan.main, eagan.Args, eagan.PRESETS, list(argv))
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+def test_search_training_and_evaluation(data_dir, tmp_path):
+    subprocess.run([sys.executable, ROOT / "eagan.py", *flags(data_dir, tmp_path)], check=True, timeout=300)
+    (run,) = tmp_path.iterdir()
+    status = read(run / "status.json")
+    assert status["state"] == "done"
+    assert (status["gpu_mem"] is not None) == (DEVICE.type == "cuda")
+    assert read(run / "result.json")["last"]["fid"] > 0
+
+
+def test_resumed_run_is_the_uninterrupted_one(data_dir, tmp_path, monkeypatch):
+    """Asked to stop at step 3 of 8, then resumed. On the CPU the weights are the same bit for bit.
+
+    CUDA is asked for its deterministic kernels; for those without such a form, a mean difference of 1 % of a learning
+    rate is allowed. What a resumed run could get wrong (latents, batches, Adam's state) shows as a good part of one.
+    """
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    tick = Run.tick
+
+    def stopping_tick(self: Run, step: int, upcoming: str = "") -> None:
+        self.stopping = step == 3
+        tick(self, step, upcoming)
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert train(*flags(data_dir, tmp_path / "whole", *TRAIN)) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "tick", stopping_tick)
+            assert train(*flags(data_dir, tmp_path / "parts", *TRAIN)) == 130
+        (whole,), (parts,) = (tmp_path / "whole").iterdir(), (tmp_path / "parts").iterdir()
+        assert read(parts / "status.json")["step"] == 3
+        assert train("--resume", str(parts)) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert read(parts / "status.json")["step"] == read(whole / "status.json")["step"] == 8
+    a, b = (torch.load(run / "checkpoint.pt", map_location="cpu")["nets"] for run in (whole, parts))
+    for net in ("G", "D", "G_ema"):
+        mean = torch.cat([(a[net][k] - v).abs().flatten() for k, v in b[net].items() if v.is_floating_point()]).mean()
+        assert mean <= (0.01 * eagan.Args().g_lr if DEVICE.type == "cuda" else 0)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda" and torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+def test_two_processes(data_dir, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, ROOT / "eagan.py", *flags(data_dir, tmp_path, *TRAIN)]
+    subprocess.run(command, check=True, timeout=300)
+    (run,) = tmp_path.iterdir()
+    assert read(run / "status.json")["state"] == "done"
+    assert read(run / "config.json")["world_size"] == 2
