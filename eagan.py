@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from common.cells import (
-    OPS_DOWN, OPS_NORMAL, OPS_UP, Conv, ConvAvgPool, Down, Edge, EdgeSpec, Genotype, Normal, Space, Up,
+    OPS_DOWN, OPS_NORMAL, OPS_UP, Conv, ConvAvgPool, Down, Edge, EdgeSpec, Genotype, Linear, Normal, Space, Up,
     add, conv, count_params, dumps, init_weights, op_macs, op_params, read_genotype, table,
 )  # fmt: skip
 from common.data import Batches, load_dataset
@@ -58,7 +58,8 @@ class Args:
         opt("Generator to train instead of searching: a published name, a genotype.json or .npy. [paper §5.2]", "Run"),
     ] = None
     d_genotype: Annotated[
-        str | None, opt("Its discriminator: name, file or 'plain'; default: the file's own, else EAGAN's. [paper §5.2]", "Run")
+        str | None,
+        opt("Its discriminator: name, file or 'plain'; default: the file's own, else EAGAN's. [paper §5.2]", "Run"),
     ] = None
     weights: Annotated[Path | None, opt("weights.pt of a run, for --phase eval. [ours]", "Run")] = None
     resume: Annotated[Path | None, opt("Run directory to go on with, exactly where it was. [ours]", "Run")] = None
@@ -74,36 +75,58 @@ class Args:
         str, opt("shapes, cifar10, stl10, celeba, or a folder, .zip or .npz of images. [paper §5.1]", "Data")
     ] = "cifar10"
     data_dir: Annotated[Path, opt("Folder of downloads and of cached statistics. [ours]", "Data")] = Path("data")
-    size: Annotated[int, opt("Pixels of a side, a multiple of 8; 0: 32, for STL-10 48. [paper §5.1]", "Data", min=0)] = 0
+    size: Annotated[
+        int, opt("Pixels of a side, a multiple of 16; 0: 32, for STL-10 48. [paper §5.1]", "Data", min=0)
+    ] = 0
 
     stages: Annotated[
         Literal["g+d", "g", "d", "coupled"],
-        opt("g: only the generator; d: only D for --genotype; coupled: both at once, Fig. 6's baseline. [paper §4]", "Search"),
+        opt(
+            "g: only the generator; d: only D for --genotype; coupled: both at once, Fig. 6's baseline. [paper §4]",
+            "Search",
+        ),
     ] = "g+d"
-    cycles: Annotated[int, opt("Times the two stages run; 2 is GD3: D* becomes the fixed D. [paper §5.4]", "Search", min=1)] = 1
+    cycles: Annotated[
+        int, opt("Times the two stages run; 2 is GD3: D* becomes the fixed D. [paper §5.4]", "Search", min=1)
+    ] = 1
     dbar: Annotated[
         Literal["autogan", "d_c", "plain"],
         opt("Fixed D of stage 1; plain (GD2) is the authors' code and goes with --d-lr 4e-5. [paper §5.4]", "Search"),
     ] = "autogan"
-    warmup_epochs: Annotated[int, opt("Epochs of random paths before each stage's search. [paper §5.1]", "Search", min=0)] = 50
+    warmup_epochs: Annotated[
+        int, opt("Epochs of random paths before each stage's search. [paper §5.1]", "Search", min=0)
+    ] = 50
     rounds: Annotated[int, opt("Evolution rounds of a stage, R. [paper §5.1]", "Search", min=1)] = 18
     round_epochs: Annotated[int, opt("Epochs between evolutions, E. [paper §5.1]", "Search", min=1)] = 10
-    epoch_batches: Annotated[int, opt("D batches that count as an epoch; 0: the data set once. [ours]", "Search", min=0)] = 0
+    epoch_batches: Annotated[
+        int, opt("D batches that count as an epoch; 0: the data set once. [ours]", "Search", min=0)
+    ] = 0
     population: Annotated[int, opt("Genotypes trained by turns, P. [paper §5.1]", "Search", min=2)] = 32
-    p_crossover: Annotated[float, opt("Probability that a child is crossed. [paper §4.3]", "Search", min=0, max=1)] = 0.3
-    p_mutation: Annotated[float, opt("Probability that a child is mutated. [paper §4.3]", "Search", min=0.01, max=1)] = 0.5
+    p_crossover: Annotated[float, opt("Probability that a child is crossed. [paper §4.3]", "Search", min=0, max=1)] = (
+        0.3
+    )
+    p_mutation: Annotated[
+        float, opt("Probability that a child is mutated. [paper §4.3]", "Search", min=0.01, max=1)
+    ] = 0.5
     objectives: Annotated[
         Literal["is,fid,size", "is,fid", "fid,size", "fid"], opt("What the sorting compares. [paper Table 1]", "Search")
     ] = "is,fid,size"
     selection: Annotated[
-        Literal["nsga2", "cars"], opt("cars: the authors' code, close to random. [nsga2: paper §4.3; cars: code]", "Search")
+        Literal["nsga2", "cars"],
+        opt("cars: the authors' code, close to random. [nsga2: paper §4.3; cars: code]", "Search"),
     ] = "nsga2"
     mu_plus_lambda: Annotated[
         bool, opt("Stage 1: score P parents and P new children, keep P. [authors' code]", "Search")
     ] = False
-    weight_reset: Annotated[bool, opt("Stage 2: restart all G copies from the round's best. [paper §4.2]", "Search")] = True
-    init_g: Annotated[str | None, opt("Begin stage 1 with mutants of this name or file. [authors' code]", "Search")] = None
-    init_d: Annotated[str | None, opt("Begin stage 2 with mutants of this name or file. [authors' code]", "Search")] = None
+    weight_reset: Annotated[
+        bool, opt("Stage 2: restart all G copies from the round's best. [paper §4.2]", "Search")
+    ] = True
+    init_g: Annotated[str | None, opt("Begin stage 1 with mutants of this name or file. [authors' code]", "Search")] = (
+        None
+    )
+    init_d: Annotated[str | None, opt("Begin stage 2 with mutants of this name or file. [authors' code]", "Search")] = (
+        None
+    )
     search_n: Annotated[int, opt("Images that score an individual. [paper §5.1]", "Search", min=2)] = 5000
     final_n: Annotated[int, opt("Images that score the candidates for G* and D*. [ours]", "Search", min=2)] = 10_000
     bn_batches: Annotated[
@@ -121,7 +144,9 @@ class Args:
     adam_b1: Annotated[float, opt("Adam beta 1. [authors' code]", "Train", min=0, max=1)] = 0.0
     adam_b2: Annotated[float, opt("Adam beta 2. [authors' code]", "Train", min=0, max=1)] = 0.9
     n_critic: Annotated[int, opt("D steps per G step, in stage 2 and training. [authors' code]", "Train", min=1)] = 5
-    ema: Annotated[float, opt("Decay of G's average per G update, in training. [authors' code]", "Train", min=0, max=1)] = 0.999
+    ema: Annotated[
+        float, opt("Decay of G's average per G update, in training. [authors' code]", "Train", min=0, max=1)
+    ] = 0.999
     grad_clip: Annotated[
         float, opt("Gradient norm limit of both nets in training; 0: none, STL-10: 50. [authors' code]", "Train", min=0)
     ] = 0.0
@@ -132,7 +157,9 @@ class Args:
         Literal["inception", "compact"], opt("compact: a small classifier of the data's own labels. [ours]", "Eval")
     ] = "inception"
     inception_weights: Annotated[Path | None, opt("File of the FID network; default: download. [ours]", "Eval")] = None
-    fid_dims: Annotated[Literal["64", "192", "768", "2048"], opt("Inception features of the FID. [pytorch-fid]", "Eval")] = "2048"
+    fid_dims: Annotated[
+        Literal["64", "192", "768", "2048"], opt("Inception features of the FID. [pytorch-fid]", "Eval")
+    ] = "2048"
     ref_n: Annotated[int, opt("Training images behind the reference; 0: all. [authors' code]", "Eval", min=0)] = 0
     eval_n: Annotated[int, opt("Generated images of an evaluation in training. [paper §5.1]", "Eval", min=2)] = 50_000
     eval_every: Annotated[int, opt("Epochs between evaluations in training. [authors' code]", "Eval", min=1)] = 5
@@ -143,11 +170,25 @@ PRESETS = {
     "paper": {},
     "quick": {
         **{"preset": "quick", "warmup_epochs": 2, "rounds": 4, "round_epochs": 1, "population": 8, "amp": True},
-        **{"search_n": 1000, "final_n": 2000, "train_epochs": 25, "eval_n": 10_000, "eval_after": 0, "sample_every": 500},
+        **{
+            "search_n": 1000,
+            "final_n": 2000,
+            "train_epochs": 25,
+            "eval_n": 10_000,
+            "eval_after": 0,
+            "sample_every": 500,
+        },
     },
     "smoke": {
         **{"preset": "smoke", "dataset": "shapes", "evaluator": "compact", "population": 4, "rounds": 2},
-        **{"epoch_batches": 20, "warmup_epochs": 1, "round_epochs": 1, "search_n": 500, "final_n": 500, "bn_batches": 2},
+        **{
+            "epoch_batches": 20,
+            "warmup_epochs": 1,
+            "round_epochs": 1,
+            "search_n": 500,
+            "final_n": 500,
+            "bn_batches": 2,
+        },
         **{"g_ch": 32, "d_ch": 32, "d_batch": 32, "g_batch": 32, "n_critic": 2, "train_epochs": 40, "ema": 0.99},
         **{"d_lr": 4e-4, "eval_n": 1000, "eval_every": 10, "eval_after": 0, "sample_every": 100, "log_every": 10},
     },
@@ -196,7 +237,9 @@ def named(name: str, key: Literal["G", "D"]) -> Genotype | None:
     if name in published:
         return space.from_codes(published[name], name)
     if name in other:
-        raise UserError(f"{name}: names a {'discriminator' if key == 'G' else 'generator'}; here use {', '.join(published)}")
+        raise UserError(
+            f"{name}: names a {'discriminator' if key == 'G' else 'generator'}; here use {', '.join(published)}"
+        )
     if Path(name).suffix not in (".json", ".npy"):
         raise UserError(f"{name}: no such genotype; use {', '.join(published)}, a genotype.json or a .npy file")
     return read_genotype(Path(name), key, space)
@@ -240,7 +283,8 @@ class UpCell(nn.Module):
         super().__init__()
         make = [Up, Up, Normal, Normal, Normal, Normal, Normal]
         self.edges = nn.ModuleList(
-            Edge({op: op_class(op, ch) for op in candidates(G_SPACE, genotype, cell, c)}) for c, op_class in enumerate(make)
+            Edge({op: op_class(op, ch) for op in candidates(G_SPACE, genotype, cell, c)})
+            for c, op_class in enumerate(make)
         )
         self.skips = nn.ModuleList(Conv(ch, ch, 1) for _ in range(cell))
         self.resize = "bilinear" if cell == 1 else "nearest"
@@ -313,7 +357,7 @@ class Discriminator(nn.Module):
         self.stem2 = spectral_norm(ConvAvgPool(ch, ch))
         self.stem_skip = conv(3, ch, sn=True)
         self.cells = nn.ModuleList(DownCell(ch, genotype, i) for i in range(3))
-        self.out = spectral_norm(nn.Linear(ch, 1, bias=False))
+        self.out = spectral_norm(Linear(ch, 1, bias=False))
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         x = self.stem2(self.stem1(x).relu()) + self.stem_skip(F.avg_pool2d(x, 2))
@@ -331,7 +375,7 @@ class PlainDiscriminator(nn.Module):
         for c_in, c_out, act in ((3, half, True), (half, ch, False), (ch, ch, True), (ch, ch, False), (ch, ch, True)):
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1)] + ([nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)] if act else [])
         self.layers = nn.Sequential(*layers)
-        self.out = spectral_norm(nn.Linear(ch, 1, bias=False))
+        self.out = spectral_norm(Linear(ch, 1, bias=False))
         init_weights(self)
 
     def forward(self, x: Tensor, _genotype: None = None) -> Tensor:
@@ -342,17 +386,22 @@ def make_discriminator(genotype: Genotype | Literal["plain"] | None, ch: int) ->
     return PlainDiscriminator(ch) if genotype == "plain" else Discriminator(genotype, ch)
 
 
-def g_params(genotype: Genotype, ch: int = 256, z_dim: int = 120, size: int = 32) -> int:
-    """Parameters of the stand-alone generator: linears, three skip convolutions, BatchNorm, RGB, and the edges' ops."""
+def g_params(genotype: Genotype | None, ch: int = 256, z_dim: int = 120, size: int = 32) -> int:
+    """Parameters of the stand-alone generator, or of SuperNet-G: linears, skip convolutions, BatchNorm, RGB, ops."""
     fixed = (z_dim // 3 + 1) * ch * 21 * (size // 8) ** 2 + 3 * (ch * ch + ch) + 2 * ch + 27 * ch + 3
-    return fixed + sum(op_params(op, ch) for row in genotype for op in row)
+    return fixed + edge_params(G_SPACE, genotype, ch)
 
 
-def d_params(genotype: Genotype | Literal["plain"], ch: int = 128) -> int:
-    """Parameters of the stand-alone discriminator: stem, linear, and the edges' ops."""
+def d_params(genotype: Genotype | Literal["plain"] | None, ch: int = 128) -> int:
+    """Parameters of the stand-alone discriminator, or of SuperNet-D: stem, linear, ops."""
     if genotype == "plain":
         return count_params(PlainDiscriminator(ch))
-    return 9 * ch * ch + 33 * ch + ch + sum(op_params(op, ch) for row in genotype for op in row)
+    return 9 * ch * ch + 33 * ch + ch + edge_params(D_SPACE, genotype, ch)
+
+
+def edge_params(space: Space, genotype: Genotype | None, ch: int) -> int:
+    places = [(cell, column) for cell in range(space.cells) for column in range(len(space.edges))]
+    return sum(op_params(op, ch) for place in places for op in candidates(space, genotype, *place))
 
 
 def g_macs(genotype: Genotype, ch: int = 256, z_dim: int = 120, size: int = 32) -> int:
@@ -511,7 +560,8 @@ def select_cars(scores: list[tuple[float, float, float]], keep: int, rng: random
 
     scores: (1/IS, FID, size) of each individual. Ascending indices. Since it also maximises FID it selects nearly at random.
     """
-    pairs = [[(s[0], s[o]) for s in scores] for o in (1, 2)] + [[(s[0], 1 / (s[o] + 1e-10)) for s in scores] for o in (1, 2)]
+    pairs = [[(s[0], s[o]) for s in scores] for o in (1, 2)]
+    pairs += [[(s[0], 1 / (s[o] + 1e-10) if isfinite(s[o]) else inf) for s in scores] for o in (1, 2)]
     sorts = [non_dominated_sort(points) for points in pairs]
     chosen: set[int] = set()
     for stage in range(max(map(len, sorts))):
@@ -594,7 +644,11 @@ def adam(net: nn.Module, lr: float, args: Args) -> torch.optim.Adam:
 def build(args: Args, ranks: Ranks, net: type | None, genotype: object, *name: object) -> nn.Module:
     """A network on the device, its initial weights drawn from the stream (seed, name). net None: a discriminator."""
     torch.manual_seed(stream(args.seed, "init", *name).initial_seed())
-    made = Generator(genotype, args.g_ch, args.z_dim, args.size) if net is Generator else make_discriminator(genotype, args.d_ch)
+    made = (
+        Generator(genotype, args.g_ch, args.z_dim, args.size)
+        if net is Generator
+        else make_discriminator(genotype, args.d_ch)
+    )
     return made.to(ranks.device, memory_format=torch.channels_last)
 
 
@@ -615,7 +669,12 @@ def score(
 
     def images(k: int) -> Tensor:
         run.check()
-        z = torch.randn(evaluator.batch, args.z_dim, generator=stream(args.seed, "eval", k, device=ranks.device), device=ranks.device)
+        z = torch.randn(
+            evaluator.batch,
+            args.z_dim,
+            generator=stream(args.seed, "eval", k, device=ranks.device),
+            device=ranks.device,
+        )
         return to_uint8(G(z, genotype))
 
     try:
@@ -634,7 +693,9 @@ def own_batch_norm(args: Args, ranks: Ranks, G: Generator, genotype: Genotype) -
         G.bn.momentum = None  # a plain mean over the batches
         with torch.no_grad():
             for k in range(args.bn_batches):
-                z = torch.randn(100, args.z_dim, generator=stream(args.seed, "bn", k, device=ranks.device), device=ranks.device)
+                z = torch.randn(
+                    100, args.z_dim, generator=stream(args.seed, "bn", k, device=ranks.device), device=ranks.device
+                )
                 G(z, genotype)
     try:
         yield
@@ -685,7 +746,9 @@ def stages_of(args: Args) -> list[str]:
     """The stages of the run, in order."""
     if args.phase == "train" or (args.genotype and args.stages != "d"):
         return ["train"]
-    search = {"g+d": ["search-g", "search-d"], "g": ["search-g"], "d": ["search-d"], "coupled": ["search-g"]}[args.stages]
+    search = {"g+d": ["search-g", "search-d"], "g": ["search-g"], "d": ["search-d"], "coupled": ["search-g"]}[
+        args.stages
+    ]
     return search * args.cycles + (["train"] if args.phase == "all" else [])
 
 
@@ -724,9 +787,14 @@ def children(args: Args, space: Space, parents: list[dict], n: int, state: State
     return born
 
 
-def again(individuals: list[dict]) -> list[dict]:
-    """The same individuals, each genotype once, to be scored again."""
-    return list({x["genotype"]: {**x, "is": None, "fid": None, "scored": False} for x in individuals}.values())
+def distinct(individuals: list[dict]) -> list[dict]:
+    """Each genotype once, the last one that comes."""
+    return list({x["genotype"]: x for x in individuals}.values())
+
+
+def to_score(individuals: list[dict]) -> list[dict]:
+    """The same individuals, to be scored anew: their weights go on changing."""
+    return [{**x, "is": None, "fid": None, "scored": False} for x in individuals]
 
 
 def report_round(args: Args, run: Run, evaluator: Evaluator, state: State, stage: str, r: int, kept: list[dict], bn: str) -> list[dict]:  # fmt: skip
@@ -744,27 +812,28 @@ def report_round(args: Args, run: Run, evaluator: Evaluator, state: State, stage
     g, d = (best["genotype"], best.get("d_genotype", state.D)) if stage == "1" else (state.G, best["genotype"])
     run.genotype(state.step, genotype_json(args, g, d, best))
     if stage == "1":
-        state.hall = sorted(again_scored([*state.hall, *front]), key=fid_or_inf)[:8]
+        state.hall = sorted(distinct([*state.hall, *front]), key=fid_or_inf)[:8]
     run.print(
         f"stage {stage} round {r}/{args.rounds}: front {len(front)} of {len(state.population)}, best {best['id']} with "
-        f"{evaluator.label} {best['fid']:.2f}" + (f", IS {best['is']:.2f}" if best["is"] else "") + f", {best['params'] / 1e6:.2f}M"
+        f"{evaluator.label} {best['fid']:.2f}"
+        + (f", IS {best['is']:.2f}" if best["is"] else "")
+        + f", {best['params'] / 1e6:.2f}M"
     )
     return front
-
-
-def again_scored(individuals: list[dict]) -> list[dict]:
-    """Each genotype once, with its latest score."""
-    return list({x["genotype"]: x for x in individuals}.values())
 
 
 def report_final(args: Args, run: Run, evaluator: Evaluator, state: State, key: str, space: Space) -> None:
     """Print the finalists: the authors evidently retrained several. The first one is taken."""
     best = state.finalists[0]
     run.genotype(state.step, genotype_json(args, state.G, state.D, best))
-    run.print(f"{key}*, of {len(state.finalists)} candidates on {args.final_n} images:\n{table(best['genotype'], space)}")
+    run.print(
+        f"{key}*, of {len(state.finalists)} candidates on {args.final_n} images:\n{table(best['genotype'], space)}"
+    )
     for x in state.finalists[:8]:
         is_text = f"  IS {x['is']:.2f}" if x["is"] else ""
-        run.print(f"  {x['id']:>8}  {evaluator.label} {x['fid']:.2f}{is_text}  {x['params'] / 1e6:.2f}M  {dumps(x['genotype'])}")
+        run.print(
+            f"  {x['id']:>8}  {evaluator.label} {x['fid']:.2f}{is_text}  {x['params'] / 1e6:.2f}M  {dumps(x['genotype'])}"
+        )
 
 
 def genotype_json(args: Args, g: Genotype, d: Genotype | str, scores: dict | None = None) -> dict:
@@ -787,7 +856,9 @@ def grid(args: Args, ranks: Ranks, G: nn.Module, genotype: Genotype | None = Non
     return images
 
 
-def search_g(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict) -> None:
+def search_g(
+    args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict
+) -> None:
     """Stage 1: many generators against one discriminator (Alg. 1, lines 1-16). Coupled: each G_i has a D_i (Fig. 6)."""
     coupled, P = args.stages == "coupled", args.population
     G = build(args, ranks, Generator, None, "G", state.stage)
@@ -835,14 +906,16 @@ def search_g(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
                 x["params"] = g_params(x["genotype"], args.g_ch, args.z_dim, args.size)
             score_population(state.population, score_one, ranks)
             kept = select(state.population, P if args.mu_plus_lambda else P // 2, args.selection, args.objectives, rng)
-            front = report_round(args, run, evaluator, state, "1", r, kept, "recalibrated" if args.bn_batches else "shared")
+            front = report_round(
+                args, run, evaluator, state, "1", r, kept, "recalibrated" if args.bn_batches else "shared"
+            )
             with own_batch_norm(args, ranks, G, front[0]["genotype"]):
                 run.samples(state.step, grid(args, ranks, G, front[0]["genotype"]))
-            state.population = kept
+            state.population = to_score(kept)
             if not args.mu_plus_lambda:
-                state.population = kept + children(args, G_SPACE, kept, P - len(kept), state, name, rng, coupled)
+                state.population += children(args, G_SPACE, kept, P - len(kept), state, name, rng, coupled)
             if r == args.rounds:
-                state.finalists = again([*front, *state.hall])
+                state.finalists = to_score(distinct([*front, *state.hall]))
         state.round = r + 1
 
     # -- line 16. DEVIATES: paper and code leave "the best" open; here the last front and the best ever, scored once more
@@ -858,7 +931,9 @@ def search_g(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
     report_final(args, run, evaluator, state, "G", G_SPACE)
 
 
-def search_d(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict) -> None:
+def search_d(
+    args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict
+) -> None:
     """Stage 2: each discriminator has a copy of G* of its own (Alg. 1, lines 17-32)."""
     P = args.population
     G = build(args, ranks, Generator, state.G, "G", state.stage)
@@ -915,10 +990,10 @@ def search_d(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
             G.load_state_dict(copies[front[0]["id"]])
             run.samples(state.step, grid(args, ranks, G))
             if r == args.rounds:
-                state.finalists = again(front)  # each can only be scored by the generator trained against it
+                state.finalists = to_score(front)  # each can only be scored by the generator trained against it
             else:
                 born = children(args, D_SPACE, kept, P - len(kept), state, name, rng)  # line 28
-                state.population = kept + born
+                state.population = to_score(kept) + born
                 best = front[0]["id"]  # lines 29-30: weight-resetting
                 source = {x["id"]: best if args.weight_reset else (x["parents"] or [x["id"]])[0] for x in born}
                 source |= {x["id"]: best if args.weight_reset else x["id"] for x in kept}
@@ -946,7 +1021,9 @@ def ema_update(average: nn.Module, net: nn.Module, decay: float) -> None:
         a.copy_(b)
 
 
-def train_gan(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict) -> None:
+def train_gan(
+    args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict
+) -> None:
     """Train the pair (G*, D*) from scratch; evaluate the average of G's weights. [authors' code; page: paper §5.1]"""
     G = build(args, ranks, Generator, state.G, "G", "train")
     D = build(args, ranks, None, state.D, "D", "train")
@@ -966,7 +1043,16 @@ def train_gan(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches:
         done = state.step - state.began
         last = done == total
         if state.evaluated < state.step and (done == 0 or last or (done % every == 0 and done > after)):
-            evaluate(args, ranks, run, evaluator, G, G_ema, state, "untrained" if done == 0 else "last" if last else "training")
+            evaluate(
+                args,
+                ranks,
+                run,
+                evaluator,
+                G,
+                G_ema,
+                state,
+                "untrained" if done == 0 else "last" if last else "training",
+            )
         if last:
             break
         run.tick(state.step, f"evaluation in {min(every - done % every, total - done)} steps")
@@ -1009,7 +1095,9 @@ def evaluate(
     state.evaluated = state.step
     if what == "last":  # PAPER reports the lowest FID of up to 59 evaluations; here both, by their names
         last = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step}
-        run.result(last=last, best=state.best, n=s.n, net=s.net, ref=s.ref, genotype=genotype_json(args, state.G, state.D))
+        run.result(
+            last=last, best=state.best, n=s.n, net=s.net, ref=s.ref, genotype=genotype_json(args, state.G, state.D)
+        )
     run.begin(phase, "training", state.step, args.d_batch * args.n_critic)
 
 
@@ -1038,12 +1126,17 @@ def check(args: Args, world: int) -> None:
     for flag, value in (("--d-batch", args.d_batch), ("--g-batch", args.g_batch)):
         if value % world:
             raise UserError(f"{flag} {value}: not divisible by {world} processes")
+    for flag, value in (("--search-n", args.search_n), ("--final-n", args.final_n), ("--eval-n", args.eval_n)):
+        if value < IS_SPLITS and "is" in args.objectives.split(","):
+            raise UserError(f"{flag} {value}: the Inception Score has {IS_SPLITS} splits; use {IS_SPLITS} or more")
     if args.z_dim % 3:
         raise UserError(f"--z-dim {args.z_dim}: enters the three cells in equal parts; use a multiple of 3")
     if args.phase == "train" and not args.genotype:
         raise UserError(f"--phase train: needs --genotype, one of {', '.join(PUBLISHED_G)} or a file")
     if args.phase == "search" and args.genotype and args.stages != "d":
-        raise UserError(f"--genotype {args.genotype}: skips the search that --phase search asks for; leave one of them out")
+        raise UserError(
+            f"--genotype {args.genotype}: skips the search that --phase search asks for; leave one of them out"
+        )
     if args.stages == "d" and not args.genotype:
         raise UserError("--stages d: searches D for a given G; name it with --genotype")
     if args.phase == "eval" and not args.weights:
@@ -1052,6 +1145,18 @@ def check(args: Args, world: int) -> None:
         raise UserError(f"--selection cars: needs --objectives is,fid,size, not {args.objectives}")
     if args.d_genotype and not args.genotype:
         raise UserError(f"--d-genotype {args.d_genotype}: goes with --genotype; the fixed D of stage 1 is --dbar")
+
+
+def check_size(args: Args, state: State) -> None:
+    """Refuse images that a discriminator of this run cannot halve as often as it wants to."""
+    if state.D == "plain" and args.size < 32:
+        raise UserError(f"--size {args.size}: the plain discriminator halves it five times; use 32 or more")
+    searched = args.stages == "coupled" or "search-d" in stages_of(args)
+    halvings = 4 if searched else 0 if state.D == "plain" else 1 + sum(row[5] != "none" for row in state.D)
+    if args.size % 2**halvings:
+        raise UserError(
+            f"--size {args.size}: a discriminator here halves it {halvings} times; use a multiple of {2**halvings}"
+        )
 
 
 def first_state(args: Args) -> State:
@@ -1100,23 +1205,28 @@ def plan_of(args: Args, batches: Batches, state: State) -> list[tuple[str, int, 
             steps = round_end(args, batches, args.rounds) // (1 if one else args.n_critic)
             scored = args.rounds * args.population * args.search_n * (2 if one and args.mu_plus_lambda else 1)
             macs = step_macs(g, d, 1 if one else args.n_critic)
-            plan.append((name, steps, macs + scored * (g + INCEPTION_MACS * (args.evaluator == "inception")) / max(steps, 1)))
+            plan.append(
+                (name, steps, macs + scored * (g + INCEPTION_MACS * (args.evaluator == "inception")) / max(steps, 1))
+            )
     return plan
 
 
+IS_SPLITS = 10
 INCEPTION_MACS = 5.7e9  # of one image at 299 pixels
 
 
 def sizes(args: Args, state: State) -> dict[str, float]:
     """Bytes in memory that the weights of each stage take, Adam's two moments and a gradient included (x 4)."""
     g = state.G or named("eagan-g", "G")
-    with torch.device("meta"):
-        super_g = count_params(Generator(None, args.g_ch, args.z_dim, args.size)) * 4
-        super_d = count_params(Discriminator(None, args.d_ch)) * 4
+    super_g, super_d = g_params(None, args.g_ch, args.z_dim, args.size) * 4, d_params(None, args.d_ch) * 4
     one_g, one_d = g_params(g, args.g_ch, args.z_dim, args.size) * 4, d_params(state.D, args.d_ch) * 4
     made = {
         "search-g": {"SuperNet-G": 4 * super_g, "D": 4 * (super_d if args.stages == "coupled" else one_d)},
-        "search-d": {f"{args.population} copies of G*": args.population * one_g, "G*": 4 * one_g, "SuperNet-D": 4 * super_d},
+        "search-d": {
+            f"{args.population} copies of G*": args.population * one_g,
+            "G*": 4 * one_g,
+            "SuperNet-D": 4 * super_d,
+        },
         "train": {"G": 4 * one_g, "average of G": one_g, "D": 4 * one_d},
     }
     return {name: made[name] for name in stages_of(args)}
@@ -1134,7 +1244,9 @@ def load_weights(args: Args, device: torch.device) -> tuple[Args, Generator]:
     except UserError:
         raise
     except Exception as e:
-        raise UserError(f"--weights {args.weights}: not the weights.pt of an eagan run ({str(e).splitlines()[0]})") from None
+        raise UserError(
+            f"--weights {args.weights}: not the weights.pt of an eagan run ({str(e).splitlines()[0]})"
+        ) from None
     return args, G.to(device)
 
 
@@ -1153,7 +1265,7 @@ def main(args: Args) -> dict | None:
     check(args, ranks.world)
     evaluator = Evaluator(
         args.evaluator, ranks.device, args.data_dir / "cache", args.inception_weights, int(args.fid_dims),
-        want_is="is" in args.objectives.split(","), ref_n=args.ref_n,
+        want_is="is" in args.objectives.split(","), ref_n=args.ref_n, splits=IS_SPLITS,
     )  # fmt: skip
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))
     evaluator.use(data)
@@ -1164,18 +1276,26 @@ def main(args: Args) -> dict | None:
         if args.size != data.images.shape[-1]:
             raise UserError(f"--weights {args.weights}: makes {args.size} px; use --size {args.size}")
     state = first_state(args)
+    check_size(args, state)
     batches = Batches(data.images, args.d_batch, args.seed, ranks.device, ranks.rank, ranks.world)
     plan = [] if trained else plan_of(args, batches, state)
     memory = {} if trained else sizes(args, state)
-    lines = [f"eagan · {data.name}, {len(data.images):,} images of {args.size} px · {args.preset} · {price(args, ranks, plan)}"]
+    lines = [
+        f"eagan · {data.name}, {len(data.images):,} images of {args.size} px · {args.preset} · {price(args, ranks, plan)}"
+    ]
     lines += [data.note] if data.note else []
     for name, parts in memory.items():
-        lines.append(f"memory of {name}: {', '.join(f'{what} {n / 1e9:.2f} GB' for what, n in parts.items())}, and activations")
+        lines.append(
+            f"memory of {name}: {', '.join(f'{what} {n / 1e9:.2f} GB' for what, n in parts.items())}, and activations"
+        )
     if args.dry_run:
         print("\n".join(lines))
         return None
 
-    params = {"G": state.G and g_params(state.G, args.g_ch, args.z_dim, args.size), "D": state.D and d_params(state.D, args.d_ch)}
+    params = {
+        "G": state.G and g_params(state.G, args.g_ch, args.z_dim, args.size),
+        "D": state.D and d_params(state.D, args.d_ch),
+    }
     biggest = max((sum(parts.values()) for parts in memory.values()), default=0)
     with Run(
         __file__, "eagan", asdict(args), ranks, dataset=data.name, digest=data.digest, plan=plan,

@@ -3,7 +3,7 @@
 #   benchmark/gpu_check.sh [MINUTES=5] [DATASET=shapes]      takes MINUTES and about 3 more; DATASET needs labels
 set -euo pipefail
 minutes=${1:-5} dataset=${2:-shapes} python=${PYTHON:-python3}
-[[ -e $dataset ]] && dataset=$(realpath "$dataset")
+[[ $dataset == *[./]* ]] && dataset=$(realpath -m "$dataset") # a path, not a name
 cd "$(dirname "$0")/.."
 
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then

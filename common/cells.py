@@ -35,6 +35,15 @@ class Conv(nn.Conv2d):
         return self._conv_forward(x, weight, self.bias)
 
 
+class Linear(nn.Linear):
+    """A linear layer whose (spectral-normalised) weight is computed in float32 also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight
+        return F.linear(x, weight, self.bias)
+
+
 class ConvAvgPool(Conv):
     """conv 3x3 (padding 1), then 2x2 average pool, as the one 4x4 convolution of stride 2 that they are together."""
 
@@ -188,7 +197,9 @@ class Space:
                 raise UserError(f"{source}: cell {i} needs {len(self.edges)} ops, found {row!r:.80}")
             for edge, op in zip(self.edges, row, strict=True):
                 if op not in edge.ops:
-                    raise UserError(f"{source}: cell {i}, edge {edge.name}: unknown op {op!r:.40}; use {', '.join(edge.ops)}")
+                    raise UserError(
+                        f"{source}: cell {i}, edge {edge.name}: unknown op {op!r:.40}; use {', '.join(edge.ops)}"
+                    )
             if error := self.row_error(tuple(row)):
                 raise UserError(f"{source}: cell {i}: {error}")
         return tuple(tuple(row) for row in rows)

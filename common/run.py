@@ -140,7 +140,9 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
             [
                 context,
                 *(
-                    inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=defaults[f.name], annotation=f.type)
+                    inspect.Parameter(
+                        f.name, inspect.Parameter.KEYWORD_ONLY, default=defaults[f.name], annotation=f.type
+                    )
                     for f in fields
                 ),
             ]
@@ -230,7 +232,9 @@ def start_ranks(device: str) -> Ranks:
         raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N") from None
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"--device {device}: torch {torch.__version__} sees no CUDA device; use --device cpu or auto")
+            raise UserError(
+                f"--device {device}: torch {torch.__version__} sees no CUDA device; use --device cpu or auto"
+            )
         index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
         if index >= torch.cuda.device_count():
             raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
@@ -314,7 +318,10 @@ def git_state(folder: Path) -> dict:
         except (OSError, subprocess.TimeoutExpired):
             return ""
 
-    return {"sha": git("rev-parse", "HEAD").strip() or None, "dirty": bool(git("status", "--porcelain", "-uno").strip())}
+    return {
+        "sha": git("rev-parse", "HEAD").strip() or None,
+        "dirty": bool(git("status", "--porcelain", "-uno").strip()),
+    }
 
 
 class Run:
@@ -333,7 +340,7 @@ class Run:
         self.args = {k: jsonable(v) for k, v in args.items()}
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
-        self.stopping = False
+        self.stopping, self.lock = False, threading.Lock()
         self.keep: Callable[[], dict] = dict  # returns what a resumed run needs; the script sets it at each stage
         self.seconds: dict[str, float] = {}  # per stage, over all processes that worked on this run
         self.clock = self.saved_at = self.shown_at = time.monotonic()
@@ -356,7 +363,11 @@ class Run:
                 **{"schema": SCHEMA, "script": Path(script).name, "method": method, "preset": args["preset"]},
                 **{"dataset": dataset, "data_digest": digest, "seed": args["seed"], "args": self.args},
                 **{"argv": sys.argv, "command": command_line(script, self.args, ranks.world)},
-                **{"git": git_state(Path(script).parent), "device": device_name(ranks.device), "world_size": ranks.world},
+                **{
+                    "git": git_state(Path(script).parent),
+                    "device": device_name(ranks.device),
+                    "world_size": ranks.world,
+                },
                 "versions": {"python": platform.python_version(), "torch": torch.__version__},
                 **{**facts, "created": now()},
             }
@@ -379,14 +390,18 @@ class Run:
                 (self.dir / "STOP").unlink(missing_ok=True)
                 self._write_status()
             except OSError as e:
-                raise UserError(f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder") from None
+                raise UserError(
+                    f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder"
+                ) from None
 
     def _check_resumable(self, digest: str) -> None:
         config = read_json(self.dir / "config.json", "--resume")
         if config.get("schema") != SCHEMA:
             raise UserError(f"--resume {self.dir}: has schema {config.get('schema')}, this code reads {SCHEMA}")
         if config.get("data_digest") != digest:
-            raise UserError(f"--resume {self.dir}: the images of {self.args['dataset']} are not those that it began with")
+            raise UserError(
+                f"--resume {self.dir}: the images of {self.args['dataset']} are not those that it began with"
+            )
         try:
             status = json.loads((self.dir / "status.json").read_text())
             self.status["last"] = status["last"]
@@ -428,7 +443,9 @@ class Run:
             except UserError as e:
                 error, kind = e, UserError
         if isinstance(error, OSError) and self.main:  # a dead or full disk, wherever it struck
-            error = UserError(f"{self.dir}: {error.strerror or error}; mend that, then: {self.status['resume_command']}")
+            error = UserError(
+                f"{self.dir}: {error.strerror or error}; mend that, then: {self.status['resume_command']}"
+            )
         self.status["state"] = "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
         if self.status["state"] == "failed":
             self.status["error"] = {"type": kind.__name__, "message": str(error)}
@@ -467,9 +484,10 @@ class Run:
         if self.ranks.device.type == "cuda":
             s["gpu_mem"] = torch.cuda.memory_allocated(self.ranks.device)
             s["peak_mem"] = torch.cuda.max_memory_allocated(self.ranks.device)
-        tmp = self.dir / "status.json.tmp"  # replacing() without the fsync: this is written every second
-        tmp.write_text(json.dumps(finite(s), indent=1) + "\n")
-        os.replace(tmp, self.dir / "status.json")
+        with self.lock:  # replacing() without the fsync: this is written every second
+            tmp = self.dir / "status.json.tmp"
+            tmp.write_text(json.dumps(finite(s), indent=1) + "\n")
+            os.replace(tmp, self.dir / "status.json")
 
     # -- progress -----------------------------------------------------------------------------------------------------
 
@@ -552,7 +570,9 @@ class Run:
             self._append("metrics.jsonl", row)
         for k, v in row.items():
             if k.startswith("loss/") and not math.isfinite(v):
-                raise UserError(f"{k} is {v} at step {step}: training diverged; lower the learning rates and start again")
+                raise UserError(
+                    f"{k} is {v} at step {step}: training diverged; lower the learning rates and start again"
+                )
 
     def evaluated(self, step: int, score_row: dict, **more: Any) -> None:
         """Log the row of an evaluation; it becomes the last score that progress and status show."""

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from common.cells import (
     OPS_DOWN,
@@ -14,10 +15,10 @@ from common.cells import (
     ConvAvgPool,
     Down,
     Edge,
+    Linear,
     Normal,
     Up,
     add,
-    conv,
     count_params,
     init_weights,
     op_macs,
@@ -104,12 +105,21 @@ def test_conv_avg_pool_is_a_convolution_and_a_pool():
     torch.testing.assert_close(layer(x), want, rtol=0, atol=1e-12)
 
 
-def test_spectral_norm_is_computed_in_float32_under_autocast():
-    layer, x = conv(8, 8, "conv_3x3", sn=True).eval(), normal(2, 8, 8, 8).float()
-    want = F.conv2d(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16(), padding=1)
+@pytest.mark.parametrize("layer", [Conv(8, 4, 3), ConvAvgPool(8, 4), Linear(8, 4)], ids=lambda m: type(m).__name__)
+def test_weights_are_computed_in_float32_under_autocast(layer: nn.Module):
+    """As spectral norm's are; the layer itself computes in bfloat16."""
+    found = []
+
+    class Product(nn.Module):
+        def forward(self, w: Tensor) -> Tensor:
+            product = w.flatten(1) @ torch.eye(w[0].numel())
+            found.append(product.dtype)
+            return product.view_as(w)
+
+    register_parametrization(layer, "weight", Product())
     with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
-    assert torch.equal(y, want)
+        assert layer(normal(2, 8, 8, 8).float()).dtype == torch.bfloat16
+    assert set(found) == {torch.float32}
 
 
 def test_an_edge_computes_only_the_op_asked_for():

@@ -54,6 +54,9 @@ def one_step(device: torch.device, stage: str, net: str, **changes: object) -> t
     path = eagan.sample(eagan.G_SPACE, random.Random(3)) if search else None
     G = eagan.build(args, ranks, eagan.Generator, None if search else eagan.named("eagan-g", "G"), "G")
     D = eagan.build(args, ranks, None, eagan.named("autogan-d" if search else "eagan-d-cifar10", "D"), "D")
+    if args.compile:
+        G.compile()
+        D.compile()
     if net == "D":
         real = Batches(shapes(16).images, args.d_batch, 0, device)(0)
         trained, loss = D, eagan.d_step(args, ranks, G, D, eagan.adam(D, args.d_lr, args), real, 0, path)
@@ -87,26 +90,19 @@ def test_a_bfloat16_step_is_finite_and_keeps_float32_weights(stage, net, cpu_lat
 
 def test_spectral_norm_of_convolutions_is_float32_under_autocast(cpu_latents):
     plain, mixed = (dict(one_step(DEVICE, "training", "D", amp=amp)[2].named_buffers()) for amp in (False, True))
-    vectors = [name for name in plain if name.endswith("_v") and not name.startswith("out.")]
+    vectors = [name for name in plain if name.endswith("_v")]
     assert vectors
     for name in vectors:
         torch.testing.assert_close(mixed[name], plain[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_compiled_training_step_is_that_of_eager():
-    """One D and one G step, as train_gan compiles them."""
-    args, ranks = eagan.Args(**TINY), Ranks(DEVICE)
-    real, losses = Batches(shapes(16).images, args.d_batch, 0, DEVICE)(0), []
-    for compiled in (False, True):
-        G = eagan.build(args, ranks, eagan.Generator, eagan.named("eagan-g", "G"), "G")
-        D = eagan.build(args, ranks, None, eagan.named("eagan-d-cifar10", "D"), "D")
-        if compiled:
-            G.compile()
-            D.compile()
-        d_loss = eagan.d_step(args, ranks, G, D, eagan.adam(D, args.d_lr, args), real, 0)
-        losses.append([d_loss.item(), eagan.g_step(args, ranks, G, D, eagan.adam(G, args.g_lr, args), 0).item()])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2, abs=1e-2)  # the G step follows an Adam step, see above
+@pytest.mark.parametrize("net", ["G", "D"])
+def test_a_compiled_step_is_that_of_eager(net):
+    loss, gradient, _ = one_step(DEVICE, "training", net, compile=True)
+    expected, direction, _ = one_step(DEVICE, "training", net)
+    assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert (gradient - direction).norm() < 1e-3 * direction.norm()
 
 
 # ---- data and metrics ------------------------------------------------------------------------------------------------
@@ -191,7 +187,7 @@ def test_resumed_run_is_the_uninterrupted_one(data_dir, tmp_path, monkeypatch):
     """Asked to stop at step 3 of 8, then resumed. On the CPU the weights are the same bit for bit.
 
     CUDA is asked for its deterministic kernels; for those without such a form, a mean difference of 1 % of a learning
-    rate is allowed. What a resumed run could get wrong (latents, batches, Adam's state) shows as a good part of one.
+    rate is allowed. To forget G's average, a batch or Adam's state at the resume makes 3 %, 40 % and 100 % (measured).
     """
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     tick = Run.tick
