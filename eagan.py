@@ -181,16 +181,9 @@ PRESETS = {
     },
     "smoke": {
         **{"preset": "smoke", "dataset": "shapes", "evaluator": "compact", "population": 4, "rounds": 2},
-        **{
-            "epoch_batches": 20,
-            "warmup_epochs": 1,
-            "round_epochs": 1,
-            "search_n": 500,
-            "final_n": 500,
-            "bn_batches": 2,
-        },
-        **{"g_ch": 32, "d_ch": 32, "d_batch": 32, "g_batch": 32, "n_critic": 2, "train_epochs": 40, "ema": 0.99},
-        **{"d_lr": 4e-4, "eval_n": 1000, "eval_every": 10, "eval_after": 0, "sample_every": 100, "log_every": 10},
+        **{"epoch_batches": 20, "warmup_epochs": 1, "round_epochs": 1, "search_n": 500, "final_n": 500, "bn_batches": 2},
+        **{"g_ch": 24, "d_ch": 16, "d_batch": 32, "g_batch": 32, "n_critic": 1, "g_lr": 1e-3, "d_lr": 1e-3, "ema": 0.98},
+        **{"train_epochs": 12, "eval_n": 1000, "eval_every": 4, "eval_after": 0, "sample_every": 50, "log_every": 10},
     },
 }
 
