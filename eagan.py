@@ -33,9 +33,29 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from common.cells import (
-    OPS_DOWN, OPS_NORMAL, OPS_UP, Conv, ConvAvgPool, Down, Edge, EdgeSpec, Genotype, Linear, Normal, Space, Up,
-    add, conv, count_params, dumps, init_weights, op_macs, op_params, read_genotype, table,
-)  # fmt: skip
+    OPS_DOWN,
+    OPS_NORMAL,
+    OPS_UP,
+    Conv,
+    ConvAvgPool,
+    Down,
+    Edge,
+    EdgeSpec,
+    Genotype,
+    Linear,
+    Normal,
+    Space,
+    Up,
+    add,
+    conv,
+    count_params,
+    dumps,
+    init_weights,
+    op_macs,
+    op_params,
+    read_genotype,
+    table,
+)
 from common.data import Batches, load_dataset
 from common.metrics import Evaluator, Score, to_uint8
 from common.run import Ranks, Run, UserError, cli, duration, measured_flops, opt, start_ranks, stream
@@ -58,8 +78,7 @@ class Args:
         opt("Generator to train instead of searching: a published name, a genotype.json or .npy. [paper §5.2]", "Run"),
     ] = None
     d_genotype: Annotated[
-        str | None,
-        opt("Its discriminator: name, file or 'plain'; default: the file's own, else EAGAN's. [paper §5.2]", "Run"),
+        str | None, opt("Its discriminator: name, file or 'plain'; default: the file's own, else EAGAN's. [paper §5.2]", "Run")
     ] = None
     weights: Annotated[Path | None, opt("weights.pt of a run, for --phase eval. [ours]", "Run")] = None
     resume: Annotated[Path | None, opt("Run directory to go on with, exactly where it was. [ours]", "Run")] = None
@@ -75,58 +94,34 @@ class Args:
         str, opt("shapes, cifar10, stl10, celeba, or a folder, .zip or .npz of images. [paper §5.1]", "Data")
     ] = "cifar10"
     data_dir: Annotated[Path, opt("Folder of downloads and of cached statistics. [ours]", "Data")] = Path("data")
-    size: Annotated[
-        int, opt("Pixels of a side, a multiple of 16; 0: 32, for STL-10 48. [paper §5.1]", "Data", min=0)
-    ] = 0
+    size: Annotated[int, opt("Pixels of a side, a multiple of 16; 0: 32, for STL-10 48. [paper §5.1]", "Data", min=0)] = 0
 
     stages: Annotated[
         Literal["g+d", "g", "d", "coupled"],
-        opt(
-            "g: only the generator; d: only D for --genotype; coupled: both at once, Fig. 6's baseline. [paper §4]",
-            "Search",
-        ),
+        opt("g: only the generator; d: only D for --genotype; coupled: both at once, Fig. 6's baseline. [paper §4]", "Search"),
     ] = "g+d"
-    cycles: Annotated[
-        int, opt("Times the two stages run; 2 is GD3: D* becomes the fixed D. [paper §5.4]", "Search", min=1)
-    ] = 1
+    cycles: Annotated[int, opt("Times the two stages run; 2 is GD3: D* becomes the fixed D. [paper §5.4]", "Search", min=1)] = 1
     dbar: Annotated[
         Literal["autogan", "d_c", "plain"],
         opt("Fixed D of stage 1; plain (GD2) is the authors' code and goes with --d-lr 4e-5. [paper §5.4]", "Search"),
     ] = "autogan"
-    warmup_epochs: Annotated[
-        int, opt("Epochs of random paths before each stage's search. [paper §5.1]", "Search", min=0)
-    ] = 50
+    warmup_epochs: Annotated[int, opt("Epochs of random paths before each stage's search. [paper §5.1]", "Search", min=0)] = 50
     rounds: Annotated[int, opt("Evolution rounds of a stage, R. [paper §5.1]", "Search", min=1)] = 18
     round_epochs: Annotated[int, opt("Epochs between evolutions, E. [paper §5.1]", "Search", min=1)] = 10
-    epoch_batches: Annotated[
-        int, opt("D batches that count as an epoch; 0: the data set once. [ours]", "Search", min=0)
-    ] = 0
+    epoch_batches: Annotated[int, opt("D batches that count as an epoch; 0: the data set once. [ours]", "Search", min=0)] = 0
     population: Annotated[int, opt("Genotypes trained by turns, P. [paper §5.1]", "Search", min=2)] = 32
-    p_crossover: Annotated[float, opt("Probability that a child is crossed. [paper §4.3]", "Search", min=0, max=1)] = (
-        0.3
-    )
-    p_mutation: Annotated[
-        float, opt("Probability that a child is mutated. [paper §4.3]", "Search", min=0.01, max=1)
-    ] = 0.5
+    p_crossover: Annotated[float, opt("Probability that a child is crossed. [paper §4.3]", "Search", min=0, max=1)] = 0.3
+    p_mutation: Annotated[float, opt("Probability that a child is mutated. [paper §4.3]", "Search", min=0.01, max=1)] = 0.5
     objectives: Annotated[
         Literal["is,fid,size", "is,fid", "fid,size", "fid"], opt("What the sorting compares. [paper Table 1]", "Search")
     ] = "is,fid,size"
     selection: Annotated[
-        Literal["nsga2", "cars"],
-        opt("cars: the authors' code, close to random. [nsga2: paper §4.3; cars: code]", "Search"),
+        Literal["nsga2", "cars"], opt("cars: the authors' code, close to random. [nsga2: paper §4.3; cars: code]", "Search")
     ] = "nsga2"
-    mu_plus_lambda: Annotated[
-        bool, opt("Stage 1: score P parents and P new children, keep P. [authors' code]", "Search")
-    ] = False
-    weight_reset: Annotated[
-        bool, opt("Stage 2: restart all G copies from the round's best. [paper §4.2]", "Search")
-    ] = True
-    init_g: Annotated[str | None, opt("Begin stage 1 with mutants of this name or file. [authors' code]", "Search")] = (
-        None
-    )
-    init_d: Annotated[str | None, opt("Begin stage 2 with mutants of this name or file. [authors' code]", "Search")] = (
-        None
-    )
+    mu_plus_lambda: Annotated[bool, opt("Stage 1: score P parents and P children, keep P. [authors' code]", "Search")] = False
+    weight_reset: Annotated[bool, opt("Stage 2: restart all G copies from the round's best. [paper §4.2]", "Search")] = True
+    init_g: Annotated[str | None, opt("Begin stage 1 with mutants of this name or file. [authors' code]", "Search")] = None
+    init_d: Annotated[str | None, opt("Begin stage 2 with mutants of this name or file. [authors' code]", "Search")] = None
     search_n: Annotated[int, opt("Images that score an individual. [paper §5.1]", "Search", min=2)] = 5000
     final_n: Annotated[int, opt("Images that score the candidates for G* and D*. [ours]", "Search", min=2)] = 10_000
     bn_batches: Annotated[
@@ -144,9 +139,7 @@ class Args:
     adam_b1: Annotated[float, opt("Adam beta 1. [authors' code]", "Train", min=0, max=1)] = 0.0
     adam_b2: Annotated[float, opt("Adam beta 2. [authors' code]", "Train", min=0, max=1)] = 0.9
     n_critic: Annotated[int, opt("D steps per G step, in stage 2 and training. [authors' code]", "Train", min=1)] = 5
-    ema: Annotated[
-        float, opt("Decay of G's average per G update, in training. [authors' code]", "Train", min=0, max=1)
-    ] = 0.999
+    ema: Annotated[float, opt("Decay of G's average per G update, in training. [authors' code]", "Train", min=0, max=1)] = 0.999
     grad_clip: Annotated[
         float, opt("Gradient norm limit of both nets in training; 0: none, STL-10: 50. [authors' code]", "Train", min=0)
     ] = 0.0
@@ -157,9 +150,7 @@ class Args:
         Literal["inception", "compact"], opt("compact: a small classifier of the data's own labels. [ours]", "Eval")
     ] = "inception"
     inception_weights: Annotated[Path | None, opt("File of the FID network; default: download. [ours]", "Eval")] = None
-    fid_dims: Annotated[
-        Literal["64", "192", "768", "2048"], opt("Inception features of the FID. [pytorch-fid]", "Eval")
-    ] = "2048"
+    fid_dims: Annotated[Literal["64", "192", "768", "2048"], opt("Features of the FID. [pytorch-fid]", "Eval")] = "2048"
     ref_n: Annotated[int, opt("Training images behind the reference; 0: all. [authors' code]", "Eval", min=0)] = 0
     eval_n: Annotated[int, opt("Generated images of an evaluation in training. [paper §5.1]", "Eval", min=2)] = 50_000
     eval_every: Annotated[int, opt("Epochs between evaluations in training. [authors' code]", "Eval", min=1)] = 5
@@ -170,14 +161,7 @@ PRESETS = {
     "paper": {},
     "quick": {
         **{"preset": "quick", "warmup_epochs": 2, "rounds": 4, "round_epochs": 1, "population": 8, "amp": True},
-        **{
-            "search_n": 1000,
-            "final_n": 2000,
-            "train_epochs": 25,
-            "eval_n": 10_000,
-            "eval_after": 0,
-            "sample_every": 500,
-        },
+        **{"search_n": 1000, "final_n": 2000, "train_epochs": 25, "eval_n": 10_000, "eval_after": 0, "sample_every": 500},
     },
     "smoke": {
         **{"preset": "smoke", "dataset": "shapes", "evaluator": "compact", "population": 4, "rounds": 2},
@@ -195,9 +179,9 @@ G_SPACE = Space(
     edges=(
         EdgeSpec("0->1", OPS_UP), EdgeSpec("0->2", OPS_UP),
         EdgeSpec("1->3", OPS_NORMAL), EdgeSpec("2->3", OPS_NORMAL),
-        EdgeSpec("1->4", OPS_NORMAL), EdgeSpec("2->4", OPS_NORMAL), EdgeSpec("3->4", OPS_NORMAL),
+        EdgeSpec("1->4", OPS_NORMAL), EdgeSpec("2->4", OPS_NORMAL), EdgeSpec("3->4", OPS_NORMAL)
     ),
-    nodes={3: (2, 3), 4: (4, 5, 6)},
+    nodes={3: (2, 3), 4: (4, 5, 6)}
 )  # fmt: skip
 NO_OR_DOWN = ("none", *OPS_DOWN)  # CODE: -1 leaves the size as it is; not in the paper's text
 D_SPACE = Space(
@@ -206,10 +190,10 @@ D_SPACE = Space(
     edges=(
         EdgeSpec("0->1", OPS_NORMAL[1:], 1), EdgeSpec("0->2", OPS_NORMAL), EdgeSpec("1->2", OPS_NORMAL),
         EdgeSpec("1->3", OPS_NORMAL), EdgeSpec("0->3", OPS_NORMAL),
-        EdgeSpec("2->4", NO_OR_DOWN, -1), EdgeSpec("3->4", NO_OR_DOWN, -1),
+        EdgeSpec("2->4", NO_OR_DOWN, -1), EdgeSpec("3->4", NO_OR_DOWN, -1)
     ),
     nodes={2: (1, 2), 3: (3, 4)},
-    together=(5, 6),
+    together=(5, 6)
 )  # fmt: skip
 
 PUBLISHED_G = {  # the authors' integers, one row a cell, one column an edge
@@ -230,9 +214,7 @@ def named(name: str, key: Literal["G", "D"]) -> Genotype | None:
     if name in published:
         return space.from_codes(published[name], name)
     if name in other:
-        raise UserError(
-            f"{name}: names a {'discriminator' if key == 'G' else 'generator'}; here use {', '.join(published)}"
-        )
+        raise UserError(f"{name}: names a {'discriminator' if key == 'G' else 'generator'}; here use {', '.join(published)}")
     if Path(name).suffix not in (".json", ".npy"):
         raise UserError(f"{name}: no such genotype; use {', '.join(published)}, a genotype.json or a .npy file")
     return read_genotype(Path(name), key, space)
@@ -276,8 +258,7 @@ class UpCell(nn.Module):
         super().__init__()
         make = [Up, Up, Normal, Normal, Normal, Normal, Normal]
         self.edges = nn.ModuleList(
-            Edge({op: op_class(op, ch) for op in candidates(G_SPACE, genotype, cell, c)})
-            for c, op_class in enumerate(make)
+            Edge({op: op_class(op, ch) for op in candidates(G_SPACE, genotype, cell, c)}) for c, op_class in enumerate(make)
         )
         self.skips = nn.ModuleList(Conv(ch, ch, 1) for _ in range(cell))
         self.resize = "bilinear" if cell == 1 else "nearest"
@@ -373,10 +354,6 @@ class PlainDiscriminator(nn.Module):
 
     def forward(self, x: Tensor, _genotype: None = None) -> Tensor:
         return self.out(self.layers(x).sum(dim=(2, 3)))
-
-
-def make_discriminator(genotype: Genotype | Literal["plain"] | None, ch: int) -> nn.Module:
-    return PlainDiscriminator(ch) if genotype == "plain" else Discriminator(genotype, ch)
 
 
 def g_params(genotype: Genotype | None, ch: int = 256, z_dim: int = 120, size: int = 32) -> int:
@@ -476,7 +453,8 @@ def first_population(space: Space, n: int, base: Genotype | None, name: str, rng
 
 
 def vary(
-    space: Space, parents: list[dict], n: int, seen: dict[Genotype, None], name: str, rng: random.Random, p_crossover: float, p_mutation: float
+    space: Space, parents: list[dict], n: int, seen: dict[Genotype, None], name: str, rng: random.Random,
+    p_crossover: float, p_mutation: float,
 ) -> list[dict]:  # fmt: skip
     """n new children of the parents. `seen`: genotypes that must not come again; the children are added to it."""
     # PAPER §4.3: crossover 0.3, mutation 0.5; read as two independent draws. CODE: one fair coin between the two.
@@ -585,19 +563,18 @@ def fid_or_inf(x: dict) -> float:
 
 
 def latent(args: Args, ranks: Ranks, n: int, *name: object) -> Tensor:
-    """This process's share of n latents, z ~ N(0, I): (n / world, z_dim). A pure function of the seed and the name."""
-    z = torch.randn(n, args.z_dim, generator=stream(args.seed, *name, device=ranks.device), device=ranks.device)
-    return z[ranks.rank :: ranks.world]
+    """n latents z ~ N(0, I), (n, z_dim): a pure function of the seed and the name, the same on every process."""
+    return torch.randn(n, args.z_dim, generator=stream(args.seed, *name, device=ranks.device), device=ranks.device)
 
 
 def d_step(
     args: Args, ranks: Ranks, G: nn.Module, D: nn.Module, d_opt: torch.optim.Optimizer, real: Tensor, batch: int,
-    g_path: Genotype | None = None, d_path: Genotype | None = None, clip: float = 0.0,
+    g_path: Genotype | None = None, d_path: Genotype | None = None, clip: float = 0.0
 ) -> Tensor:  # fmt: skip
     """One step of D on a real batch and as many fakes: E[relu(1 - D(x))] + E[relu(1 + D(G(z)))]. [paper §5.1: hinge]"""
     with torch.autocast(ranks.device.type, torch.bfloat16, enabled=args.amp):
         with torch.no_grad():
-            fake = G(latent(args, ranks, len(real) * ranks.world, "d", batch), g_path)
+            fake = G(latent(args, ranks, len(real) * ranks.world, "d", batch)[ranks.rank :: ranks.world], g_path)
         if isinstance(D, PlainDiscriminator):  # its BatchNorm must not mix real and fake
             d_real, d_fake = D(real, d_path), D(fake, d_path)
         else:
@@ -609,12 +586,13 @@ def d_step(
 
 def g_step(
     args: Args, ranks: Ranks, G: nn.Module, D: nn.Module, g_opt: torch.optim.Optimizer, step: int,
-    g_path: Genotype | None = None, d_path: Genotype | None = None, clip: float = 0.0,
+    g_path: Genotype | None = None, d_path: Genotype | None = None, clip: float = 0.0
 ) -> Tensor:  # fmt: skip
     """One step of G: -E[D(G(z))]. [paper §5.1: hinge]"""
     D.requires_grad_(False)  # spares the gradients of D's weights
     with torch.autocast(ranks.device.type, torch.bfloat16, enabled=args.amp):
-        loss = -D(G(latent(args, ranks, args.g_batch, "g", step), g_path), d_path).float().mean()
+        z = latent(args, ranks, args.g_batch, "g", step)[ranks.rank :: ranks.world]
+        loss = -D(G(z, g_path), d_path).float().mean()
     update(ranks, G, g_opt, loss, clip)
     D.requires_grad_(True)
     return loss.detach()
@@ -637,11 +615,10 @@ def adam(net: nn.Module, lr: float, args: Args) -> torch.optim.Adam:
 def build(args: Args, ranks: Ranks, net: type | None, genotype: object, *name: object) -> nn.Module:
     """A network on the device, its initial weights drawn from the stream (seed, name). net None: a discriminator."""
     torch.manual_seed(stream(args.seed, "init", *name).initial_seed())
-    made = (
-        Generator(genotype, args.g_ch, args.z_dim, args.size)
-        if net is Generator
-        else make_discriminator(genotype, args.d_ch)
-    )
+    if net is Generator:
+        made = Generator(genotype, args.g_ch, args.z_dim, args.size)
+    else:
+        made = PlainDiscriminator(args.d_ch) if genotype == "plain" else Discriminator(genotype, args.d_ch)
     return made.to(ranks.device, memory_format=torch.channels_last)
 
 
@@ -655,20 +632,15 @@ def clone(net: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def score(
-    args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G: Generator, n: int, genotype: Genotype | None = None, split: bool = False
+    args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G: Generator, n: int,
+    genotype: Genotype | None = None, split: bool = False,
 ) -> Score:  # fmt: skip
     """IS and FID of n images of G in eval mode; always of the same latents. split: share the images over the processes."""
     G.eval()
 
     def images(k: int) -> Tensor:
         run.check()
-        z = torch.randn(
-            evaluator.batch,
-            args.z_dim,
-            generator=stream(args.seed, "eval", k, device=ranks.device),
-            device=ranks.device,
-        )
-        return to_uint8(G(z, genotype))
+        return to_uint8(G(latent(args, ranks, evaluator.batch, "eval", k), genotype))
 
     try:
         return evaluator.score(images, n, *((ranks.rank, ranks.world) if split else (0, 1)))
@@ -686,10 +658,7 @@ def own_batch_norm(args: Args, ranks: Ranks, G: Generator, genotype: Genotype) -
         G.bn.momentum = None  # a plain mean over the batches
         with torch.no_grad():
             for k in range(args.bn_batches):
-                z = torch.randn(
-                    100, args.z_dim, generator=stream(args.seed, "bn", k, device=ranks.device), device=ranks.device
-                )
-                G(z, genotype)
+                G(latent(args, ranks, 100, "bn", k), genotype)
     try:
         yield
     finally:
@@ -739,9 +708,7 @@ def stages_of(args: Args) -> list[str]:
     """The stages of the run, in order."""
     if args.phase == "train" or (args.genotype and args.stages != "d"):
         return ["train"]
-    search = {"g+d": ["search-g", "search-d"], "g": ["search-g"], "d": ["search-d"], "coupled": ["search-g"]}[
-        args.stages
-    ]
+    search = {"g+d": ["search-g", "search-d"], "g": ["search-g"], "d": ["search-d"], "coupled": ["search-g"]}[args.stages]
     return search * args.cycles + (["train"] if args.phase == "all" else [])
 
 
@@ -770,7 +737,10 @@ def stage_name(stage: str, r: int, args: Args, what: str = "") -> str:
     return f"{stage} {'warm-up' if r == 0 else f'round {r}/{args.rounds}'} {what}".rstrip()
 
 
-def children(args: Args, space: Space, parents: list[dict], n: int, state: State, name: str, rng: random.Random, coupled: bool = False) -> list[dict]:  # fmt: skip
+def children(
+    args: Args, space: Space, parents: list[dict], n: int, state: State, name: str, rng: random.Random, coupled: bool = False
+) -> list[dict]:
+    """n children of the parents; coupled: each with a child of the parents' discriminators."""
     born = vary(space, parents, n, state.seen, name, rng, args.p_crossover, args.p_mutation)
     if coupled:
         of_d = [{**x, "genotype": x["d_genotype"]} for x in parents]
@@ -790,7 +760,9 @@ def to_score(individuals: list[dict]) -> list[dict]:
     return [{**x, "is": None, "fid": None, "scored": False} for x in individuals]
 
 
-def report_round(args: Args, run: Run, evaluator: Evaluator, state: State, stage: str, r: int, kept: list[dict], bn: str) -> list[dict]:  # fmt: skip
+def report_round(
+    args: Args, run: Run, evaluator: Evaluator, state: State, stage: str, r: int, kept: list[dict], bn: str
+) -> list[dict]:
     """Write a scored round to search.jsonl, genotype.json, metrics.jsonl and the log. Returns its first front, best first."""
     front = first_front(state.population, args.objectives)
     best = front[0]  # DEVIATES: lowest FID in the first front; CODE takes the lowest index, the paper does not say
@@ -819,9 +791,7 @@ def report_final(args: Args, run: Run, evaluator: Evaluator, state: State, key: 
     """Print the finalists: the authors evidently retrained several. The first one is taken."""
     best = state.finalists[0]
     run.genotype(state.step, genotype_json(args, state.G, state.D, best))
-    run.print(
-        f"{key}*, of {len(state.finalists)} candidates on {args.final_n} images:\n{table(best['genotype'], space)}"
-    )
+    run.print(f"{key}*, of {len(state.finalists)} candidates on {args.final_n} images:\n{table(best['genotype'], space)}")
     for x in state.finalists[:8]:
         is_text = f"  IS {x['is']:.2f}" if x["is"] else ""
         run.print(
@@ -843,15 +813,12 @@ def genotype_json(args: Args, g: Genotype, d: Genotype | str, scores: dict | Non
 def grid(args: Args, ranks: Ranks, G: nn.Module, genotype: Genotype | None = None) -> Tensor:
     """64 images of always the same latents."""
     G.eval()
-    z = torch.randn(64, args.z_dim, generator=stream(args.seed, "grid", device=ranks.device), device=ranks.device)
-    images = G(z, genotype)
+    images = G(latent(args, ranks, 64, "grid"), genotype)
     G.train()
     return images
 
 
-def search_g(
-    args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict
-) -> None:
+def search_g(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict) -> None:
     """Stage 1: many generators against one discriminator (Alg. 1, lines 1-16). Coupled: each G_i has a D_i (Fig. 6)."""
     coupled, P = args.stages == "coupled", args.population
     G = build(args, ranks, Generator, None, "G", state.stage)
@@ -899,9 +866,7 @@ def search_g(
                 x["params"] = g_params(x["genotype"], args.g_ch, args.z_dim, args.size)
             score_population(state.population, score_one, ranks)
             kept = select(state.population, P if args.mu_plus_lambda else P // 2, args.selection, args.objectives, rng)
-            front = report_round(
-                args, run, evaluator, state, "1", r, kept, "recalibrated" if args.bn_batches else "shared"
-            )
+            front = report_round(args, run, evaluator, state, "1", r, kept, "recalibrated" if args.bn_batches else "shared")
             with own_batch_norm(args, ranks, G, front[0]["genotype"]):
                 run.samples(state.step, grid(args, ranks, G, front[0]["genotype"]))
             state.population = to_score(kept)
@@ -924,9 +889,7 @@ def search_g(
     report_final(args, run, evaluator, state, "G", G_SPACE)
 
 
-def search_d(
-    args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict
-) -> None:
+def search_d(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict) -> None:
     """Stage 2: each discriminator has a copy of G* of its own (Alg. 1, lines 17-32)."""
     P = args.population
     G = build(args, ranks, Generator, state.G, "G", state.stage)
@@ -1014,9 +977,7 @@ def ema_update(average: nn.Module, net: nn.Module, decay: float) -> None:
         a.copy_(b)
 
 
-def train_gan(
-    args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict
-) -> None:
+def train_gan(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict) -> None:
     """Train the pair (G*, D*) from scratch; evaluate the average of G's weights. [authors' code; page: paper §5.1]"""
     G = build(args, ranks, Generator, state.G, "G", "train")
     D = build(args, ranks, None, state.D, "D", "train")
@@ -1036,16 +997,7 @@ def train_gan(
         done = state.step - state.began
         last = done == total
         if state.evaluated < state.step and (done == 0 or last or (done % every == 0 and done > after)):
-            evaluate(
-                args,
-                ranks,
-                run,
-                evaluator,
-                G,
-                G_ema,
-                state,
-                "untrained" if done == 0 else "last" if last else "training",
-            )
+            evaluate(args, ranks, run, evaluator, G, G_ema, state, "untrained" if done == 0 else "last" if last else "training")
         if last:
             break
         run.tick(state.step, f"evaluation in {min(every - done % every, total - done)} steps")
@@ -1088,9 +1040,7 @@ def evaluate(
     state.evaluated = state.step
     if what == "last":  # PAPER reports the lowest FID of up to 59 evaluations; here both, by their names
         last = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step}
-        run.result(
-            last=last, best=state.best, n=s.n, net=s.net, ref=s.ref, genotype=genotype_json(args, state.G, state.D)
-        )
+        run.result(last=last, best=state.best, n=s.n, net=s.net, ref=s.ref, genotype=genotype_json(args, state.G, state.D))
     run.begin(phase, "training", state.step, args.d_batch * args.n_critic)
 
 
@@ -1127,9 +1077,7 @@ def check(args: Args, world: int) -> None:
     if args.phase == "train" and not args.genotype:
         raise UserError(f"--phase train: needs --genotype, one of {', '.join(PUBLISHED_G)} or a file")
     if args.phase == "search" and args.genotype and args.stages != "d":
-        raise UserError(
-            f"--genotype {args.genotype}: skips the search that --phase search asks for; leave one of them out"
-        )
+        raise UserError(f"--genotype {args.genotype}: skips the search that --phase search asks for; leave one of them out")
     if args.stages == "d" and not args.genotype:
         raise UserError("--stages d: searches D for a given G; name it with --genotype")
     if args.phase == "eval" and not args.weights:
@@ -1147,9 +1095,7 @@ def check_size(args: Args, state: State) -> None:
     searched = args.stages == "coupled" or "search-d" in stages_of(args)
     halvings = 4 if searched else 0 if state.D == "plain" else 1 + sum(row[5] != "none" for row in state.D)
     if args.size % 2**halvings:
-        raise UserError(
-            f"--size {args.size}: a discriminator here halves it {halvings} times; use a multiple of {2**halvings}"
-        )
+        raise UserError(f"--size {args.size}: a discriminator here halves it {halvings} times; use a multiple of {2**halvings}")
 
 
 def first_state(args: Args) -> State:
@@ -1198,9 +1144,7 @@ def plan_of(args: Args, batches: Batches, state: State) -> list[tuple[str, int, 
             steps = round_end(args, batches, args.rounds) // (1 if one else args.n_critic)
             scored = args.rounds * args.population * args.search_n * (2 if one and args.mu_plus_lambda else 1)
             macs = step_macs(g, d, 1 if one else args.n_critic)
-            plan.append(
-                (name, steps, macs + scored * (g + INCEPTION_MACS * (args.evaluator == "inception")) / max(steps, 1))
-            )
+            plan.append((name, steps, macs + scored * (g + INCEPTION_MACS * (args.evaluator == "inception")) / max(steps, 1)))
     return plan
 
 
@@ -1237,9 +1181,7 @@ def load_weights(args: Args, device: torch.device) -> tuple[Args, Generator]:
     except UserError:
         raise
     except Exception as e:
-        raise UserError(
-            f"--weights {args.weights}: not the weights.pt of an eagan run ({str(e).splitlines()[0]})"
-        ) from None
+        raise UserError(f"--weights {args.weights}: not the weights.pt of an eagan run ({str(e).splitlines()[0]})") from None
     return args, G.to(device)
 
 
@@ -1248,7 +1190,8 @@ def price(args: Args, ranks: Ranks, plan: list[tuple[str, int, float]]) -> str:
     flops = sum(2 * steps * macs for _, steps, macs in plan)
     rate = measured_flops(ranks.device) * ranks.world
     steps = " + ".join(f"{n:,} ({name})" for name, n, _ in plan)
-    return f"{steps} G updates · {flops / 1e15:.3g} PFLOP, about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured here"
+    cost = f"{flops / 1e15:.3g} PFLOP, about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured here"
+    return f"{steps} G updates · {cost}"
 
 
 def main(args: Args) -> dict | None:
@@ -1258,7 +1201,7 @@ def main(args: Args) -> dict | None:
     check(args, ranks.world)
     evaluator = Evaluator(
         args.evaluator, ranks.device, args.data_dir / "cache", args.inception_weights, int(args.fid_dims),
-        want_is="is" in args.objectives.split(","), ref_n=args.ref_n, splits=IS_SPLITS,
+        want_is="is" in args.objectives.split(","), ref_n=args.ref_n, splits=IS_SPLITS
     )  # fmt: skip
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))
     evaluator.use(data)
@@ -1273,14 +1216,10 @@ def main(args: Args) -> dict | None:
     batches = Batches(data.images, args.d_batch, args.seed, ranks.device, ranks.rank, ranks.world)
     plan = [] if trained else plan_of(args, batches, state)
     memory = {} if trained else sizes(args, state)
-    lines = [
-        f"eagan · {data.name}, {len(data.images):,} images of {args.size} px · {args.preset} · {price(args, ranks, plan)}"
-    ]
+    lines = [f"eagan · {data.name}, {len(data.images):,} images of {args.size} px · {args.preset} · {price(args, ranks, plan)}"]
     lines += [data.note] if data.note else []
     for name, parts in memory.items():
-        lines.append(
-            f"memory of {name}: {', '.join(f'{what} {n / 1e9:.2f} GB' for what, n in parts.items())}, and activations"
-        )
+        lines.append(f"memory of {name}: {', '.join(f'{what} {n / 1e9:.2f} GB' for what, n in parts.items())}, and activations")
     if args.dry_run:
         print("\n".join(lines))
         return None

@@ -197,9 +197,7 @@ class Space:
                 raise UserError(f"{source}: cell {i} needs {len(self.edges)} ops, found {row!r:.80}")
             for edge, op in zip(self.edges, row, strict=True):
                 if op not in edge.ops:
-                    raise UserError(
-                        f"{source}: cell {i}, edge {edge.name}: unknown op {op!r:.40}; use {', '.join(edge.ops)}"
-                    )
+                    raise UserError(f"{source}: cell {i}, edge {edge.name}: unknown op {op!r:.40}; use {', '.join(edge.ops)}")
             if error := self.row_error(tuple(row)):
                 raise UserError(f"{source}: cell {i}: {error}")
         return tuple(tuple(row) for row in rows)

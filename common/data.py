@@ -163,16 +163,12 @@ def _image_files(
         try:
             image = Image.open(io.BytesIO(read(files[i])), formats=tuple(FORMATS.values()))
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(
-                    f"{image.width}x{image.height}, over Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels"
-                )
+                raise ValueError(f"{image.width}x{image.height}, over Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels")
             if image.mode[0] in "IF":  # Pillow would clip these, not scale them
                 raise ValueError("more than 8 bits a channel, save it with 8")
             image = ImageOps.exif_transpose(image).convert("RGB")
         except Exception as error:  # foreign bytes: Pillow's and zipfile's parsers raise all kinds
-            raise UserError(
-                f"{path}: {files[i]}: not readable as an image ({_line(error)}); mend or remove it"
-            ) from error
+            raise UserError(f"{path}: {files[i]}: not readable as an image ({_line(error)}); mend or remove it") from error
         sizes.add(image.size)
         image = image.crop(_square(*image.size)).resize((size, size), Image.Resampling.BILINEAR)
         images[i] = np.asarray(image).transpose(2, 0, 1)

@@ -2,7 +2,6 @@
 
 import hashlib
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -214,9 +213,7 @@ def _download(url: str) -> dict[str, Tensor]:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)  # torch.hub sets none: without a network it could wait for minutes
     try:
-        return torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-        )
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no network, a stalled or cut download, a broken file in torch.hub's folder
         raise UserError(
             f"--evaluator inception: no download of {url} ({_line(error)}): get that file and pass "
@@ -253,9 +250,7 @@ def _check_inception(state: Any, expected: dict[str, Tensor], needed: list[str],
             refuse(f"unknown entry {key!r}")
         if value.shape != expected[key].shape:
             refuse(f"{key} is {tuple(value.shape)}, not {tuple(expected[key].shape)}")
-    lacking = {
-        key.split(".")[0]: None for key in expected if key not in state and not key.endswith("num_batches_tracked")
-    }
+    lacking = {key.split(".")[0]: None for key in expected if key not in state and not key.endswith("num_batches_tracked")}
     if not set(needed) & set(lacking):
         return
     if set(lacking) <= {*FID_LAYERS[2048], "fc"}:
@@ -446,9 +441,7 @@ class Evaluator:
         With world > 1 this rank does the batches rank, rank+world, ..., and all ranks return the same Score.
         """
         if self.want_is and n < self.splits:
-            raise UserError(
-                f"{n} images to score: the Inception Score needs at least {self.splits}, one for each split"
-            )
+            raise UserError(f"{n} images to score: the Inception Score needs at least {self.splits}, one for each split")
         moments = Moments(self.network.dims, self.device)
         inception_score = InceptionScore(n, self.splits, self.network.classes, self.device) if self.want_is else None
         for k in range(rank, -(-n // self.batch), world):

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -140,9 +140,7 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
             [
                 context,
                 *(
-                    inspect.Parameter(
-                        f.name, inspect.Parameter.KEYWORD_ONLY, default=defaults[f.name], annotation=f.type
-                    )
+                    inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=defaults[f.name], annotation=f.type)
                     for f in fields
                 ),
             ]
@@ -232,9 +230,7 @@ def start_ranks(device: str) -> Ranks:
         raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N") from None
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(
-                f"--device {device}: torch {torch.__version__} sees no CUDA device; use --device cpu or auto"
-            )
+            raise UserError(f"--device {device}: torch {torch.__version__} sees no CUDA device; use --device cpu or auto")
         index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
         if index >= torch.cuda.device_count():
             raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
@@ -335,7 +331,7 @@ class Run:
 
     def __init__(
         self, script: str, method: str, args: dict, ranks: Ranks, *,
-        dataset: str, digest: str, plan: list[tuple[str, int, float]], facts: dict, disk: float = 0,
+        dataset: str, digest: str, plan: list[tuple[str, int, float]], facts: dict, disk: float = 0
     ) -> None:  # fmt: skip
         self.args = {k: jsonable(v) for k, v in args.items()}
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
@@ -375,7 +371,7 @@ class Run:
             free = shutil.disk_usage(root).free
             if free < disk:
                 raise UserError(
-                    f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free and {disk / 1e9:.2f} GB needed; name another disk"
+                    f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free of {disk / 1e9:.2f} needed; use another disk"
                 )
             try:
                 if resumed:
@@ -390,18 +386,14 @@ class Run:
                 (self.dir / "STOP").unlink(missing_ok=True)
                 self._write_status()
             except OSError as e:
-                raise UserError(
-                    f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder"
-                ) from None
+                raise UserError(f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder") from None
 
     def _check_resumable(self, digest: str) -> None:
         config = read_json(self.dir / "config.json", "--resume")
         if config.get("schema") != SCHEMA:
             raise UserError(f"--resume {self.dir}: has schema {config.get('schema')}, this code reads {SCHEMA}")
         if config.get("data_digest") != digest:
-            raise UserError(
-                f"--resume {self.dir}: the images of {self.args['dataset']} are not those that it began with"
-            )
+            raise UserError(f"--resume {self.dir}: the images of {self.args['dataset']} are not those that it began with")
         try:
             status = json.loads((self.dir / "status.json").read_text())
             self.status["last"] = status["last"]
@@ -443,9 +435,7 @@ class Run:
             except UserError as e:
                 error, kind = e, UserError
         if isinstance(error, OSError) and self.main:  # a dead or full disk, wherever it struck
-            error = UserError(
-                f"{self.dir}: {error.strerror or error}; mend that, then: {self.status['resume_command']}"
-            )
+            error = UserError(f"{self.dir}: {error.strerror or error}; mend that, then: {self.status['resume_command']}")
         self.status["state"] = "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
         if self.status["state"] == "failed":
             self.status["error"] = {"type": kind.__name__, "message": str(error)}
@@ -454,10 +444,8 @@ class Run:
                 self.print(f"{self.status['state']} · {self.dir}")
             if isinstance(error, Stopped):
                 self.print(f"resume with: {self.status['resume_command']}")
-            try:
+            with suppress(OSError):  # the disk that ended the run; the reader judges by the last `updated`
                 self._write_status()
-            except OSError:
-                pass  # the disk that ended the run; the reader judges by the last `updated`
         if isinstance(error, UserError):
             raise error from None
 
@@ -472,10 +460,8 @@ class Run:
             if (self.dir / "STOP").exists():
                 self.stopping = True
             if self.main:
-                try:
+                with suppress(OSError):  # a full disk is reported where something would be lost: in save() and log()
                     self._write_status()
-                except OSError:
-                    pass  # a full disk is reported where something would be lost: in save() and log()
 
     def _write_status(self) -> None:
         s = self.status
@@ -570,9 +556,7 @@ class Run:
             self._append("metrics.jsonl", row)
         for k, v in row.items():
             if k.startswith("loss/") and not math.isfinite(v):
-                raise UserError(
-                    f"{k} is {v} at step {step}: training diverged; lower the learning rates and start again"
-                )
+                raise UserError(f"{k} is {v} at step {step}: training diverged; lower the learning rates and start again")
 
     def evaluated(self, step: int, score_row: dict, **more: Any) -> None:
         """Log the row of an evaluation; it becomes the last score that progress and status show."""

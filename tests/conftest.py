@@ -1,20 +1,31 @@
 """What several test files share: a data set and flags so small that a whole run takes seconds."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import common.metrics
+
 torch.set_num_threads(1)  # small tensors: threads only wait for each other
 
 REAL_DATA = Path(os.environ.get("GAN_NAS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+@pytest.fixture(scope="module")
+def quick_compact() -> Iterator[None]:
+    """The compact network after 20 steps: enough where its scores only have to be reproducible."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common.metrics, "COMPACT_STEPS", (20, 20))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Flags of a search and training of some twenty steps on 64 labelled images of 16 px; a fresh --runs-dir is up to you."""
+    """Flags of a search and training of some twenty steps on 64 labelled images of 16 px; --runs-dir is up to the test."""
     folder = tmp_path_factory.mktemp("tiny")
     rng = np.random.default_rng(0)
     labels = np.arange(64) % 2

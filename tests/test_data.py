@@ -225,9 +225,7 @@ def test_every_file_format_and_colour_mode(tmp_path: Path):
         write(tmp_path, {f"1.{suffix}": png(5, kind=kind)})
     write(tmp_path, {"1.webp": png(5, kind="WEBP", lossless=True)})
     for mode in ("RGBA", "P", "CMYK"):
-        Image.new("RGB", (32, 32), colour(5)).convert(mode).save(
-            tmp_path / f"2.{mode}.{'tif' if mode == 'CMYK' else 'png'}"
-        )
+        Image.new("RGB", (32, 32), colour(5)).convert(mode).save(tmp_path / f"2.{mode}.{'tif' if mode == 'CMYK' else 'png'}")
     data = load(tmp_path)
     assert len(data.images) == 9
     assert (data.images.float().mean((2, 3)) - torch.tensor(colour(5))).abs().max() <= 3  # JPEG's loss
@@ -339,9 +337,7 @@ def test_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = load_dataset("stl10", tmp_path)
     assert data.images.shape == (5, 3, 48, 48)
     assert data.labels.tolist() == [0, 9, 3, -1, -1]
-    small = np.stack(
-        [np.asarray(Image.fromarray(x.transpose(1, 2, 0)).resize((48, 48), 2)) for x in pixels]
-    )  # bilinear
+    small = np.stack([np.asarray(Image.fromarray(x.transpose(1, 2, 0)).resize((48, 48), 2)) for x in pixels])  # bilinear
     assert np.abs(data.images.permute(0, 2, 3, 1).numpy().astype(int) - small).max() <= 1
     assert data.note == "5 images of 96x96: shorter side resized to 48 px, centre-cropped"
     assert np.array_equal(load_dataset("stl10", tmp_path, 96).images.numpy(), pixels)

@@ -254,9 +254,7 @@ def test_download_that_fails(name: str, file: str, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     monkeypatch.setattr(celeba, "download_file_from_google_drive", no_drive)
-    refused(
-        name, f"--dataset {name}: not in {tmp_path}", "no route to host", file, "--dataset shapes", data_dir=tmp_path
-    )
+    refused(name, f"--dataset {name}: not in {tmp_path}", "no route to host", file, "--dataset shapes", data_dir=tmp_path)
 
 
 def test_batches():

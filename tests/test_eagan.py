@@ -78,7 +78,7 @@ def test_facts_1_2_5_params_of_g(genotype: Genotype, size: int, params: int):
     [(D_C, 906_240, 10), (D_S, 1_578_112, 11), (AUTOGAN_D, 1_053_824, 11), (D_2, 906_240, None), ("plain", 921_920, 1)],
 )
 def test_facts_3_4_24_params_and_spectral_norms_of_d(genotype: Genotype | str, params: int, normed: int | None):
-    D = eagan.make_discriminator(genotype, 128)
+    D = eagan.PlainDiscriminator() if genotype == "plain" else eagan.Discriminator(genotype)
     assert count_params(D) == eagan.d_params(genotype) == params
     if normed:
         assert sum(hasattr(m, "parametrizations") for m in D.modules()) == normed
@@ -428,9 +428,7 @@ def test_bad_names_are_refused(G: object, words: str, tmp_path: Path):
 )
 def test_bad_files_are_refused(array: np.ndarray, tmp_path: Path):
     np.save(tmp_path / "bad.npy", array)
-    with pytest.raises(
-        UserError, match=r"bad\.npy: (expected integers of shape \(3, 7\)|not a \.npy file of integers)"
-    ):
+    with pytest.raises(UserError, match=r"bad\.npy: (expected integers of shape \(3, 7\)|not a \.npy file of integers)"):
         eagan.named(str(tmp_path / "bad.npy"), "G")
 
 
@@ -512,9 +510,7 @@ def neighbours_of(space: Space, row: tuple[str, ...]) -> list[tuple[str, ...]]:
 def test_mutation_reaches_every_valid_neighbour(space: Space):
     """And nothing else: the authors' D mutation may leave one down edge none alone, or change nothing."""
     rng, genotype = random.Random(1), G_STAR if space is G_SPACE else AUTOGAN_D
-    neighbours = {
-        (*genotype[:i], row, *genotype[i + 1 :]) for i in range(3) for row in neighbours_of(space, genotype[i])
-    }
+    neighbours = {(*genotype[:i], row, *genotype[i + 1 :]) for i in range(3) for row in neighbours_of(space, genotype[i])}
     assert {mutate(space, genotype, rng) for _ in range(6_000)} == neighbours
 
 
@@ -740,9 +736,7 @@ def test_ops_that_are_not_sampled_are_left_alone(which: str):
 
     def everything(names: set[str]) -> dict[str, list[Tensor]]:
         parameters = dict(net.named_parameters())
-        return {
-            n: [parameters[n].clone(), *(v.clone() for v in optimizer.state[parameters[n]].values())] for n in names
-        }
+        return {n: [parameters[n].clone(), *(v.clone() for v in optimizer.state[parameters[n]].values())] for n in names}
 
     first = step(0)
     after_first = everything(first)
@@ -1000,8 +994,7 @@ def test_seeds_choose_the_architectures(stage: Callable, tmp_path: Path):
     """In the authors' code only CUDA is seeded."""
     args = replace(TINY, rounds=1, round_epochs=1, warmup_epochs=0)
     first, again, other = (
-        [as_genotype(x) for x in search(stage, replace(args, seed=seed), tmp_path).rows[0]["population"]]
-        for seed in (0, 0, 1)
+        [as_genotype(x) for x in search(stage, replace(args, seed=seed), tmp_path).rows[0]["population"]] for seed in (0, 0, 1)
     )
     assert first == again
     assert not set(first) & set(other)

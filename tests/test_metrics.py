@@ -260,9 +260,7 @@ def test_files_that_are_not_the_network(tmp_path, complete_state):
 def test_no_network_and_no_pytorch_fid():
     with (
         patch("torch.hub.load_state_dict_from_url", side_effect=URLError("no route")),
-        pytest.raises(
-            UserError, match=r"no download of .*6726825d.pth .*--inception-weights FILE.*--evaluator compact"
-        ),
+        pytest.raises(UserError, match=r"no download of .*6726825d.pth .*--inception-weights FILE.*--evaluator compact"),
     ):
         Inception(None, 64, False)
     with (

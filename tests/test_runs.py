@@ -16,10 +16,11 @@ import torch
 
 import common.run
 import eagan
-from common.run import Run, Stopped, UserError, cli
+from common.run import Run, Stopped, cli
 from eagan import PRESETS, Args, main
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("quick_compact")
 
 
 def start(tiny: dict, runs: Path, **flags: object) -> Path:
@@ -71,12 +72,12 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tiny: dict, quick_compact: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of all phases that nobody disturbed."""
     return start(tiny, tmp_path_factory.mktemp("whole"))
 
 
-# ---- what a run leaves --------------------------------------------------------------------------------------------------
+# ---- what a run leaves ------------------------------------------------------------
 
 
 def test_run_directory_has_every_file_of_the_contract(whole: Path) -> None:
@@ -107,9 +108,7 @@ def test_run_directory_has_every_file_of_the_contract(whole: Path) -> None:
     for row in rows(whole, "metrics.jsonl"):
         assert {"step", "phase", "stage"} <= row.keys()
     evaluations = [r for r in rows(whole, "metrics.jsonl") if "eval/fid" in r]
-    assert all(
-        {"eval/is", "eval/is_std", "eval/n", "eval/net", "eval/ref", "eval/ema"} <= r.keys() for r in evaluations
-    )
+    assert all({"eval/is", "eval/is_std", "eval/n", "eval/net", "eval/ref", "eval/ema"} <= r.keys() for r in evaluations)
     assert {r["phase"] for r in evaluations} == {"search", "eval"}
     assert [r["step"] for r in evaluations if r["phase"] == "eval"] == [9, 11, 13, 15]
 
@@ -188,16 +187,14 @@ def test_every_variant_of_the_paper_runs(tiny: dict, tmp_path: Path, flags: dict
         assert result["last"]["is"] is None
 
 
-# ---- seeds, evaluation ----------------------------------------------------------------------------------------------------
+# ---- seeds, evaluation ------------------------------------------------------------
 
 
 def test_one_seed_is_one_run_and_another_seed_is_another(tiny: dict, whole: Path, tmp_path: Path) -> None:
     torch.manual_seed(123)  # whatever the global generator was
     assert_same_run(whole, start(tiny, tmp_path))
     other = start(tiny, tmp_path, seed=1)
-    populations = [
-        {json.dumps(x["genotype"]) for x in rows(r, "search.jsonl")[0]["population"]} for r in (whole, other)
-    ]
+    populations = [{json.dumps(x["genotype"]) for x in rows(r, "search.jsonl")[0]["population"]} for r in (whole, other)]
     assert not populations[0] & populations[1]
 
 
@@ -207,19 +204,14 @@ def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, 
     assert_equal(load(run, "weights.pt")["G"], load(whole, "weights.pt")["G"])
 
 
-# ---- stop and resume ------------------------------------------------------------------------------------------------------
+# ---- stop and resume ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("stage", "call"),
     [
         *(("preparing", 1), ("stage 1 warm-up", 2), ("stage 1 round 2/2", 2), ("stage 1 round 1/2 scoring", 3)),
-        *(
-            ("stage 1, final choice", 2),
-            ("stage 2 warm-up", 1),
-            ("stage 2 round 2/2", 1),
-            ("stage 2 round 1/2 scoring", 4),
-        ),
+        *(("stage 1, final choice", 2), ("stage 2 warm-up", 1), ("stage 2 round 2/2", 1), ("stage 2 round 1/2 scoring", 4)),
         *(("stage 2, final choice", 1), ("evaluation (untrained)", 1), ("training", 3), ("evaluation (training)", 1)),
         ("evaluation (last)", 1),
     ],
@@ -349,16 +341,13 @@ def test_a_diverged_run_fails_with_the_step(tiny: dict, tmp_path: Path, capsys) 
     assert all("NaN" not in line for line in (run / "metrics.jsonl").read_text().splitlines())
 
 
-# ---- bad input --------------------------------------------------------------------------------------------------------------
+# ---- bad input ------------------------------------------------------------
 
 
 def refused(capsys, tmp_path: Path, words: list[str]) -> str:
     """The one line on stderr of a command that made nothing."""
     before = sorted(tmp_path.rglob("*"))
-    assert (
-        cli(main, Args, PRESETS, [*words, "--runs-dir", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data")])
-        == 2
-    )
+    assert cli(main, Args, PRESETS, [*words, "--runs-dir", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data")]) == 2
     out = capsys.readouterr()
     assert out.err.startswith("error: ")
     assert out.err.count("\n") == 1, out.err
@@ -402,9 +391,7 @@ SMOKE = ["--preset", "smoke"]
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else x,
 )
-def test_bad_flags_are_refused_before_anything_is_made(
-    capsys, tmp_path: Path, words: list[str], parts: list[str]
-) -> None:
+def test_bad_flags_are_refused_before_anything_is_made(capsys, tmp_path: Path, words: list[str], parts: list[str]) -> None:
     preset = [] if any(w in ("--preset", "--resume") for w in words) else SMOKE
     line = refused(capsys, tmp_path, [*preset, *words])
     assert all(part in line for part in parts), line
@@ -463,9 +450,7 @@ def test_no_space_for_the_run_is_refused(capsys, tmp_path: Path, monkeypatch: py
     assert "no space left" in refused(capsys, tmp_path, SMOKE)
 
 
-def test_a_changed_flag_or_method_or_live_run_is_refused_on_resume(
-    tiny: dict, whole: Path, capsys, tmp_path: Path
-) -> None:
+def test_a_changed_flag_or_method_or_live_run_is_refused_on_resume(tiny: dict, whole: Path, capsys, tmp_path: Path) -> None:
     before = {f: f.read_bytes() for f in whole.rglob("*") if f.is_file()}
 
     def resume(*words: str) -> str:
@@ -499,7 +484,7 @@ def test_a_changed_flag_or_method_or_live_run_is_refused_on_resume(
     assert before == {f: f.read_bytes() for f in whole.rglob("*") if f.is_file()}
 
 
-# ---- the command line -----------------------------------------------------------------------------------------------------
+# ---- the command line ------------------------------------------------------------
 
 
 def test_flags_beat_presets_and_presets_beat_defaults() -> None:
@@ -510,9 +495,7 @@ def test_flags_beat_presets_and_presets_beat_defaults() -> None:
         Args(**values)
 
 
-def test_help_shows_the_values_of_the_preset_and_a_source_for_each_flag(
-    capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_shows_the_values_of_the_preset_and_a_source_for_each_flag(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert cli(main, Args, PRESETS, ["--preset", "smoke", "--help"]) == 0
     text = capsys.readouterr().out
@@ -541,8 +524,3 @@ def test_dry_run_makes_nothing_and_tells_memory_at_paper_width(capsys, tmp_path:
     assert "32 copies of G* 0.91 GB" in text
     assert "PFLOP" in text
     assert not list(tmp_path.iterdir())
-
-
-def test_a_user_error_is_one_line_of_text() -> None:
-    with pytest.raises(UserError, match="^a: b$"):
-        raise UserError("a: b")
