@@ -276,6 +276,15 @@ def test_downloaded_network_is_used(complete_state):
     assert download.call_args.kwargs["weights_only"] is True
 
 
+def ready(name: str, data: SimpleNamespace, folder: Path, log=print, check=lambda: None, **options) -> Evaluator:
+    """An evaluator of `data` that can score."""
+    evaluator = Evaluator(name, CPU, folder, **options)
+    evaluator.log, evaluator.check = log, check
+    evaluator.use(data)
+    evaluator.prepare()
+    return evaluator
+
+
 @real_network
 def test_real_images_through_the_real_network(tmp_path):
     train, test = DATA / "cifar10_train.npz", DATA / "cifar10_test.npz"
@@ -283,8 +292,7 @@ def test_real_images_through_the_real_network(tmp_path):
         pytest.skip(f"no CIFAR-10 in {DATA}")
     train, test = (torch.from_numpy(np.load(f)["images"][:40]).permute(0, 3, 1, 2) for f in (train, test))
     data = SimpleNamespace(name="cifar10_train", images=train, labels=None, digest="")
-    evaluator = Evaluator("inception", data, CPU, tmp_path, PARTIAL, 64, want_is=False, batch=20)
-    evaluator.prepare()
+    evaluator = ready("inception", data, tmp_path, weights=PARTIAL, fid_dims=64, want_is=False, batch=20)
     assert (evaluator.net, evaluator.label, evaluator.ref) == ("inception-64", "FID-64", "cifar10_train 40")
     assert evaluator.score(batches(train, 20), 40).fid == pytest.approx(0, abs=1e-6)
     like, unlike = evaluator.score(batches(test, 20), 40).fid, evaluator.score(batches(255 - test, 20), 40).fid
@@ -318,15 +326,14 @@ def test_compact_needs_labels(tmp_path):
     for labels in (None, torch.zeros(300, dtype=torch.int64), torch.where(data.labels == 1, 1, -1)):
         data.labels = labels
         with pytest.raises(UserError, match=r"class, give the \.npz `labels`, or take --evaluator inception"):
-            Evaluator("compact", data, CPU, tmp_path)
+            Evaluator("compact", CPU, tmp_path).use(data)
 
 
 def test_compact_leaves_out_what_has_no_label(tmp_path):
     data = classes()
     data.labels = torch.where(data.labels == 0, -1, 5 * data.labels)
-    evaluator = Evaluator("compact", data, CPU, tmp_path)
     with patch.object(metrics, "train_compact", wraps=train_compact) as train:
-        evaluator.prepare()
+        evaluator = ready("compact", data, tmp_path)
     images, labels = train.call_args.args[:2]
     assert torch.equal(images, data.images[data.labels > 0])
     assert torch.equal(labels, data.labels[data.labels > 0] // 10)
@@ -338,8 +345,7 @@ def test_compact_leaves_out_what_has_no_label(tmp_path):
 
 def test_evaluator_scores(tmp_path):
     data = classes()
-    evaluator = Evaluator("compact", data, "cpu", tmp_path, splits=5)
-    evaluator.prepare()
+    evaluator = ready("compact", data, tmp_path, splits=5)
     same = evaluator.score(batches(data.images), 300)
     assert same.fid == pytest.approx(0, abs=1e-6)
     assert evaluator.score(batches(data.images), 250).n == 250  # the last batch is cut
@@ -366,8 +372,7 @@ def test_evaluator_scores(tmp_path):
 
 def test_scores_without_inception_score_and_of_few_images(tmp_path):
     data = classes()
-    evaluator = Evaluator("compact", data, CPU, tmp_path, want_is=False)
-    evaluator.prepare()
+    evaluator = ready("compact", data, tmp_path, want_is=False)
     score = evaluator.score(batches(data.images), 5)
     assert (score.is_mean, score.is_std) == (None, None)
     assert np.isnan(evaluator.score(batches(data.images), 1).fid)
@@ -378,8 +383,7 @@ def test_scores_without_inception_score_and_of_few_images(tmp_path):
 
 def test_features_that_are_not_finite_are_scored(tmp_path):
     data = classes()
-    evaluator = Evaluator("compact", data, CPU, tmp_path)
-    evaluator.prepare()
+    evaluator = ready("compact", data, tmp_path)
     evaluator.network.head.bias.fill_(torch.nan)
     evaluator.network.body[-2].bias.fill_(torch.inf)
     score = evaluator.score(batches(data.images), 300)
@@ -388,8 +392,7 @@ def test_features_that_are_not_finite_are_scored(tmp_path):
 
 def test_a_sampler_that_breaks_its_promise_is_told(tmp_path):
     data = classes()
-    evaluator = Evaluator("compact", data, CPU, tmp_path)
-    evaluator.prepare()
+    evaluator = ready("compact", data, tmp_path)
     for wrong in (torch.zeros(100, 3, 8, 8), data.images[:50]):
         with pytest.raises(ValueError, match=r"sample\(0\) gave .*, not 100 of uint8"):
             evaluator.score(lambda k, wrong=wrong: wrong, 300)
@@ -398,33 +401,31 @@ def test_a_sampler_that_breaks_its_promise_is_told(tmp_path):
 def test_reference_is_a_fixed_choice_of_images(tmp_path):
     data, refs = classes(), []
     for folder in ("a", "b"):
-        evaluator = Evaluator("compact", data, CPU, tmp_path / folder, ref_n=40)
-        evaluator.prepare()
+        evaluator = ready("compact", data, tmp_path / folder, ref_n=40)
         refs.append(evaluator.reference["mean"])
         assert evaluator.ref == "colours 40"
     assert torch.equal(*refs)
     images = data.images[torch.randperm(300, generator=stream(0, "reference"))[:40]]
     torch.testing.assert_close(refs[0], evaluator.network(images)[0].double().mean(0))
     for ref_n in (-1, 1, 301):
-        with pytest.raises(UserError, match=f"{ref_n} reference images: colours has 300: take 2 to 300"):
-            Evaluator("compact", data, CPU, tmp_path, ref_n=ref_n)
+        with pytest.raises(UserError, match=f"--ref-n {ref_n}: colours has 300 images; take 2 to 300"):
+            Evaluator("compact", CPU, tmp_path, ref_n=ref_n).use(data)
 
 
 def test_bad_choices(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--evaluator foo: must be inception or compact"):
-        Evaluator("foo", classes(), CPU, tmp_path)
+        Evaluator("foo", CPU, tmp_path)
     with pytest.raises(UserError, match="--fid-dims 100: must be one of 64, 192, 768, 2048"):
-        Evaluator("inception", classes(), CPU, tmp_path, fid_dims=100)
-    with pytest.raises(UserError, match=r"cache folder .*file.*: choose one that can be written to"):
-        Evaluator("compact", classes(), CPU, tmp_path / "file")
+        Evaluator("inception", CPU, tmp_path, fid_dims=100)
+    with pytest.raises(UserError, match=r"cache folder .*file: .*; choose another --data-dir"):
+        ready("compact", classes(), tmp_path / "file")
 
 
 def test_cache_is_read_keyed_and_mended(tmp_path):
     def prepare(data: SimpleNamespace, **options: int) -> tuple[Evaluator, str]:
         said = []
-        evaluator = Evaluator("compact", data, CPU, tmp_path, log=said.append, **options)
-        evaluator.prepare()
+        evaluator = ready("compact", data, tmp_path, log=said.append, **options)
         return evaluator, "\n".join(said)
 
     first, said = prepare(classes())
@@ -459,15 +460,14 @@ def test_stopping_leaves_nothing_half_written(tmp_path, calls):
 
     expected = ["compact"] if calls > 10 else []
     with pytest.raises(KeyboardInterrupt):
-        Evaluator("compact", classes(), CPU, tmp_path, check=check).prepare()
+        ready("compact", classes(), tmp_path, check=check)
     assert [file.name.split("-")[0] for file in tmp_path.iterdir()] == expected
 
 
 def score_on_rank(rank: int, folder: Path) -> None:
     minute = timedelta(seconds=60)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", minute, world_size=2, rank=rank)
-    evaluator = Evaluator("compact", classes(), CPU, folder / "cache", splits=4, batch=64)
-    evaluator.prepare()
+    evaluator = ready("compact", classes(), folder / "cache", splits=4, batch=64)
     torch.save(vars(evaluator.score(batches(pictures(250, seed=3), 64), 250, rank, 2)), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -477,8 +477,7 @@ def score_on_rank_1(_: int, folder: Path) -> None:
 
 
 def test_two_ranks_score_as_one(tmp_path):
-    evaluator = Evaluator("compact", classes(), CPU, tmp_path / "cache", splits=4, batch=64)
-    evaluator.prepare()
+    evaluator = ready("compact", classes(), tmp_path / "cache", splits=4, batch=64)
     alone = evaluator.score(batches(pictures(250, seed=3), 64), 250)
     other = mp.spawn(score_on_rank_1, (tmp_path,), join=False)
     score_on_rank(0, tmp_path)
