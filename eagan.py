@@ -222,7 +222,7 @@ def named(name: str, key: Literal["G", "D"]) -> Genotype | None:
 
 def sample(space: Space, rng: random.Random) -> Genotype:
     """A random genotype: uniform over the valid inputs of each node, the first down edge uniform over none and the ops."""
-    # DEVIATES: the authors' D sampler writes its first pair to the wrong columns, so that edge 0->2 is always none.
+    # DEVIATES 1: the authors' D sampler writes its first pair to the wrong columns, so that edge 0->2 is always none.
     rows = []
     while len(rows) < space.cells:
         row = [rng.choice(e.ops) for e in space.edges]
@@ -234,7 +234,7 @@ def sample(space: Space, rng: random.Random) -> Genotype:
 
 def settle(space: Space, row: list[str], rng: random.Random) -> None:
     """Let the second down edge follow the first: none with none, else an op."""
-    # DEVIATES: the authors let one of them be none alone; its -1 then indexes the last op.
+    # DEVIATES 2: the authors let one of them be none alone; its -1 then indexes the last op.
     for column in space.together[1:]:
         if row[space.together[0]] == "none":
             row[column] = "none"
@@ -269,7 +269,7 @@ class UpCell(nn.Module):
         node2 = None if ops[3] == ops[5] == "none" else e02(x, ops[1])
         node3 = add(e13(node1, ops[2]), e23(node2, ops[3]))
         for to_skip, skip in zip(self.skips, skips, strict=True):  # 1x1 first: it commutes with both resizings
-            # DEVIATES: out of place; the authors' supernet adds in place and so changes node 1 or 2 under an identity.
+            # DEVIATES 3: out of place; the authors' supernet adds in place and so changes node 1 or 2 under an identity.
             node3 = node3 + F.interpolate(to_skip(skip), size=node3.shape[-2:], mode=self.resize)
         node4 = add(e14(node1, ops[4]), e24(node2, ops[5]), e34(node3, ops[6]))
         return node3, node4
@@ -470,7 +470,7 @@ def vary(
                 child, how = mutate(space, child, rng), [*how, "mutation"]
             if child not in seen:
                 break
-        else:  # DEVIATES: the authors' loop need not end; a population of equals is refreshed at random
+        else:  # DEVIATES 4: the authors' loop need not end; a population of equals is refreshed at random
             child, names, how = sample(space, rng), [], ["random"]
         seen[child] = None
         children.append(individual(child, f"{name}-{i}", names, "+".join(how)))
@@ -479,7 +479,7 @@ def vary(
 
 def objectives(x: dict, names: str) -> tuple[float, ...]:
     """The minimised objectives of an individual: 1/IS, FID, size. An unusable score makes all of them infinite."""
-    # DEVIATES: NaN is worst. In the authors' sort nothing dominates a NaN, which puts a collapsed G into the first front.
+    # DEVIATES 5: NaN is worst. In the authors' sort nothing dominates a NaN, which puts a collapsed G into the first front.
     value = {"is": 1 / ((x["is"] or 0.0) + 1e-10), "fid": x["fid"], "size": x["params"] / 1e6}
     values = tuple(value[k] for k in names.split(","))
     return values if all(isfinite(v) for v in values) else (inf,) * len(values)
@@ -518,7 +518,7 @@ def crowding(points: list[tuple[float, ...]], front: list[int]) -> dict[int, flo
 
 def select_nsga2(points: list[tuple[float, ...]], fids: list[float], keep: int) -> list[int]:
     """Indices of the `keep` best: whole fronts in order, the last one cut by crowding distance, ties by FID."""
-    # DEVIATES: the paper does not say how the last front is cut, the authors cut it at random
+    # DEVIATES 6: the paper does not say how the last front is cut, the authors cut it at random
     chosen: list[int] = []
     for front in non_dominated_sort(points):
         distance = crowding(points, front)
@@ -577,7 +577,7 @@ def d_step(
             fake = G(latent(args, ranks, len(real) * ranks.world, "d", batch)[ranks.rank :: ranks.world], g_path)
         if isinstance(D, PlainDiscriminator):  # its BatchNorm must not mix real and fake
             d_real, d_fake = D(real, d_path), D(fake, d_path)
-        else:
+        else:  # DEVIATES 7: one pass over both, faster; spectral norm then iterates once a step, in the authors' code twice
             d_real, d_fake = D(torch.cat([real, fake.to(real.dtype)]), d_path).chunk(2)
     loss = (1 - d_real.float()).relu().mean() + (1 + d_fake.float()).relu().mean()
     update(ranks, D, d_opt, loss, clip)
@@ -599,7 +599,7 @@ def g_step(
 
 
 def update(ranks: Ranks, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> None:
-    # DEVIATES: gradients of ops that were not sampled are None, not 0, so that Adam leaves their moments alone
+    # DEVIATES 8: gradients of ops that were not sampled are None, not 0, so that Adam leaves their moments alone
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     ranks.average_gradients(net.parameters())
@@ -651,7 +651,7 @@ def score(
 @contextmanager
 def own_batch_norm(args: Args, ranks: Ranks, G: Generator, genotype: Genotype) -> Iterator[None]:
     """For the time of a `with`, BatchNorm's running statistics are those of this path of SuperNet-G alone."""
-    # DEVIATES: the shared statistics remember the last few paths only; on another path they shift the images visibly
+    # DEVIATES 9: the shared statistics remember the last few paths only; on another path they shift the images visibly
     before, momentum = clone(G.bn), G.bn.momentum
     if args.bn_batches:
         G.bn.reset_running_stats()
@@ -765,7 +765,7 @@ def report_round(
 ) -> list[dict]:
     """Write a scored round to search.jsonl, genotype.json, metrics.jsonl and the log. Returns its first front, best first."""
     front = first_front(state.population, args.objectives)
-    best = front[0]  # DEVIATES: lowest FID in the first front; CODE takes the lowest index, the paper does not say
+    best = front[0]  # DEVIATES 10: lowest FID in the first front; CODE takes the lowest index, the paper does not say
     unscored = {"scored", "genotype", "d_genotype"}
     rows = [{**{k: v for k, v in x.items() if k not in unscored}, "genotype": x["genotype"]} for x in state.population]
     run.search_row({
@@ -850,7 +850,7 @@ def search_g(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
 
         rng = rng_of(args, "evolution", state.stage, r)
         name = f"{state.stage}.{r}"
-        if r == 0:  # lines 2-3. DEVIATES: drawn after the warm-up, which may meet these genotypes too
+        if r == 0:  # lines 2-3. DEVIATES 11: drawn after the warm-up, which may meet these genotypes too
             base = named(args.init_g, "G") if args.init_g else None
             state.population = first_population(G_SPACE, P, base, name, rng)
             state.seen = {x["genotype"]: None for x in state.population}
@@ -876,7 +876,7 @@ def search_g(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
                 state.finalists = to_score(distinct([*front, *state.hall]))
         state.round = r + 1
 
-    # -- line 16. DEVIATES: paper and code leave "the best" open; here the last front and the best ever, scored once more
+    # -- line 16. DEVIATES 12: paper and code leave "the best" open; here the last front and the best ever, scored once more
     run.begin("derive", "stage 1, final choice", state.step)
     score_population(state.finalists, lambda x: score_one(x, args.final_n), ranks)
     state.finalists.sort(key=lambda x: (fid_or_inf(x), -(x["is"] or 0)))
@@ -896,7 +896,7 @@ def search_d(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
     if state.g_weights is not None:  # PAPER: G* keeps its weights of stage 1; CODE begins with a random generator
         G.load_state_dict(state.g_weights)
     D = build(args, ranks, None, None, "D", state.stage)
-    # DEVIATES: Adam's second moments of G are shared by all copies; with beta1 = 0 they only scale
+    # DEVIATES 13: Adam's second moments of G are shared by all copies; with beta1 = 0 they only scale
     g_opt, d_opt = adam(G, args.g_lr, args), adam(D, args.d_lr, args)
     restore(saved, G=G, D=D, g_opt=g_opt, d_opt=d_opt)
     copies: dict[str, dict[str, Tensor]] = saved.get("copies") or {}  # individual -> weights of its own generator
@@ -958,7 +958,7 @@ def search_d(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
                 copies.update(fresh)
         state.round = r + 1
 
-    # -- line 32. DEVIATES: "the best" is open in the paper; here the last front, scored with more images
+    # -- line 32. DEVIATES 14: "the best" is open in the paper; here the last front, scored with more images
     run.begin("derive", "stage 2, final choice", state.step)
     score_population(state.finalists, lambda x: score_one(x, args.final_n), ranks)
     state.finalists.sort(key=lambda x: (fid_or_inf(x), -(x["is"] or 0)))
@@ -1004,6 +1004,7 @@ def train_gan(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches:
         for _ in range(args.n_critic):
             d_loss = d_step(args, ranks, G, D, d_opt, batches(state.batch), state.batch, clip=args.grad_clip)
             state.batch += 1
+        # DEVIATES 15: after the n_critic steps of D; the authors' first G step follows the first batch
         g_loss = g_step(args, ranks, G, D, g_opt, state.step, clip=args.grad_clip)
         ema_update(G_ema, G, args.ema)
         state.step += 1
@@ -1103,6 +1104,7 @@ def first_state(args: Args) -> State:
     for name, key in ((args.init_g, "G"), (args.init_d, "D")):
         if name and named(name, key) is None:
             raise UserError(f"{name}: has no genotype {key}")
+    # DEVIATES 16: AutoGAN-D by default (GD1); the paper's 0.91M fits D_C, which it had not found yet; CODE has the plain one
     state = State(D="plain" if args.dbar == "plain" else named(DBAR[args.dbar], "D"))
     if args.genotype:
         state.G = named(args.genotype, "G")

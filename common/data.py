@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -90,6 +91,7 @@ def _dataset(name: str, images: torch.Tensor, labels: torch.Tensor | None, note:
 def _torchvision(name: str, data_dir: Path, size: int) -> Dataset:
     from torchvision import datasets
 
+    was_there = data_dir.exists()
     try:
         if name == "celeba":
             faces = datasets.CelebA(data_dir, split="train", target_type=[], download=True)
@@ -100,6 +102,9 @@ def _torchvision(name: str, data_dir: Path, size: int) -> Dataset:
             data = datasets.STL10(data_dir, split="train+unlabeled", download=True)
             images, labels = data.data.transpose(0, 2, 3, 1), data.labels
     except Exception as error:  # URLError, RuntimeError, or an exception of gdown's own
+        if not was_there:
+            with suppress(OSError):  # not empty: a download that began
+                data_dir.rmdir()
         raise UserError(
             f"--dataset {name}: not in {data_dir} and not downloaded ({_line(error)}); "
             f"put {BY_HAND[name]} there, or use --dataset shapes or a path"

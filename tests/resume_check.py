@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-FLAGS = "--preset smoke --search-n 200 --final-n 200 --train-epochs 3 --eval-every 1 --log-every 5".split()
+FLAGS = shlex.split("--preset smoke --search-n 200 --final-n 200 --train-epochs 3 --eval-every 1 --log-every 5")
 
 
 def launch(words: list[str]) -> subprocess.Popen:

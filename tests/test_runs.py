@@ -524,3 +524,31 @@ def test_dry_run_makes_nothing_and_tells_memory_at_paper_width(capsys, tmp_path:
     assert "32 copies of G* 0.91 GB" in text
     assert "PFLOP" in text
     assert not list(tmp_path.iterdir())
+
+
+# ---- several processes ------------------------------------------------------------
+
+
+def torchrun(words: list[str]) -> subprocess.CompletedProcess:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "eagan.py"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_share_batches_and_scoring(tiny: dict, whole: Path, tmp_path: Path) -> None:
+    done = torchrun(flags({**tiny, "runs_dir": tmp_path}))
+    assert done.returncode == 0, done.stderr
+    (run,) = tmp_path.glob("eagan-*")
+    assert json.loads((run / "config.json").read_text())["world_size"] == 2
+    populations = [rows(r, "search.jsonl")[0]["population"] for r in (run, whole)]
+    assert [x["genotype"] for x in populations[0]] == [x["genotype"] for x in populations[1]]
+    assert all(x["fid"] is not None for x in populations[0])
+    first = [next(r["loss/d"] for r in rows(r, "metrics.jsonl") if "loss/d" in r) for r in (run, whole)]
+    assert first[0] == pytest.approx(first[1], rel=0.5)  # its half of the batch
+    assert load(run, "weights.pt")["G"].keys() == load(whole, "weights.pt")["G"].keys()
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+    done = torchrun(["--preset", "smoke", "--d-batch", "33", "--runs-dir", str(tmp_path / "runs")])
+    assert "--d-batch 33: not divisible by 2 processes" in done.stderr
+    assert not (tmp_path / "runs").exists()
