@@ -49,7 +49,6 @@ from common.cells import (
     add,
     conv,
     count_params,
-    dumps,
     init_weights,
     op_macs,
     op_params,
@@ -778,13 +777,15 @@ def report_round(
     run.genotype(state.step, genotype_json(args, g, d, best))
     if stage == "1":
         state.hall = sorted(distinct([*state.hall, *front]), key=fid_or_inf)[:8]
-    run.print(
-        f"stage {stage} round {r}/{args.rounds}: front {len(front)} of {len(state.population)}, best {best['id']} with "
-        f"{evaluator.label} {best['fid']:.2f}"
-        + (f", IS {best['is']:.2f}" if best["is"] else "")
-        + f", {best['params'] / 1e6:.2f}M"
-    )
+    counts = f"front {len(front)} of {len(state.population)}"
+    run.print(f"stage {stage} round {r}/{args.rounds}: {counts}, best {best['id']} with {told(evaluator, best)}")
     return front
+
+
+def told(evaluator: Evaluator, x: dict) -> str:
+    """An individual's score and size, for people."""
+    is_text = "" if x["is"] is None else f", IS {x['is']:.2f}"
+    return f"{evaluator.label} {x['fid']:.2f}{is_text}, {x['params'] / 1e6:.2f}M"
 
 
 def report_final(args: Args, run: Run, evaluator: Evaluator, state: State, key: str, space: Space) -> None:
@@ -793,10 +794,7 @@ def report_final(args: Args, run: Run, evaluator: Evaluator, state: State, key: 
     run.genotype(state.step, genotype_json(args, state.G, state.D, best))
     run.print(f"{key}*, of {len(state.finalists)} candidates on {args.final_n} images:\n{table(best['genotype'], space)}")
     for x in state.finalists[:8]:
-        is_text = f"  IS {x['is']:.2f}" if x["is"] else ""
-        run.print(
-            f"  {x['id']:>8}  {evaluator.label} {x['fid']:.2f}{is_text}  {x['params'] / 1e6:.2f}M  {dumps(x['genotype'])}"
-        )
+        run.print(f"  {x['id']:>8}  {told(evaluator, x)}  {space.to_codes(x['genotype'])}")
 
 
 def genotype_json(args: Args, g: Genotype, d: Genotype | str, scores: dict | None = None) -> dict:
@@ -848,30 +846,29 @@ def search_g(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
                 run.log(state.step, **{"loss/d": d_loss, "loss/g": g_loss})
         ranks.average_buffers(G)
 
-        rng = rng_of(args, "evolution", state.stage, r)
-        name = f"{state.stage}.{r}"
+        name, born, chosen = f"{state.stage}.{r}", rng_of(args, "born", state.stage, r), rng_of(args, "chosen", state.stage, r)
         if r == 0:  # lines 2-3. DEVIATES 11: drawn after the warm-up, which may meet these genotypes too
             base = named(args.init_g, "G") if args.init_g else None
-            state.population = first_population(G_SPACE, P, base, name, rng)
+            state.population = first_population(G_SPACE, P, base, name, born)
             state.seen = {x["genotype"]: None for x in state.population}
             if coupled:
                 d_base = named(args.init_d, "D") if args.init_d else None
-                for x, d in zip(state.population, first_population(D_SPACE, P, d_base, name, rng), strict=True):
+                for x, d in zip(state.population, first_population(D_SPACE, P, d_base, name, born), strict=True):
                     x["d_genotype"] = d["genotype"]
         else:  # lines 13-14
             if args.mu_plus_lambda and len(state.population) == P:
-                state.population += children(args, G_SPACE, state.population, P, state, name, rng, coupled)
+                state.population += children(args, G_SPACE, state.population, P, state, name, born, coupled)
             run.begin("search", stage_name("stage 1", r, args, "scoring"), state.step)
             for x in state.population:
                 x["params"] = g_params(x["genotype"], args.g_ch, args.z_dim, args.size)
             score_population(state.population, score_one, ranks)
-            kept = select(state.population, P if args.mu_plus_lambda else P // 2, args.selection, args.objectives, rng)
+            kept = select(state.population, P if args.mu_plus_lambda else P // 2, args.selection, args.objectives, chosen)
             front = report_round(args, run, evaluator, state, "1", r, kept, "recalibrated" if args.bn_batches else "shared")
             with own_batch_norm(args, ranks, G, front[0]["genotype"]):
                 run.samples(state.step, grid(args, ranks, G, front[0]["genotype"]))
             state.population = to_score(kept)
             if not args.mu_plus_lambda:
-                state.population += children(args, G_SPACE, kept, P - len(kept), state, name, rng, coupled)
+                state.population += children(args, G_SPACE, kept, P - len(kept), state, name, born, coupled)
             if r == args.rounds:
                 state.finalists = to_score(distinct([*front, *state.hall]))
         state.round = r + 1
@@ -928,11 +925,10 @@ def search_d(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
             if state.step % args.log_every == 0:
                 run.log(state.step, **{"loss/d": d_loss, "loss/g": g_loss})
 
-        rng = rng_of(args, "evolution", state.stage, r)
-        name = f"{state.stage}.{r}"
+        name, born, chosen = f"{state.stage}.{r}", rng_of(args, "born", state.stage, r), rng_of(args, "chosen", state.stage, r)
         if r == 0:  # line 18
             base = named(args.init_d, "D") if args.init_d else None
-            state.population = first_population(D_SPACE, P, base, name, rng)
+            state.population = first_population(D_SPACE, P, base, name, born)
             state.seen = {x["genotype"]: None for x in state.population}
             ranks.average_buffers(G)
             copies.update({x["id"]: clone(G) for x in state.population})
@@ -941,21 +937,19 @@ def search_d(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
             for x in state.population:
                 x["params"] = d_params(x["genotype"], args.d_ch)
             score_population(state.population, score_one, ranks)
-            kept = select(state.population, P // 2, args.selection, args.objectives, rng)  # line 27
+            kept = select(state.population, P // 2, args.selection, args.objectives, chosen)  # line 27
             front = report_round(args, run, evaluator, state, "2", r, kept, "own")
             G.load_state_dict(copies[front[0]["id"]])
             run.samples(state.step, grid(args, ranks, G))
             if r == args.rounds:
                 state.finalists = to_score(front)  # each can only be scored by the generator trained against it
             else:
-                born = children(args, D_SPACE, kept, P - len(kept), state, name, rng)  # line 28
-                state.population = to_score(kept) + born
-                best = front[0]["id"]  # lines 29-30: weight-resetting
-                source = {x["id"]: best if args.weight_reset else (x["parents"] or [x["id"]])[0] for x in born}
-                source |= {x["id"]: best if args.weight_reset else x["id"] for x in kept}
-                fresh = {i: {k: v.clone() for k, v in copies.get(j, copies[best]).items()} for i, j in source.items()}
-                copies.clear()
-                copies.update(fresh)
+                state.population = to_score(kept) + children(args, D_SPACE, kept, P - len(kept), state, name, born)  # line 28
+                source = {}
+                for x in state.population:  # lines 29-30: weight-resetting; without it: its own weights, or a parent's
+                    own = [] if args.weight_reset else [i for i in (x["id"], *x["parents"]) if i in copies]
+                    source[x["id"]] = copies[[*own, front[0]["id"]][0]]
+                copies = {i: {k: v.clone() for k, v in weights.items()} for i, weights in source.items()}
         state.round = r + 1
 
     # -- line 32. DEVIATES 14: "the best" is open in the paper; here the last front, scored with more images

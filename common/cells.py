@@ -1,6 +1,5 @@
 """What several methods' networks are made of: operations, genotypes, published architectures, parameter counts."""
 
-import json
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -241,8 +240,3 @@ def table(genotype: Genotype, space: Space) -> str:
     rows = [[str(i), *row] for i, row in enumerate(genotype, 1)]
     widths = [max(len(row[c]) for row in [head, *rows]) for c in range(len(head))]
     return "\n".join("  ".join(f"{w:{n}}" for w, n in zip(row, widths, strict=True)).rstrip() for row in [head, *rows])
-
-
-def dumps(genotype: Genotype) -> str:
-    """One line of JSON: a key for sets and archives that survives a checkpoint."""
-    return json.dumps(genotype)

@@ -243,6 +243,26 @@ def test_stopped_in_any_phase_and_resumed_equals_undisturbed(
     assert_same_run(whole, run)
 
 
+def test_resumed_amid_the_authors_evolution_equals_undisturbed(tiny: dict, tmp_path: Path, monkeypatch) -> None:
+    """Its children are born before the scoring and its survivors drawn after it: the draws must not depend on each other."""
+    variant = {**tiny, "mu_plus_lambda": True, "selection": "cars", "stages": "g", "phase": "search"}
+    undisturbed = start(variant, tmp_path / "a")
+    check = Run.check
+
+    def stop_in_scoring(run: Run) -> None:
+        if run.status["stage"] == "stage 1 round 2/2 scoring":
+            run.stopping = True
+        check(run)
+
+    monkeypatch.setattr(Run, "check", stop_in_scoring)
+    with pytest.raises(Stopped):
+        main(Args(**{**variant, "runs_dir": tmp_path / "b"}))
+    monkeypatch.setattr(Run, "check", check)
+    (run,) = (tmp_path / "b").glob("eagan-*")
+    assert cli(main, Args, PRESETS, ["--resume", str(run)]) == 0
+    assert rows(run, "search.jsonl") == rows(undisturbed, "search.jsonl")
+
+
 def test_a_stop_file_stops_a_run(tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tick = Run.tick
 
