@@ -152,7 +152,7 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         return 130
     except Exception as e:
         if not hasattr(e, "format_message"):  # not one of the parser's own complaints
@@ -359,13 +359,8 @@ class Run:
                 **{"schema": SCHEMA, "script": Path(script).name, "method": method, "preset": args["preset"]},
                 **{"dataset": dataset, "data_digest": digest, "seed": args["seed"], "args": self.args},
                 **{"argv": sys.argv, "command": command_line(script, self.args, ranks.world)},
-                **{
-                    "git": git_state(Path(script).parent),
-                    "device": device_name(ranks.device),
-                    "world_size": ranks.world,
-                },
-                "versions": {"python": platform.python_version(), "torch": torch.__version__},
-                **{**facts, "created": now()},
+                **{"git": git_state(Path(script).parent), "device": device_name(ranks.device), "world_size": ranks.world},
+                **{"versions": {"python": platform.python_version(), "torch": torch.__version__}, **facts, "created": now()},
             }
             root = next(p for p in (self.dir, *self.dir.absolute().parents) if p.exists())
             free = shutil.disk_usage(root).free
@@ -386,6 +381,8 @@ class Run:
                 (self.dir / "STOP").unlink(missing_ok=True)
                 self._write_status()
             except OSError as e:
+                if not resumed:
+                    shutil.rmtree(self.dir, ignore_errors=True)
                 raise UserError(f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder") from None
 
     def _check_resumable(self, digest: str) -> None:
@@ -396,7 +393,7 @@ class Run:
             raise UserError(f"--resume {self.dir}: the images of {self.args['dataset']} are not those that it began with")
         try:
             status = json.loads((self.dir / "status.json").read_text())
-            self.status["last"] = status["last"]
+            self.status["last"] = {k: status["last"][k] for k in ("fid", "is", "net")}
             old, new = status["process"], self.status["process"]
             here = (old["host"], old["boot_id"]) == (new["host"], new["boot_id"]) and old["pid"] != new["pid"]
             running = here and old["start_time"] and kernel_start_time(old["pid"]) == old["start_time"]
@@ -423,19 +420,17 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
-        self.left.set()
-        self.heart.join()
-        self.bar.stop()
-        for s, handler in self.handlers.items():
-            signal.signal(s, handler)
-        self._account()
         if isinstance(error, Stopped):  # all `with` blocks of the script are left: its state is whole again
             try:
                 self.save()
             except UserError as e:
                 error, kind = e, UserError
+        self.left.set()
+        self.heart.join()
+        self.bar.stop()
+        self._account()
         if isinstance(error, OSError) and self.main:  # a dead or full disk, wherever it struck
-            error = UserError(f"{self.dir}: {error.strerror or error}; mend that, then: {self.status['resume_command']}")
+            error = UserError(f"{self.dir}: {error}; mend that, then: {self.status['resume_command']}")
         self.status["state"] = "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
         if self.status["state"] == "failed":
             self.status["error"] = {"type": kind.__name__, "message": str(error)}
@@ -446,6 +441,8 @@ class Run:
                 self.print(f"resume with: {self.status['resume_command']}")
             with suppress(OSError):  # the disk that ended the run; the reader judges by the last `updated`
                 self._write_status()
+        for s, handler in self.handlers.items():  # only now: a second signal must not disturb the saving under torchrun
+            signal.signal(s, handler)
         if isinstance(error, UserError):
             raise error from None
 
