@@ -465,6 +465,7 @@ def test_stopping_leaves_nothing_half_written(tmp_path, calls):
 
 
 def score_on_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)  # as in the process that spawns the other: equal to the last bit
     minute = timedelta(seconds=60)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", minute, world_size=2, rank=rank)
     evaluator = ready("compact", classes(), folder / "cache", splits=4, batch=64)
