@@ -48,7 +48,8 @@ def test_the_parsers_library_is_never_imported() -> None:
 @pytest.mark.parametrize("file", METHODS, ids=lambda f: f.stem)
 def test_every_deviation_has_its_row(file: Path) -> None:
     in_code = sorted(int(n) for n in re.findall(r"DEVIATES (\d+):", file.read_text()))
-    in_docs = [int(n) for n in re.findall(r"^\| (\d+) \|", (ROOT / "docs" / f"{file.stem}.md").read_text(), re.M)]
+    section = (ROOT / "docs" / f"{file.stem}.md").read_text().split("## Deviations and open questions")[1]
+    in_docs = [int(n) for n in re.findall(r"^\| (\d+) \|", section, re.M)]
     assert in_code == in_docs == list(range(1, len(in_code) + 1))
 
 
