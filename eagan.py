@@ -832,7 +832,7 @@ def search_g(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
     for r in range(state.round, args.rounds + 1):
         # -- lines 5-12: every batch trains one path; D meets all of them
         end = state.began + round_end(args, batches, r)
-        run.begin("search", stage_name("stage 1", r, args), state.step, args.d_batch)
+        run.begin("search", stage_name("stage 1", r, args), state.step, images_per_step=args.d_batch)
         while state.step < end:
             run.tick(state.step, f"{'population' if r == 0 else 'scoring'} in {end - state.step} steps")
             rng = rng_of(args, "path", state.batch)
@@ -858,7 +858,7 @@ def search_g(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
         else:  # lines 13-14
             if args.mu_plus_lambda and len(state.population) == P:
                 state.population += children(args, G_SPACE, state.population, P, state, name, born, coupled)
-            run.begin("search", stage_name("stage 1", r, args, "scoring"), state.step)
+            run.begin("search", stage_name("stage 1", r, args, "scoring"), state.step, "selection")
             for x in state.population:
                 x["params"] = g_params(x["genotype"], args.g_ch, args.z_dim, args.size)
             score_population(state.population, score_one, ranks)
@@ -874,7 +874,7 @@ def search_g(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
         state.round = r + 1
 
     # -- line 16. DEVIATES 12: paper and code leave "the best" open; here the last front and the best ever, scored once more
-    run.begin("derive", "stage 1, final choice", state.step)
+    run.begin("derive", "stage 1, final choice", state.step, "the next stage")
     score_population(state.finalists, lambda x: score_one(x, args.final_n), ranks)
     state.finalists.sort(key=lambda x: (fid_or_inf(x), -(x["is"] or 0)))
     state.G = state.finalists[0]["genotype"]
@@ -907,7 +907,7 @@ def search_d(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
     for r in range(state.round, args.rounds + 1):
         # -- lines 22-26: a pair is drawn for n_critic steps of D and one of G
         end = state.began + round_end(args, batches, r) // args.n_critic
-        run.begin("search", stage_name("stage 2", r, args), state.step, args.d_batch * args.n_critic)
+        run.begin("search", stage_name("stage 2", r, args), state.step, images_per_step=args.d_batch * args.n_critic)
         while state.step < end:
             run.tick(state.step, f"{'population' if r == 0 else 'scoring'} in {end - state.step} steps")
             rng = rng_of(args, "path", state.batch)
@@ -933,7 +933,7 @@ def search_d(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
             ranks.average_buffers(G)
             copies.update({x["id"]: clone(G) for x in state.population})
         else:
-            run.begin("search", stage_name("stage 2", r, args, "scoring"), state.step)
+            run.begin("search", stage_name("stage 2", r, args, "scoring"), state.step, "selection")
             for x in state.population:
                 x["params"] = d_params(x["genotype"], args.d_ch)
             score_population(state.population, score_one, ranks)
@@ -953,7 +953,7 @@ def search_d(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: 
         state.round = r + 1
 
     # -- line 32. DEVIATES 14: "the best" is open in the paper; here the last front, scored with more images
-    run.begin("derive", "stage 2, final choice", state.step)
+    run.begin("derive", "stage 2, final choice", state.step, "the next stage")
     score_population(state.finalists, lambda x: score_one(x, args.final_n), ranks)
     state.finalists.sort(key=lambda x: (fid_or_inf(x), -(x["is"] or 0)))
     state.D, state.g_weights = state.finalists[0]["genotype"], None
@@ -986,7 +986,7 @@ def train_gan(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches:
     epoch = args.epoch_batches or len(batches)
     total = args.train_epochs * epoch // args.n_critic
     every, after = max(1, args.eval_every * epoch // args.n_critic), args.eval_after * epoch // args.n_critic
-    run.begin("train", "training", state.step, args.d_batch * args.n_critic)
+    run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
         done = state.step - state.began
         last = done == total
@@ -1014,7 +1014,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """IS and FID of G_ema; keeps the weights of the last and of the best one. The untrained one comes beside pure noise."""
     phase = run.status["phase"]
-    run.begin("eval", f"evaluation ({what})", state.step)
+    run.begin("eval", f"evaluation ({what})", state.step, "the end" if what == "last" else "training")
     ranks.average_buffers(G)
     ema_update(G_ema, G, 1.0)
     row = {"eval/ema": True, "eval/bn": "running", "eval/what": what}
@@ -1036,7 +1036,7 @@ def evaluate(
     if what == "last":  # PAPER reports the lowest FID of up to 59 evaluations; here both, by their names
         last = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step}
         run.result(last=last, best=state.best, n=s.n, net=s.net, ref=s.ref, genotype=genotype_json(args, state.G, state.D))
-    run.begin(phase, "training", state.step, args.d_batch * args.n_critic)
+    run.begin(phase, "training", state.step, images_per_step=args.d_batch * args.n_critic)
 
 
 def noise_images(args: Args, ranks: Ranks, evaluator: Evaluator, k: int) -> Tensor:
@@ -1047,7 +1047,7 @@ def noise_images(args: Args, ranks: Ranks, evaluator: Evaluator, k: int) -> Tens
 
 def evaluate_weights(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G: Generator) -> None:
     """--phase eval: IS, FID and a sample grid of the generator in a weights.pt."""
-    run.begin("eval", "evaluation", 0)
+    run.begin("eval", "evaluation", 0, "the end")
     s = score(args, ranks, run, evaluator, G, args.eval_n, split=True)
     run.evaluated(0, s.row(), **{"eval/what": str(args.weights)})
     run.samples(0, grid(args, ranks, G))
@@ -1235,7 +1235,7 @@ def main(args: Args) -> dict | None:
         if "state" in saved:
             state = State(**saved["state"])
         evaluator.log, evaluator.check = run.print, run.check
-        run.begin(run.status["phase"], "preparing the evaluator", state.step)
+        run.begin(run.status["phase"], "preparing the evaluator", state.step, "the first stage")
         ranks.first(evaluator.prepare)
         if trained:
             evaluate_weights(args, ranks, run, evaluator, trained)

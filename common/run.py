@@ -27,6 +27,7 @@ import torch.distributed as dist
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 SCHEMA = 1
 ON_RESUME = {  # flags that may differ when a run goes on: none of them changes what is trained
@@ -405,7 +406,8 @@ class Run:
     # -- from starting to the last state ------------------------------------------------------------------------------
 
     def __enter__(self) -> "Run":
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(24), console=self.console, transient=True)
+        text = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # whole also on 80 columns
+        self.bar = Progress(BarColumn(10), text, console=self.console, transient=True)
         self.task = self.bar.add_task("", total=max(self.status["total"], 1))
         if self.main and self.console.is_terminal:
             self.bar.start()
@@ -474,11 +476,11 @@ class Run:
 
     # -- progress -----------------------------------------------------------------------------------------------------
 
-    def begin(self, phase: str, stage: str, step: int, images_per_step: int = 0) -> None:
-        """A stage begins (or is taken up) at generator update `step`; its name is one of the plan's, or new."""
+    def begin(self, phase: str, stage: str, step: int, upcoming: str = "", images_per_step: int = 0) -> None:
+        """A stage begins (or is taken up) at generator update `step`; upcoming: what comes after it."""
         self._account()
         self.mark = (time.monotonic(), step, images_per_step)
-        self.status.update(phase=phase, stage=stage, step=step, rate=None, eta_s=None, next="")
+        self.status.update(phase=phase, stage=stage, step=step, rate=None, eta_s=None, next=upcoming)
 
     def tick(self, step: int, upcoming: str = "") -> None:
         """A safe point, once a step: shows progress, saves when a save is due, raises Stopped when asked to stop."""
@@ -519,7 +521,7 @@ class Run:
         s = self.status
         rate = f"{s['rate']:.3g} steps/s · ETA {duration(s['eta_s'])}" if s["rate"] else "…"
         score = f" · {fid_label(s['last']['net'])} {s['last']['fid']:.2f}" if s["last"]["fid"] is not None else ""
-        line = f"{s['stage']} · {s['step']:,}/{s['total']:,} · {rate}{score} · next: {s['next'] or s['stage']}"
+        line = f"{s['stage']} · {s['step']:,}/{s['total']:,} · {rate}{score} · next: {s['next']}"
         if self.console.is_terminal:
             self.bar.update(self.task, completed=s["step"], description=line)
         else:

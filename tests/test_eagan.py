@@ -874,9 +874,9 @@ class WatchedRun(Run):
 
     watch: Callable[[str, object], None]
 
-    def begin(self, phase: str, stage: str, step: int, images_per_step: int = 0) -> None:
+    def begin(self, phase: str, stage: str, step: int, upcoming: str = "", images_per_step: int = 0) -> None:
         self.watch("begin", stage)
-        super().begin(phase, stage, step, images_per_step)
+        super().begin(phase, stage, step, upcoming, images_per_step)
 
     def tick(self, step: int, upcoming: str = "") -> None:
         self.watch("tick", step)
