@@ -164,9 +164,9 @@ PRESETS = {
     },
     "smoke": {
         **{"preset": "smoke", "dataset": "shapes", "evaluator": "compact", "population": 4, "rounds": 2},
-        **{"epoch_batches": 20, "warmup_epochs": 1, "round_epochs": 1, "search_n": 500, "final_n": 500, "bn_batches": 2},
+        **{"epoch_batches": 20, "warmup_epochs": 1, "round_epochs": 1, "search_n": 300, "final_n": 300, "bn_batches": 2},
         **{"g_ch": 24, "d_ch": 16, "d_batch": 32, "g_batch": 32, "n_critic": 1, "g_lr": 1e-3, "d_lr": 1e-3, "ema": 0.98},
-        **{"train_epochs": 12, "eval_n": 1000, "eval_every": 4, "eval_after": 0, "sample_every": 50, "log_every": 10},
+        **{"train_epochs": 8, "eval_n": 1000, "eval_every": 4, "eval_after": 0, "sample_every": 50, "log_every": 10},
     },
 }
 
@@ -639,7 +639,8 @@ def score(
 
     def images(k: int) -> Tensor:
         run.check()
-        return to_uint8(G(latent(args, ranks, evaluator.batch, "eval", k), genotype))
+        z = latent(args, ranks, evaluator.batch, "eval", k)[: n - k * evaluator.batch]
+        return to_uint8(G(z, genotype))
 
     try:
         return evaluator.score(images, n, *((ranks.rank, ranks.world) if split else (0, 1)))
