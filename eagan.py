@@ -164,9 +164,9 @@ PRESETS = {
     },
     "smoke": {
         **{"preset": "smoke", "dataset": "shapes", "evaluator": "compact", "population": 4, "rounds": 2},
-        **{"epoch_batches": 20, "warmup_epochs": 1, "round_epochs": 1, "search_n": 300, "final_n": 300, "bn_batches": 2},
+        **{"epoch_batches": 12, "warmup_epochs": 1, "round_epochs": 1, "search_n": 200, "final_n": 300, "bn_batches": 2},
         **{"g_ch": 24, "d_ch": 16, "d_batch": 32, "g_batch": 32, "n_critic": 1, "g_lr": 1e-3, "d_lr": 1e-3, "ema": 0.98},
-        **{"train_epochs": 8, "eval_n": 1000, "eval_every": 4, "eval_after": 0, "sample_every": 50, "log_every": 10},
+        **{"train_epochs": 11, "eval_n": 1000, "eval_every": 4, "eval_after": 0, "sample_every": 50, "log_every": 10},
     },
 }
 

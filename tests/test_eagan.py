@@ -815,7 +815,11 @@ def test_fact_21_plan():
     assert eagan.round_end(args, batches, args.rounds) == 230 * CIFAR[2]
 
 
-@pytest.mark.parametrize(("data", "total"), [(CIFAR, 150_000), (STL, 98_520)], ids=["cifar10", "stl10"])
+@pytest.mark.parametrize(
+    ("data", "total"),
+    [(CIFAR, 150_000), pytest.param(STL, 98_520, marks=pytest.mark.slow)],
+    ids=["cifar10", "stl10"],
+)
 def test_fact_21_training(data: tuple[int, int, int], total: int, monkeypatch: pytest.MonkeyPatch):
     """The real loop with empty steps: evaluated untrained, at epochs 305, 310, ..., 595, and at the end."""
 

@@ -158,20 +158,18 @@ def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path) ->
     assert result["last"]["fid"] == trained["last"]["fid"]
 
 
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "flags",
     [
-        *({"dbar": "d_c"}, {"dbar": "plain", "size": 32}),
-        *({"stages": s} for s in ("g", "coupled")),
-        *({"genotype": "eagan-g", "stages": "d"}, {"cycles": 2, "phase": "search"}, {"weight_reset": False}),
-        *({"mu_plus_lambda": True}, {"selection": "cars"}, {"init_g": "eagan-g", "init_d": "autogan-d"}),
-        *(
-            {"objectives": "fid,size"},
-            {"bn_batches": 0},
-            {"amp": True},
-            {"genotype": "adversarialnas-g", "d_genotype": "plain", "size": 32},
-        ),
-        {"genotype": "eagan-g", "size": 48, "grad_clip": 50.0},
+        *({"dbar": "plain", "size": 32}, {"stages": "coupled"}, {"objectives": "fid,size", "weight_reset": False}),
+        *({"cycles": 2, "phase": "search"}, {"genotype": "eagan-g", "size": 48, "grad_clip": 50.0}),
+        *(slow({"dbar": "d_c"}), slow({"stages": "g"}), slow({"genotype": "eagan-g", "stages": "d"}), slow({"amp": True})),
+        *(slow({"mu_plus_lambda": True}), slow({"selection": "cars"}), slow({"init_g": "eagan-g", "init_d": "autogan-d"})),
+        *(slow({"bn_batches": 0}), slow({"genotype": "adversarialnas-g", "d_genotype": "plain", "size": 32})),
     ],
     ids=str,
 )
@@ -210,10 +208,10 @@ def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, 
 @pytest.mark.parametrize(
     ("stage", "call"),
     [
-        *(("preparing", 1), ("stage 1 warm-up", 2), ("stage 1 round 2/2", 2), ("stage 1 round 1/2 scoring", 3)),
-        *(("stage 1, final choice", 2), ("stage 2 warm-up", 1), ("stage 2 round 2/2", 1), ("stage 2 round 1/2 scoring", 4)),
-        *(("stage 2, final choice", 1), ("evaluation (untrained)", 1), ("training", 3), ("evaluation (training)", 1)),
-        ("evaluation (last)", 1),
+        *(("stage 1 warm-up", 2), ("stage 1 round 2/2", 2), ("stage 1 round 1/2 scoring", 3), ("stage 2 warm-up", 1)),
+        *(("stage 2 round 2/2", 1), ("stage 2 round 1/2 scoring", 4), ("training", 3), ("evaluation (training)", 1)),
+        *(slow("preparing", 1), slow("stage 1, final choice", 2), slow("stage 2, final choice", 1)),
+        *(slow("evaluation (untrained)", 1), slow("evaluation (last)", 1)),
     ],
 )
 def test_stopped_in_any_phase_and_resumed_equals_undisturbed(
