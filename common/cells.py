@@ -63,6 +63,12 @@ def conv(c_in: int, c_out: int, name: str = "conv_1x1", stride: int = 1, sn: boo
     return spectral_norm(module) if sn else module
 
 
+def xavier_sn(module: nn.Conv2d) -> nn.Module:
+    """The convolution with Xavier-uniform weights under spectral norm: once wrapped, an initialiser no longer reaches them."""
+    nn.init.xavier_uniform_(module.weight)
+    return spectral_norm(module)
+
+
 class Normal(nn.Module):
     """An op of OPS_NORMAL but none, (B, C, H, W) -> same: identity, or ReLU (unless relu=False) -> convolution."""
 
@@ -122,8 +128,8 @@ def add(*terms: Tensor | None) -> Tensor:
 def init_weights(net: nn.Module) -> None:
     """Xavier-uniform for Conv2d, N(1, 0.02) for BatchNorm scales; Linear, ConvTranspose2d and biases keep the defaults.
 
-    Spectral-normalised convolutions keep torch's default too: in the authors' code of AutoGAN, AdversarialNAS and EAGAN
-    the initialiser writes to a tensor that spectral norm no longer reads.
+    Spectral-normalised convolutions keep what they have: torch's default in EAGAN (on a GPU its authors' initialiser wrote
+    to a tensor that spectral norm no longer read), Xavier-uniform from xavier_sn in AutoGAN and AdversarialNAS.
     """
     for m in net.modules():
         if isinstance(m, nn.Conv2d) and not hasattr(m, "parametrizations"):
@@ -149,6 +155,46 @@ def op_macs(op: str, c: int, out: int) -> int:
     if op == "conv_transpose":
         return c * c * out**2 + 9 * c * (out // 2) ** 2
     return op_params(op, c) * out**2
+
+
+# ---- AutoGAN's discriminator ------------------------------------------------------------------------------------------
+
+
+class DBlock(nn.Module):
+    """SN-GAN's residual block: ReLU -> conv -> ReLU -> conv (B, C, H, W) -> same; down: both paths end in a 2x2 mean."""
+
+    def __init__(self, ch: int, down: bool) -> None:
+        super().__init__()
+        self.conv1 = xavier_sn(Conv(ch, ch, 3, padding=1))
+        self.conv2 = xavier_sn(ConvAvgPool(ch, ch) if down else Conv(ch, ch, 3, padding=1))
+        self.shortcut = xavier_sn(Conv(ch, ch, 1)) if down else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        main = self.conv2(self.conv1(x.relu()).relu())
+        return main + (x if self.shortcut is None else self.shortcut(F.avg_pool2d(x, 2)))  # the 1x1 commutes with the pool
+
+
+class AutoGANDiscriminator(nn.Module):
+    """The hand-made discriminator of AutoGAN, which AdversarialNAS trains against too: x: (B, 3, H, W) -> (B, 1).
+
+    64 ch^2 + 41 ch parameters, all layers under spectral norm. It halves x twice. stage 0 or 1 leaves out the last 2 or 1 of
+    the middle blocks, for images of 8 and 16 px: AutoGAN's D grows with its G. [AutoGAN §3.1; authors' code]
+    """
+
+    def __init__(self, ch: int = 128) -> None:
+        super().__init__()
+        self.stem1 = xavier_sn(Conv(3, ch, 3, padding=1))
+        self.stem2 = xavier_sn(ConvAvgPool(ch, ch))
+        self.stem_skip = xavier_sn(Conv(3, ch, 1))
+        self.middle = nn.ModuleList([DBlock(ch, down=True), DBlock(ch, down=False)])
+        self.last = DBlock(ch, down=False)
+        self.out = spectral_norm(Linear(ch, 1, bias=False))
+
+    def forward(self, x: Tensor, stage: int = 2) -> Tensor:
+        x = self.stem2(self.stem1(x).relu()) + self.stem_skip(F.avg_pool2d(x, 2))
+        for block in self.middle[:stage]:
+            x = block(x)
+        return self.out(self.last(x).relu().sum(dim=(2, 3)))  # CODE: a sum, so the output's scale grows with the image
 
 
 # ---- genotypes --------------------------------------------------------------------------------------------------------

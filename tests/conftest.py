@@ -1,4 +1,4 @@
-"""What several test files share: a data set and flags so small that a whole run takes seconds."""
+"""What several test files share: a data set so small that a whole run takes seconds, and an evaluator that suits it."""
 
 import os
 from collections.abc import Iterator
@@ -24,24 +24,11 @@ def quick_compact() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Flags of a search and training of some twenty steps on 64 labelled images of 16 px; --runs-dir is up to the test."""
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Flags of a data set of 64 labelled images of 16 px and of the evaluator that goes with it."""
     folder = tmp_path_factory.mktemp("tiny")
     rng = np.random.default_rng(0)
     labels = np.arange(64) % 2
     images = rng.integers(0, 128, (64, 16, 16, 3)) + 127 * labels[:, None, None, None]
     np.savez(folder / "tiny.npz", images=images.astype(np.uint8), labels=labels)
-    return {
-        **{"dataset": str(folder / "tiny.npz"), "data_dir": folder, "size": 16, "evaluator": "compact"},
-        **{"g_ch": 4, "d_ch": 4, "z_dim": 6, "g_batch": 4, "d_batch": 4, "n_critic": 2, "epoch_batches": 2},
-        **{"population": 4, "rounds": 2, "round_epochs": 1, "warmup_epochs": 1, "search_n": 20, "final_n": 30},
-        **{
-            "bn_batches": 1,
-            "train_epochs": 6,
-            "eval_n": 30,
-            "eval_every": 2,
-            "eval_after": 0,
-            "sample_every": 2,
-            "log_every": 1,
-        },
-    }
+    return {"dataset": str(folder / "tiny.npz"), "data_dir": folder, "size": 16, "evaluator": "compact"}

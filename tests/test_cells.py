@@ -11,6 +11,7 @@ from common.cells import (
     OPS_DOWN,
     OPS_NORMAL,
     OPS_UP,
+    AutoGANDiscriminator,
     Conv,
     ConvAvgPool,
     Down,
@@ -23,6 +24,7 @@ from common.cells import (
     init_weights,
     op_macs,
     op_params,
+    xavier_sn,
 )
 from common.run import stream
 
@@ -151,3 +153,40 @@ def test_initial_weights():
     assert batch_norm.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not batch_norm.bias.any()
     assert torch.equal(linear.weight, before)
+
+
+# ---- AutoGAN's discriminator ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ch", "params"), [(128, 1_053_824), (64, 264_768), (8, 4_424)])
+def test_autogan_discriminator_has_the_published_size(ch: int, params: int) -> None:
+    D = AutoGANDiscriminator(ch)
+    assert count_params(D) == params == 64 * ch**2 + 41 * ch
+    assert sum(hasattr(m, "parametrizations") for m in D.modules()) == 11
+
+
+@pytest.mark.parametrize(("stage", "size", "active"), [(0, 8, 112_896), (1, 16, 190_912), (2, 32, 264_768), (2, 48, 264_768)])
+def test_autogan_discriminator_grows_with_the_stage(stage: int, size: int, active: int) -> None:
+    D = AutoGANDiscriminator(64)
+    out = D(torch.randn(2, 3, size, size), stage)
+    assert out.shape == (2, 1)
+    out.sum().backward()
+    assert sum(p.numel() for p in D.parameters() if p.grad is not None) == active
+
+
+def test_autogan_discriminator_sums_over_positions_and_halves_twice() -> None:
+    D, seen = AutoGANDiscriminator(8).eval(), []
+    for block in (*D.middle, D.last):
+        block.register_forward_hook(lambda _m, _i, out: seen.append(out.shape[-1]))
+    with torch.no_grad():
+        D.last.register_forward_hook(lambda _m, _i, out: torch.ones_like(out))
+        small, large = D(torch.randn(1, 3, 24, 24)), D(torch.randn(1, 3, 48, 48))
+    torch.testing.assert_close(large, 4 * small)
+    assert seen == [6, 6, 6, 12, 12, 12]
+
+
+def test_xavier_reaches_the_weights_under_spectral_norm() -> None:
+    torch.manual_seed(0)
+    raw = xavier_sn(Conv(64, 64, 3, padding=1)).parametrizations.weight.original
+    bound = (6 / (2 * 64 * 9)) ** 0.5
+    assert 0.99 * bound < raw.abs().max() <= bound

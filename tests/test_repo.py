@@ -1,19 +1,25 @@
 """Promises of the repository itself: documents that hold, names that mean one thing, imports that point one way."""
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from common.run import cli
-from eagan import Args
 
 ROOT = Path(__file__).parents[1]
 METHODS = [f for f in sorted(ROOT.glob("*.py")) if "PRESETS" in f.read_text()]
-DIVERGES = {"Args", "PRESETS", "State", "main"}  # each method's own: arguments, state and plan
+DIVERGES = {  # names that mean the same in each script and are another thing in each
+    "Args": "each method has its own arguments",
+    "State": "what a resumed run needs",
+    "main": "the plan: which stages, in which order",
+    "check": "which values of its own arguments cannot go together",
+}
 
 
 def names(file: Path) -> dict[str, str]:
@@ -65,26 +71,40 @@ def test_the_method_page_has_the_seven_headings_and_every_logged_key(file: Path)
         assert f"`{key}`" in text, key
 
 
-def commands() -> list[list[str]]:
-    """Every `python eagan.py …` in the documents, without the runs and files that only a user has."""
+def commands() -> list[tuple[str, list[str]]]:
+    """Every `python METHOD.py …` in the documents, without the runs and files that only a user has."""
     found = []
     for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
-        for line in re.findall(r"(?:python|eagan\.py.*-4) (eagan\.py [^#`\n]*)", page.read_text()):
-            if "RUN" not in line and "--resume" not in line and "\\" not in line:
-                found.append(shlex.split(line)[1:])
+        for method, line in re.findall(r"(?:python|--nproc-per-node \d+) (\w+)\.py( [^#`\n]*)", page.read_text()):
+            if method in {f.stem for f in METHODS} and not re.search(r"RUN|--resume|\\", line):
+                found.append((method, shlex.split(line)))
     return found
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_commands_in_the_documents_parse(words: list[str]) -> None:
-    made = []
+@pytest.mark.parametrize(("method", "words"), commands(), ids=lambda x: " ".join(x) if isinstance(x, list) else x)
+def test_commands_in_the_documents_parse(method: str, words: list[str]) -> None:
+    script, made = importlib.import_module(method), []
 
-    def main(args: Args) -> None:
+    def main(args: object) -> None:
         made.append(args)
 
-    main.__module__ = "eagan"
-    assert cli(main, Args, {"paper": {}, "quick": {}, "smoke": {}}, words) == 0
+    main.__module__ = method
+    assert cli(main, script.Args, script.PRESETS, words) == 0
     assert made or "--help" in words
+
+
+@pytest.mark.parametrize("file", METHODS, ids=lambda f: f.stem)
+def test_presets_and_help_are_whole(file: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = importlib.import_module(file.stem)
+    for values in script.PRESETS.values():
+        script.Args(**values)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli(script.main, script.Args, script.PRESETS, ["--preset", "smoke", "--help"]) == 0
+    assert "[default: shapes]" in capsys.readouterr().out
+    for field in fields(script.Args):
+        (option,) = field.type.__metadata__
+        assert re.search(r"\[[^\]]+\]$", option.help), f"{field.name}: its help does not end in a source"
+        assert option.rich_help_panel in ("Run", "Data", "Search", "Train", "Eval")
 
 
 def test_links_resolve() -> None:

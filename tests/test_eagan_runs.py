@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,63 +17,40 @@ import common.run
 import eagan
 from common.run import Run, Stopped, cli
 from eagan import PRESETS, Args, main
+from tests.runs import (
+    ROOT,
+    assert_equal,
+    assert_same_run,
+    command,
+    flags,
+    load,
+    refused,
+    rows,
+    slow,
+    start,
+    stop_and_resume,
+    torchrun,
+)
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("quick_compact")
 
 
-def start(tiny: dict, runs: Path, **flags: object) -> Path:
-    """A run to its end; returns its directory."""
-    before = set(runs.glob("*"))
-    main(Args(**{**tiny, "runs_dir": runs, **flags}))
-    (made,) = set(runs.glob("*")) - before
-    return made
-
-
-def rows(run: Path, name: str) -> list[dict]:
-    """The lines of a .jsonl but for what tells the time."""
-    lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "t" and not k.startswith("perf/")} for row in lines]
-
-
-def assert_equal(a: object, b: object, where: str = "") -> None:
-    """Equal to the last bit, through dicts and lists down to tensors; NaN equals NaN."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a.nan_to_num(7.7), b.nan_to_num(7.7)), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for k in a:
-            assert_equal(a[k], b[k], f"{where}/{k}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}/{i}")
-    else:
-        assert a == b or (a != a and b != b), f"{where}: {a} != {b}"
-
-
-def load(run: Path, name: str) -> dict:
-    return torch.load(run / name, weights_only=True)
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """The same weights, genotypes, and rows of metrics and search."""
-    for name in ("metrics.jsonl", "search.jsonl"):
-        assert rows(a, name) == rows(b, name)
-    one, two = (load(run, "checkpoint.pt") for run in (a, b))
-    assert_equal({k: one[k] for k in ("step", "state", "nets")}, {k: two[k] for k in ("step", "state", "nets")})
-    for name in ("weights.pt", "weights.best.pt"):
-        assert_equal(load(a, name), load(b, name), name)
-    for name in ("genotypes", "samples"):
-        files = sorted(f.name for f in (a / name).iterdir())
-        assert files == sorted(f.name for f in (b / name).iterdir())
-        assert all((a / name / f).read_bytes() == (b / name / f).read_bytes() for f in files)
+@pytest.fixture(scope="module")
+def tiny(tiny_data: dict) -> dict:
+    """Flags of a search and training of some twenty steps; --runs-dir is up to the test."""
+    return {
+        **tiny_data,
+        **{"g_ch": 4, "d_ch": 4, "z_dim": 6, "g_batch": 4, "d_batch": 4, "n_critic": 2, "epoch_batches": 2},
+        **{"population": 4, "rounds": 2, "round_epochs": 1, "warmup_epochs": 1, "search_n": 20, "final_n": 30},
+        **{"bn_batches": 1, "train_epochs": 6, "eval_n": 30, "eval_every": 2, "eval_after": 0},
+        **{"sample_every": 2, "log_every": 1},
+    }
 
 
 @pytest.fixture(scope="module")
 def whole(tiny: dict, quick_compact: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of all phases that nobody disturbed."""
-    return start(tiny, tmp_path_factory.mktemp("whole"))
+    return start(eagan, tiny, tmp_path_factory.mktemp("whole"))
 
 
 # ---- what a run leaves ------------------------------------------------------------
@@ -146,20 +122,16 @@ def _catch(made: list) -> object:
 
 
 def test_genotype_of_a_run_is_trained_without_a_search(tiny: dict, whole: Path, tmp_path: Path) -> None:
-    run = start(tiny, tmp_path, genotype=str(whole / "genotype.json"))
+    run = start(eagan, tiny, tmp_path, genotype=str(whole / "genotype.json"))
     saved = json.loads((whole / "genotype.json").read_text())
     assert load(run, "weights.pt")["genotype"] == {k: tuple(map(tuple, saved[k])) for k in "GD"}
     assert not (run / "search.jsonl").exists()
 
 
 def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path) -> None:
-    run = start(tiny, tmp_path, phase="eval", weights=whole / "weights.pt", g_ch=99)
+    run = start(eagan, tiny, tmp_path, phase="eval", weights=whole / "weights.pt", g_ch=99)
     result, trained = (json.loads((r / "result.json").read_text()) for r in (run, whole))
     assert result["last"]["fid"] == trained["last"]["fid"]
-
-
-def slow(*values: object) -> object:
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +146,7 @@ def slow(*values: object) -> object:
     ids=str,
 )
 def test_every_variant_of_the_paper_runs(tiny: dict, tmp_path: Path, flags: dict) -> None:
-    run = start(tiny, tmp_path, **flags)
+    run = start(eagan, tiny, tmp_path, **flags)
     result = json.loads((run / "result.json").read_text())
     if flags.get("phase") == "search":
         assert result["genotype"]["G"]
@@ -190,14 +162,14 @@ def test_every_variant_of_the_paper_runs(tiny: dict, tmp_path: Path, flags: dict
 
 def test_one_seed_is_one_run_and_another_seed_is_another(tiny: dict, whole: Path, tmp_path: Path) -> None:
     torch.manual_seed(123)  # whatever the global generator was
-    assert_same_run(whole, start(tiny, tmp_path))
-    other = start(tiny, tmp_path, seed=1)
+    assert_same_run(whole, start(eagan, tiny, tmp_path))
+    other = start(eagan, tiny, tmp_path, seed=1)
     populations = [{json.dumps(x["genotype"]) for x in rows(r, "search.jsonl")[0]["population"]} for r in (whole, other)]
     assert not populations[0] & populations[1]
 
 
 def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, tmp_path: Path) -> None:
-    run = start(tiny, tmp_path, eval_every=3, sample_every=1, eval_after=1)
+    run = start(eagan, tiny, tmp_path, eval_every=3, sample_every=1, eval_after=1)
     assert_equal(load(run, "checkpoint.pt")["nets"], load(whole, "checkpoint.pt")["nets"])
     assert_equal(load(run, "weights.pt")["G"], load(whole, "weights.pt")["G"])
 
@@ -217,34 +189,13 @@ def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, 
 def test_stopped_in_any_phase_and_resumed_equals_undisturbed(
     tiny: dict, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, call: int
 ) -> None:
-    seen, check = [], Run.check
-
-    def stop_there(run: Run) -> None:
-        if run.status["stage"] == stage or (stage == "preparing" and run.status["stage"].startswith(stage)):
-            seen.append(stage)
-            if len(seen) == call:
-                os.kill(os.getpid(), signal.SIGINT)
-        check(run)
-
-    monkeypatch.setattr(Run, "check", stop_there)
-    args = Args(**{**tiny, "runs_dir": tmp_path})
-    if stage == "preparing":
-        args = replace(args, data_dir=tmp_path / "fresh cache")
-    with pytest.raises(Stopped):
-        main(args)
-    monkeypatch.setattr(Run, "check", check)
-    (run,) = tmp_path.glob("eagan-*")
-    status = json.loads((run / "status.json").read_text())
-    assert status["state"] == "stopped"
-    assert status["resume_command"] == f"python eagan.py --resume {run}"
-    assert cli(main, Args, PRESETS, ["--resume", str(run)]) == 0
-    assert_same_run(whole, run)
+    assert_same_run(whole, stop_and_resume(eagan, tiny, tmp_path, monkeypatch, stage, call))
 
 
 def test_resumed_amid_the_authors_evolution_equals_undisturbed(tiny: dict, tmp_path: Path, monkeypatch) -> None:
     """Its children are born before the scoring and its survivors drawn after it: the draws must not depend on each other."""
     variant = {**tiny, "mu_plus_lambda": True, "selection": "cars", "stages": "g", "phase": "search"}
-    undisturbed = start(variant, tmp_path / "a")
+    undisturbed = start(eagan, variant, tmp_path / "a")
     check = Run.check
 
     def stop_in_scoring(run: Run) -> None:
@@ -257,7 +208,7 @@ def test_resumed_amid_the_authors_evolution_equals_undisturbed(tiny: dict, tmp_p
         main(Args(**{**variant, "runs_dir": tmp_path / "b"}))
     monkeypatch.setattr(Run, "check", check)
     (run,) = (tmp_path / "b").glob("eagan-*")
-    assert cli(main, Args, PRESETS, ["--resume", str(run)]) == 0
+    assert command(eagan, ["--resume", str(run)]) == 0
     assert rows(run, "search.jsonl") == rows(undisturbed, "search.jsonl")
 
 
@@ -270,13 +221,9 @@ def test_a_stop_file_stops_a_run(tiny: dict, tmp_path: Path, monkeypatch: pytest
         tick(run, *rest)
 
     monkeypatch.setattr(Run, "tick", slowly)
-    assert cli(main, Args, PRESETS, flags({**tiny, "runs_dir": tmp_path, "train_epochs": 100})) == 130
+    assert command(eagan, flags({**tiny, "runs_dir": tmp_path, "train_epochs": 100})) == 130
     (run,) = tmp_path.glob("eagan-*")
     assert (run / "checkpoint.pt").exists()
-
-
-def flags(values: dict) -> list[str]:
-    return [word for k, v in values.items() for word in ("--" + k.replace("_", "-"), str(v))]
 
 
 def test_kill_during_a_checkpoint_leaves_one_that_resumes(tiny: dict, whole: Path, tmp_path: Path) -> None:
@@ -301,20 +248,20 @@ sys.exit(common.run.cli(eagan.main, eagan.Args, eagan.PRESETS))
     assert done.returncode == -signal.SIGKILL, done.stderr
     (run,) = tmp_path.glob("eagan-*")
     assert list(run.glob("*.tmp"))
-    assert cli(main, Args, PRESETS, ["--resume", str(run)]) == 0
+    assert command(eagan, ["--resume", str(run)]) == 0
     assert not list(run.glob("*.tmp"))
     assert_same_run(whole, run)
 
 
 def test_a_broken_checkpoint_falls_back_to_the_one_before(tiny: dict, whole: Path, tmp_path: Path, capsys) -> None:
-    run = start(tiny, tmp_path, save_minutes=0)
+    run = start(eagan, tiny, tmp_path, save_minutes=0)
     (run / "checkpoint.pt").write_bytes(b"torn")
-    assert cli(main, Args, PRESETS, ["--resume", str(run)]) == 0
+    assert command(eagan, ["--resume", str(run)]) == 0
     assert "cannot be read" in capsys.readouterr().out
     assert_same_run(whole, run)
     for name in ("checkpoint.pt", "checkpoint.prev.pt"):
         (run / name).write_bytes(b"torn")
-    assert cli(main, Args, PRESETS, ["--resume", str(run)]) == 2
+    assert command(eagan, ["--resume", str(run)]) == 2
     assert "no checkpoint that can be read" in capsys.readouterr().err
 
 
@@ -331,7 +278,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(
         save(state, path)
 
     monkeypatch.setattr(common.run.torch, "save", full)
-    assert cli(main, Args, PRESETS, flags({**tiny, "runs_dir": tmp_path, "save_minutes": 0})) == 2
+    assert command(eagan, flags({**tiny, "runs_dir": tmp_path, "save_minutes": 0})) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "No space left" in line
@@ -339,20 +286,20 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(
     monkeypatch.setattr(common.run.torch, "save", save)
     (run,) = tmp_path.glob("eagan-*")
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
-    assert cli(main, Args, PRESETS, ["--resume", str(run)]) == 0
+    assert command(eagan, ["--resume", str(run)]) == 0
     assert_same_run(whole, run)
 
 
 def test_a_finished_run_can_be_trained_longer(tiny: dict, tmp_path: Path) -> None:
-    short = start(tiny, tmp_path, genotype="eagan-g", train_epochs=4)
-    assert cli(main, Args, PRESETS, ["--resume", str(short), "--train-epochs", "6"]) == 0
-    long = start(tiny, tmp_path, genotype="eagan-g")
+    short = start(eagan, tiny, tmp_path, genotype="eagan-g", train_epochs=4)
+    assert command(eagan, ["--resume", str(short), "--train-epochs", "6"]) == 0
+    long = start(eagan, tiny, tmp_path, genotype="eagan-g")
     assert_equal(load(short, "checkpoint.pt")["nets"], load(long, "checkpoint.pt")["nets"])
 
 
 def test_a_diverged_run_fails_with_the_step(tiny: dict, tmp_path: Path, capsys) -> None:
     words = flags({**tiny, "runs_dir": tmp_path, "genotype": "eagan-g", "g_lr": 1e30, "d_lr": 1e30})
-    assert cli(main, Args, PRESETS, words) == 2
+    assert command(eagan, words) == 2
     assert "diverged" in capsys.readouterr().err
     (run,) = tmp_path.glob("eagan-*")
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
@@ -360,17 +307,6 @@ def test_a_diverged_run_fails_with_the_step(tiny: dict, tmp_path: Path, capsys) 
 
 
 # ---- bad input ------------------------------------------------------------
-
-
-def refused(capsys, tmp_path: Path, words: list[str]) -> str:
-    """The one line on stderr of a command that made nothing."""
-    before = sorted(tmp_path.rglob("*"))
-    assert cli(main, Args, PRESETS, [*words, "--runs-dir", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data")]) == 2
-    out = capsys.readouterr()
-    assert out.err.startswith("error: ")
-    assert out.err.count("\n") == 1, out.err
-    assert sorted(tmp_path.rglob("*")) == before
-    return out.err
 
 
 SMOKE = ["--preset", "smoke"]
@@ -411,13 +347,13 @@ SMOKE = ["--preset", "smoke"]
 )
 def test_bad_flags_are_refused_before_anything_is_made(capsys, tmp_path: Path, words: list[str], parts: list[str]) -> None:
     preset = [] if any(w in ("--preset", "--resume") for w in words) else SMOKE
-    line = refused(capsys, tmp_path, [*preset, *words])
+    line = refused(eagan, capsys, tmp_path, [*preset, *words])
     assert all(part in line for part in parts), line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_without_cuda_is_refused(capsys, tmp_path: Path) -> None:
-    assert "sees no CUDA device" in refused(capsys, tmp_path, [*SMOKE, "--device", "cuda"])
+    assert "sees no CUDA device" in refused(eagan, capsys, tmp_path, [*SMOKE, "--device", "cuda"])
 
 
 @pytest.mark.parametrize(
@@ -437,7 +373,7 @@ def test_bad_genotype_files_name_the_edge(capsys, tmp_path: Path, change, parts:
     genotype = [list(row) for row in eagan.named("eagan-g", "G")]
     change(genotype)
     (tmp_path / "g.json").write_text(json.dumps({"G": genotype}))
-    line = refused(capsys, tmp_path, [*SMOKE, "--genotype", str(tmp_path / "g.json")])
+    line = refused(eagan, capsys, tmp_path, [*SMOKE, "--genotype", str(tmp_path / "g.json")])
     assert all(part in line for part in [*parts, "g.json"]), line
 
 
@@ -453,26 +389,26 @@ def test_bad_genotype_files_name_the_edge(capsys, tmp_path: Path, change, parts:
 )
 def test_bad_npy_genotypes_are_refused(capsys, tmp_path: Path, codes: np.ndarray, parts: list[str]) -> None:
     np.save(tmp_path / "g.npy", codes, allow_pickle=True)
-    line = refused(capsys, tmp_path, [*SMOKE, "--genotype", str(tmp_path / "g.npy")])
+    line = refused(eagan, capsys, tmp_path, [*SMOKE, "--genotype", str(tmp_path / "g.npy")])
     assert all(part in line for part in parts), line
 
 
 def test_weights_of_another_network_are_refused(capsys, tmp_path: Path) -> None:
     torch.save({"hello": 1}, tmp_path / "w.pt")
-    line = refused(capsys, tmp_path, [*SMOKE, "--phase", "eval", "--weights", str(tmp_path / "w.pt")])
+    line = refused(eagan, capsys, tmp_path, [*SMOKE, "--phase", "eval", "--weights", str(tmp_path / "w.pt")])
     assert "not the weights.pt of an eagan run" in line
 
 
 def test_no_space_for_the_run_is_refused(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common.run.shutil, "disk_usage", lambda path: common.run.shutil._ntuple_diskusage(10, 9, 1))
-    assert "no space left" in refused(capsys, tmp_path, SMOKE)
+    assert "no space left" in refused(eagan, capsys, tmp_path, SMOKE)
 
 
 def test_a_changed_flag_or_method_or_live_run_is_refused_on_resume(tiny: dict, whole: Path, capsys, tmp_path: Path) -> None:
     before = {f: f.read_bytes() for f in whole.rglob("*") if f.is_file()}
 
     def resume(*words: str) -> str:
-        assert cli(main, Args, PRESETS, ["--resume", str(whole), *words]) == 2
+        assert command(eagan, ["--resume", str(whole), *words]) == 2
         return capsys.readouterr().err
 
     assert "--g-ch 8: this run has 4" in resume("--g-ch", "8")
@@ -513,18 +449,6 @@ def test_flags_beat_presets_and_presets_beat_defaults() -> None:
         Args(**values)
 
 
-def test_help_shows_the_values_of_the_preset_and_a_source_for_each_flag(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    assert cli(main, Args, PRESETS, ["--preset", "smoke", "--help"]) == 0
-    text = capsys.readouterr().out
-    assert "[default: shapes]" in text
-    assert "[paper §4.3]" in text
-    for field in Args.__dataclass_fields__.values():
-        (option,) = field.type.__metadata__
-        assert option.help.rstrip().endswith("]"), field.name
-        assert option.rich_help_panel in ("Run", "Data", "Search", "Train", "Eval")
-
-
 def test_dry_run_makes_nothing_and_tells_memory_at_paper_width(capsys, tmp_path: Path) -> None:
     words = [
         "--dataset",
@@ -537,7 +461,7 @@ def test_dry_run_makes_nothing_and_tells_memory_at_paper_width(capsys, tmp_path:
         "--data-dir",
         str(tmp_path),
     ]
-    assert cli(main, Args, PRESETS, words) == 0
+    assert command(eagan, words) == 0
     text = capsys.readouterr().out
     assert "32 copies of G* 0.91 GB" in text
     assert "PFLOP" in text
@@ -547,14 +471,8 @@ def test_dry_run_makes_nothing_and_tells_memory_at_paper_width(capsys, tmp_path:
 # ---- several processes ------------------------------------------------------------
 
 
-def torchrun(words: list[str]) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "eagan.py"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launcher, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-
-
 def test_two_processes_share_batches_and_scoring(tiny: dict, whole: Path, tmp_path: Path) -> None:
-    done = torchrun(flags({**tiny, "runs_dir": tmp_path}))
+    done = torchrun(eagan, flags({**tiny, "runs_dir": tmp_path}))
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("eagan-*")
     assert json.loads((run / "config.json").read_text())["world_size"] == 2
@@ -567,6 +485,6 @@ def test_two_processes_share_batches_and_scoring(tiny: dict, whole: Path, tmp_pa
 
 
 def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path: Path) -> None:
-    done = torchrun(["--preset", "smoke", "--d-batch", "33", "--runs-dir", str(tmp_path / "runs")])
+    done = torchrun(eagan, ["--preset", "smoke", "--d-batch", "33", "--runs-dir", str(tmp_path / "runs")])
     assert "--d-batch 33: not divisible by 2 processes" in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -1,0 +1,126 @@
+"""What the tests of every method's runs do: start one, read it, stop and resume it, compare two, see a command refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from common.run import Run, Stopped, cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def start(script: ModuleType, tiny: dict, runs: Path, **flags: object) -> Path:
+    """A run of the method to its end; returns its directory."""
+    before = set(runs.glob("*"))
+    script.main(script.Args(**{**tiny, "runs_dir": runs, **flags}))
+    (made,) = set(runs.glob("*")) - before
+    return made
+
+
+def command(script: ModuleType, words: list[str]) -> int:
+    """The exit code of the script's command line, run in this process."""
+    return cli(script.main, script.Args, script.PRESETS, words)
+
+
+def flags(values: dict) -> list[str]:
+    return [word for k, v in values.items() for word in ("--" + k.replace("_", "-"), str(v))]
+
+
+def rows(run: Path, name: str) -> list[dict]:
+    """The lines of a .jsonl but for what tells the time."""
+    lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "t" and not k.startswith("perf/")} for row in lines]
+
+
+def load(run: Path, name: str) -> dict:
+    return torch.load(run / name, weights_only=True)
+
+
+def assert_equal(a: object, b: object, where: str = "") -> None:
+    """Equal to the last bit, through dicts and lists down to tensors; NaN equals NaN."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a.nan_to_num(7.7), b.nan_to_num(7.7)), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for k in a:
+            assert_equal(a[k], b[k], f"{where}/{k}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}/{i}")
+    else:
+        assert a == b or (a != a and b != b), f"{where}: {a} != {b}"
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same checkpoint, weights, genotypes, samples, and rows of metrics and search."""
+    for name in ("metrics.jsonl", "search.jsonl"):
+        assert rows(a, name) == rows(b, name)
+    one, two = ({k: v for k, v in load(run, "checkpoint.pt").items() if k not in ("seconds", "files")} for run in (a, b))
+    assert_equal(one, two)
+    for name in ("weights.pt", "weights.best.pt"):
+        assert_equal(load(a, name), load(b, name), name)
+    for name in ("genotypes", "samples"):
+        files = sorted(f.name for f in (a / name).iterdir())
+        assert files == sorted(f.name for f in (b / name).iterdir())
+        assert all((a / name / f).read_bytes() == (b / name / f).read_bytes() for f in files)
+
+
+def stop_and_resume(
+    script: ModuleType, tiny: dict, runs: Path, monkeypatch: pytest.MonkeyPatch, stage: str, call: int
+) -> Path:  # fmt: skip
+    """A run that gets SIGINT at the call-th safe point of a stage (whose name begins with `stage`), resumed to its end."""
+    seen, check = [], Run.check
+
+    def stop_there(run: Run) -> None:
+        if run.status["stage"].startswith(stage):
+            seen.append(stage)
+            if len(seen) == call:
+                os.kill(os.getpid(), signal.SIGINT)
+        check(run)
+
+    monkeypatch.setattr(Run, "check", stop_there)
+    args = replace(script.Args(**tiny), runs_dir=runs)
+    if stage == "preparing":
+        args = replace(args, data_dir=runs / "fresh cache")
+    with pytest.raises(Stopped):
+        script.main(args)
+    monkeypatch.setattr(Run, "check", check)
+    (run,) = runs.glob(f"{script.__name__}-*")
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert status["resume_command"] == f"python {script.__name__}.py --resume {run}"
+    assert command(script, ["--resume", str(run)]) == 0
+    return run
+
+
+def refused(script: ModuleType, capsys: pytest.CaptureFixture, folder: Path, words: list[str]) -> str:
+    """The one line on stderr of a command that made nothing in the folder."""
+    before = sorted(folder.rglob("*"))
+    assert command(script, [*words, "--runs-dir", str(folder / "runs"), "--data-dir", str(folder / "data")]) == 2
+    out = capsys.readouterr()
+    assert out.err.startswith("error: ")
+    assert out.err.count("\n") == 1, out.err
+    assert sorted(folder.rglob("*")) == before
+    return out.err
+
+
+def torchrun(script: ModuleType, words: list[str]) -> subprocess.CompletedProcess:
+    """The method's command in two processes on the CPU."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, f"{script.__name__}.py", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
