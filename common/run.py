@@ -30,6 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 SCHEMA = 1
+PROBE_SECONDS = 0.4  # spent on measuring this machine's speed, for the price of a run
 ON_RESUME = {  # flags that may differ when a run goes on: none of them changes what is trained
     *("resume", "preset", "dry_run", "device", "runs_dir", "data_dir", "inception_weights"),
     *("save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs"),
@@ -251,13 +252,13 @@ def device_name(device: torch.device) -> str:
 
 
 def measured_flops(device: torch.device) -> float:
-    """FLOP/s that a 3x3 convolution of 128 channels reaches here, forward and backward: about half a second."""
+    """FLOP/s that a 3x3 convolution of 128 channels reaches here, forward and backward: PROBE_SECONDS and a little."""
     batch = 64 if device.type == "cuda" else 4
     x = torch.zeros(batch, 128, 16, 16, device=device, requires_grad=True)
     w = torch.zeros(128, 128, 3, 3, device=device, requires_grad=True)
     flops, done = 6 * batch * 16 * 16 * 128 * 128 * 9, 0
     start = time.perf_counter()
-    while done < 3 or time.perf_counter() - start < 0.4:
+    while done < 3 or time.perf_counter() - start < PROBE_SECONDS:
         torch.nn.functional.conv2d(x, w, padding=1).sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -285,6 +285,7 @@ def ready(name: str, data: SimpleNamespace, folder: Path, log=print, check=lambd
     return evaluator
 
 
+@pytest.mark.slow
 @real_network
 def test_real_images_through_the_real_network(tmp_path):
     train, test = DATA / "cifar10_train.npz", DATA / "cifar10_test.npz"
