@@ -1,0 +1,573 @@
+"""Pictures made of text: charts in braille, rails of a cell, heat maps, images in half blocks. Pure functions.
+
+A line is a list of (text, style). A style is words of ui.widgets.PALETTES ("dim", "bad", "bold s3"), or a rich Style.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, set_cell_size
+from rich.color import Color
+from rich.style import Style
+
+from ui.runs import clean, open_regular
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Line = list[tuple[str, str | Style]]
+
+# ---- numbers and words ------------------------------------------------------------------------------------------------
+
+
+def human(x: float | None, digits: int = 3) -> str:
+    """1234567 as 1.23M, 412 as 412, 0.0002 as 2e-04; — for None."""
+    if x is None or not math.isfinite(x):
+        return "—"
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(x) >= limit:
+            value = x / {"G": 1e9, "M": 1e6, "k": 1e3}[letter]
+            return f"{value:.{digits}g}{letter}" if abs(value) < 1000 else f"{value:.0f}{letter}"
+    if x == int(x):
+        return f"{x:.0f}"
+    return f"{x:.{digits}g}" if abs(x) >= 1e-3 else f"{x:.0e}"
+
+
+def score(x: float | None) -> str:
+    """A FID or IS in at most six characters."""
+    if x is None or not math.isfinite(x):
+        return "—"
+    return f"{x:.2f}" if abs(x) < 1000 else f"{x:.0f}" if abs(x) < 1e6 else f"{x:.0e}"
+
+
+def duration(seconds: float | None) -> str:
+    """45s, 12m, 3h05, 2d04h, — for None."""
+    if seconds is None or not math.isfinite(seconds):
+        return "—"
+    m = int(seconds) // 60
+    if seconds < 90:
+        return f"{seconds:.0f}s"
+    if m < 90:
+        return f"{m}m"
+    return f"{m // 60}h{m % 60:02d}" if m < 48 * 60 else f"{m // 1440}d{m // 60 % 24:02d}h"
+
+
+def size(n: float | None) -> str:
+    if n is None:
+        return "—"
+    for limit, letter in ((2**40, "T"), (2**30, "G"), (2**20, "M"), (2**10, "k")):
+        if n >= limit:
+            return f"{n / limit:.1f}{letter}" if n < 100 * limit else f"{n / limit:.0f}{letter}"
+    return f"{n:.0f}B"
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def fit(text: str, width: int, right: bool = False) -> str:
+    """Exactly `width` cells: cut with … or filled up."""
+    if width <= 0:
+        return ""
+    have = len(text) if text.isascii() else cell_len(text)
+    if have > width:
+        return set_cell_size(text, width - 1) + "…"
+    return " " * (width - have) + text if right else text + " " * (width - have)
+
+
+def plain(line: Line) -> str:
+    return "".join(text for text, _ in line).rstrip()
+
+
+def width_of(line: Line) -> int:
+    return sum(cell_len(text) for text, _ in line)
+
+
+def beside(left: list[Line], right: list[Line], width: int, gap: str = "  ") -> list[Line]:
+    """Two blocks next to each other; the left one is `width` cells wide."""
+    made = []
+    for i in range(max(len(left), len(right))):
+        a = crop(left[i], width) if i < len(left) else [(" " * width, "")]
+        made.append([*a, (gap, "dim"), *(right[i] if i < len(right) else [])])
+    return made
+
+
+def crop(line: Line, width: int) -> Line:
+    """The line cut or filled to `width` cells."""
+    made, left = [], width
+    for text, style in line:
+        have = len(text) if text.isascii() else cell_len(text)
+        if have > left:
+            text, have = set_cell_size(text, left), left
+        if text:
+            made.append((text, style))
+        left -= have
+        if left <= 0:
+            break
+    return [*made, (" " * left, "")] if left > 0 else made
+
+
+def wrapped(items: Iterable[str], width: int, gap: str = "   ") -> list[str]:
+    """Items in as few lines as hold them whole."""
+    lines = [""]
+    for item in items:
+        if lines[-1] and cell_len(lines[-1]) + len(gap) + cell_len(item) > width:
+            lines.append("")
+        lines[-1] += (gap if lines[-1] else "") + item
+    return lines
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], right: str = "", gap: int = 2, most: int = 40) -> list[Line]:
+    """Columns as wide as their longest cell; right: letters r (right-aligned) or l per column. A cell may be (text, style)."""
+    cells = [[c if isinstance(c, tuple) else (clean(c), "") for c in row] for row in rows]
+    widths = [
+        min(most, max([cell_len(head[i]), *(cell_len(row[i][0]) for row in cells if i < len(row))])) for i in range(len(head))
+    ]
+    side = [right[i : i + 1] == "r" for i in range(len(head))]
+    lines: list[Line] = (
+        [[(fit(h, w, r) + " " * gap, "dim") for h, w, r in zip(head, widths, side, strict=True)]] if any(head) else []
+    )
+    for row in cells:
+        lines.append([(fit(text, widths[i], side[i]) + " " * gap, style) for i, (text, style) in enumerate(row)])
+    return lines
+
+
+def bar(fraction: float | None, width: int) -> str:
+    """▕████▌   ▏"""
+    eighths = round(max(0.0, min(1.0, fraction or 0.0)) * width * 8)
+    full, part = divmod(eighths, 8)
+    return "▕" + ("█" * full + (" ▏▎▍▌▋▊▉"[part] if part else "")).ljust(width) + "▏"
+
+
+def progress(fraction: float | None, width: int) -> Line:
+    done = round(max(0.0, min(1.0, fraction or 0.0)) * width)
+    return [("━" * done, "key"), ("━" * (width - done), "faint")]
+
+
+def spark(values: Sequence[float | None], width: int) -> str:
+    """A curve one line high; the last `width` of evenly chosen values."""
+    have = [v for v in values if v is not None and math.isfinite(v)]
+    if not have:
+        return ""
+    if len(have) > width:
+        have = [have[round(k * (len(have) - 1) / (width - 1))] for k in range(width)]
+    low, high = min(have), max(have)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (v - low) / (high - low)) if high > low else 0] for v in have)
+
+
+# ---- charts -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Series:
+    """A curve: x ascending, y with NaN where it breaks. letter: marks its end, so that colour is never needed."""
+
+    x: "np.ndarray"
+    y: "np.ndarray"
+    style: str = "s0"
+    letter: str = ""
+    raw: "np.ndarray | None" = None  # drawn faintly behind
+    spread: "np.ndarray | None" = None  # ± around y, drawn faintly behind
+
+
+def ticks(low: float, high: float, n: int, log: bool = False) -> list[float]:
+    """About n round numbers from low to high; 1-2-5 in a logarithmic scale."""
+    if log and high / low >= 3:
+        every = [
+            m * 10.0**e
+            for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            for m in (1, 2, 5)
+            if low <= m * 10.0**e <= high
+        ]
+        while len(every) > n and len(every) > 2:
+            kept = [t for t in every if math.isclose(10 ** round(math.log10(t)), t)]
+            every = kept if 2 <= len(kept) < len(every) else every[::2]
+        if len(every) >= 2:
+            return every
+    if not high > low:
+        return [low]
+    step = 10.0 ** math.floor(math.log10((high - low) / max(1, n)))
+    step = next((step * m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= n), step * 10)
+    first = math.ceil(low / step - 1e-9)
+    return [first * step + k * step for k in range(int((high - first * step) / step + 1e-9) + 1)]
+
+
+def span(series: list[Series], x: tuple[float, float], log: bool) -> tuple[float, float] | None:
+    """Lowest and highest value within x; None where there is nothing to draw."""
+    low, high = math.inf, -math.inf
+    for s in series:
+        inside = (s.x >= x[0]) & (s.x <= x[1])
+        y = s.y[inside]
+        y = y[(y > 0) & (y < math.inf)] if log else y[abs(y) < math.inf]
+        if len(y):
+            low, high = min(low, float(y.min())), max(high, float(y.max()))
+    if high < low:
+        return None
+    if high == low:
+        return (low / 1.1, low * 1.1) if log else (low - (abs(low) * 0.1 or 1), low + (abs(low) * 0.1 or 1))
+    if log:
+        return low * (low / high) ** 0.03, high * (high / low) ** 0.03
+    return low - 0.03 * (high - low), high + 0.03 * (high - low)
+
+
+def chart(
+    series: list[Series], width: int, height: int, *,
+    log: bool = False, zoom: str = "all", cursor: float | None = None, marks: Sequence[float] = (), empty: str = "no data yet"
+) -> tuple[list[Line], str]:  # fmt: skip
+    """(lines, what it leaves out). The last series is drawn on top. zoom: all, tail (last 20 % of x), low (y near its lowest).
+
+    Each curve is the mean of what falls into a dot, 2 x 4 dots a character. marks: x of dotted lines.
+    """
+    import numpy as np
+
+    gutter = 8
+    w, h = width - gutter, height - 1
+    series = [s for s in series if len(s.x)]
+    if w < 4 or h < 2 or not series:
+        return ([[(fit(f"  {empty}", width), "dim")]] + [[(" " * width, "")] for _ in range(height - 1)])[:height], ""
+    x0, x1 = min(float(s.x[0]) for s in series), max(float(s.x[-1]) for s in series)
+    if zoom == "tail":
+        x0 = x1 - 0.2 * (x1 - x0)
+    if not x1 > x0:
+        x0, x1 = x0 - 0.5, x0 + 0.5
+    limits = span(series, (x0, x1), log)
+    if limits is None:
+        note = "no positive values for a log axis: y switches" if log else empty
+        return ([[(fit(f"  {note}", width), "dim")]] + [[(" " * width, "")] for _ in range(height - 1)])[:height], ""
+    y0, y1 = limits
+    if zoom == "low":
+        y1 = y0 * (y1 / y0) ** 0.25 if log else y0 + 0.25 * (y1 - y0)
+    a0, a1 = (math.log10(y0), math.log10(y1)) if log else (y0, y1)
+    W, H = 2 * w, 4 * h
+    bits, owner = np.zeros((h, w), np.uint8), np.full((h, w), -1, np.int16)
+    clipped = dropped = 0
+    ends: list[tuple[int, int, int]] = []
+
+    def pixels(x: "np.ndarray", y: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+        with np.errstate(all="ignore"):
+            v = np.log10(y) if log else y
+            py = (a1 - v) / (a1 - a0) * (H - 1)
+        px = (x - x0) / (x1 - x0) * (W - 1)
+        return px, np.where(np.isfinite(py), py, np.nan)
+
+    def paint(canvas: "np.ndarray", index: int) -> None:
+        cells = (canvas.reshape(h, 4, w, 2) * BITS).sum(axis=(1, 3), dtype=np.uint8)
+        there = cells > 0
+        bits[there] |= cells[there]
+        owner[there] = index
+
+    BITS = np.array([[1, 8], [2, 16], [4, 32], [64, 128]], np.uint8)[None, :, None, :]
+    styles: list[str] = []
+    for s in series:
+        for behind, style in ((s.raw, "faint"), (None if s.spread is None else s.y + s.spread, "faint")):
+            if behind is None:
+                continue
+            canvas = np.zeros((H, W), bool)
+            if s.spread is not None:
+                for k in range(-4, 5):
+                    curve(canvas, *pixels(s.x, s.y + s.spread * k / 4))
+            else:
+                px, py = pixels(s.x, behind)
+                ok = (px >= 0) & (px < W) & (py >= 0) & (py < H)
+                canvas[py[ok].astype(int), px[ok].astype(int)] = True
+            styles.append(style)
+            paint(canvas, len(styles) - 1)
+        px, py = pixels(s.x, s.y)
+        visible = (px >= 0) & (px <= W - 1)
+        finite = np.isfinite(s.y) & visible
+        dropped += int((finite & ~np.isfinite(py)).sum())
+        clipped += int((finite & np.isfinite(py) & ((py < -0.5) | (py > H - 0.5))).sum())
+        canvas = np.zeros((H, W), bool)
+        curve(canvas, px, py)
+        styles.append(s.style)
+        paint(canvas, len(styles) - 1)
+        good = np.flatnonzero(np.isfinite(py) & visible & (py > -0.5) & (py < H - 0.5))
+        if len(good) and s.letter:
+            ends.append((int(py[good[-1]]) // 4, int(px[good[-1]]) // 2, len(styles) - 1))
+
+    letters = [s.letter for s in series if s.letter]
+    chars = np.where(bits > 0, bits.astype(np.int32) + 0x2800, 32)
+    at = {round((m - x0) / (x1 - x0) * (W - 1)) // 2 for m in marks if x0 <= m <= x1}
+    if cursor is not None and x0 <= cursor <= x1:
+        at = {round((cursor - x0) / (x1 - x0) * (W - 1)) // 2}
+    for column in at:
+        free = bits[:, column] == 0
+        chars[free, column], owner[free, column] = ord("┊"), -2
+    taken: set[tuple[int, int]] = set()
+    for (row, column, index), letter in zip(ends, letters, strict=False):
+        spots = [
+            (row, column + 1),
+            (row - 1, column),
+            (row + 1, column),
+            (row, column),
+            (row - 1, column - 1),
+            (row + 1, column - 1),
+        ]
+        spot = next((p for p in spots if 0 <= p[0] < h and 0 <= p[1] < w and p not in taken), None)
+        if spot:
+            taken.add(spot)
+            chars[spot], owner[spot] = ord(letter), index
+    rows: dict[int, str] = {}
+    for t in ticks(y0, y1, max(2, h // 3), log):
+        v = math.log10(t) if log else t
+        row = round((a1 - v) / (a1 - a0) * (H - 1)) // 4
+        if 0 <= row < h:
+            rows[row] = human(t) if abs(t) > 1e-12 else "0"
+    lines: list[Line] = []
+    for r in range(h):
+        text = "".join(map(chr, chars[r]))
+        line: Line = [(fit(rows.get(r, ""), gutter - 1, True) + ("┤" if r in rows else "│"), "dim")]
+        edges = [0, *(np.flatnonzero(np.diff(owner[r])) + 1).tolist(), w]
+        for a, b in pairwise(edges):
+            who = int(owner[r, a])
+            line.append((text[a:b], styles[who] if who >= 0 else "dim"))
+        lines.append(line)
+    lines.append(_x_axis(x0, x1, w, gutter, cursor))
+    left_out = []
+    if clipped:
+        left_out.append(f"{count(clipped, 'point')} outside")
+    if dropped:
+        left_out.append(f"{count(dropped, 'value')} ≤ 0 not on a log axis")
+    return lines, " · ".join(left_out)
+
+
+def _x_axis(x0: float, x1: float, w: int, gutter: int, cursor: float | None) -> Line:
+    axis = [" "] * (gutter + w)
+    wanted = [(t, human(t) if abs(t) > 1e-12 else "0") for t in ticks(x0, x1, max(2, w // 12))]
+    if cursor is not None and x0 <= cursor <= x1:
+        wanted = [(cursor, human(cursor, 5))]
+    for t, label in wanted:
+        at = gutter + round((t - x0) / (x1 - x0) * (w - 1)) - len(label) // 2
+        at = max(gutter - 1, min(at, gutter + w - len(label)))
+        if all(c == " " for c in axis[max(0, at - 1) : at + len(label) + 1]):
+            axis[at : at + len(label)] = label
+    return [("".join(axis), "dim")]
+
+
+def curve(canvas: "np.ndarray", px: "np.ndarray", py: "np.ndarray") -> None:
+    """Draw a line through pixels (H, W): points of one column are averaged, columns connected, NaN breaks it."""
+    import numpy as np
+
+    H, W = canvas.shape
+    good = np.isfinite(py) & (px > -W) & (px < 2 * W)
+    part = np.cumsum(~good)[good]  # number of breaks before each point
+    px, py = px[good].astype(np.int64), np.clip(py[good], -H, 2 * H)
+    if not len(px):
+        return
+    starts = np.flatnonzero(np.concatenate([[True], (np.diff(px) != 0) | (np.diff(part) != 0)]))
+    x, g = px[starts], part[starts]
+    y = np.add.reduceat(py, starts) / np.diff(np.append(starts, len(py)))
+    steps = np.where((np.diff(g) == 0) & (np.diff(x) > 0), np.diff(x), 0)
+    within = np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps) + 1
+    i = np.repeat(np.arange(len(steps)), steps)
+    cx = x[i] + within
+    cy = np.rint(y[i] + (y[i + 1] - y[i]) * within / steps[i]).astype(np.int64)
+    before = np.rint(y[i] + (y[i + 1] - y[i]) * (within - 1) / steps[i]).astype(np.int64)
+    low, high = np.minimum(before, cy), np.maximum(before, cy)
+    low = np.where(high > low, np.where(cy > before, low + 1, low), low)  # the pixel of the column before is drawn there
+    high = np.where((cy < before) & (high > low), high - 1, high)
+    low, high = np.clip(low, 0, H), np.clip(high, -1, H - 1)
+    tall = np.maximum(high - low + 1, 0)
+    rows = np.repeat(low, tall) + np.arange(tall.sum()) - np.repeat(np.cumsum(tall) - tall, tall)
+    columns = np.repeat(cx, tall)
+    rows, columns = np.append(rows, np.rint(y).astype(np.int64)), np.append(columns, x)
+    inside = (columns >= 0) & (columns < W) & (rows >= 0) & (rows < H)
+    canvas[rows[inside], columns[inside]] = True
+
+
+def scatter(
+    points: Sequence[tuple[float, float, str, str]], width: int, height: int, *,
+    log_x: bool = False, path: Sequence[tuple[float, float]] = ()
+) -> list[Line]:  # fmt: skip
+    """points: (x, y, character, style), later ones on top. path: corners joined by a staircase."""
+    gutter = 7
+    w, h = width - gutter, height - 1
+    points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1]) and (p[0] > 0 or not log_x)]
+    if not points or w < 4 or h < 2:
+        return [[(fit("  no scores yet", width), "dim")]]
+    fx = math.log10 if log_x else float
+    x0, x1 = min(fx(p[0]) for p in points), max(fx(p[0]) for p in points)
+    y0, y1 = min(p[1] for p in points), max(p[1] for p in points)
+    x0, x1 = (x0 - 0.02 * (x1 - x0), x1 + 0.02 * (x1 - x0)) if x1 > x0 else (x0 - 1, x1 + 1)
+    y0, y1 = (y0 - 0.04 * (y1 - y0), y1 + 0.04 * (y1 - y0)) if y1 > y0 else (y0 - 1, y1 + 1)
+    grid: list[list[tuple[str, str]]] = [[(" ", "")] * w for _ in range(h)]
+
+    def place(x: float, y: float) -> tuple[int, int]:
+        return round((y1 - y) / (y1 - y0) * (h - 1)), round((fx(x) - x0) / (x1 - x0) * (w - 1))
+
+    corners = [place(*p) for p in path]
+    for (ra, ca), (rb, cb) in pairwise(corners):
+        for c in range(min(ca, cb), max(ca, cb) + 1):
+            grid[ra][c] = ("─", "dim")
+        for r in range(min(ra, rb), max(ra, rb) + 1):
+            grid[r][cb] = ("│", "dim")
+    for x, y, mark, style in points:
+        r, c = place(x, y)
+        grid[r][c] = (mark, style)
+    labels = {}
+    for t in ticks(y0, y1, max(2, h // 3)):
+        labels[round((y1 - t) / (y1 - y0) * (h - 1))] = human(t)
+    lines: list[Line] = []
+    for r in range(h):
+        line: Line = [(fit(labels.get(r, ""), gutter - 1, True) + ("┤" if r in labels else "│"), "dim")]
+        for text, style in grid[r]:
+            if line[-1][1] == style and len(line) > 1:
+                line[-1] = (line[-1][0] + text, style)
+            else:
+                line.append((text, style))
+        lines.append(line)
+    axis = [" "] * width
+    low, high = (10**x0, 10**x1) if log_x else (x0, x1)
+    for t in ticks(low, high, max(2, w // 10), log_x):
+        label = human(t)
+        at = max(gutter, min(width - len(label), gutter + round((fx(t) - x0) / (x1 - x0) * (w - 1)) - len(label) // 2))
+        if all(c == " " for c in axis[max(0, at - 1) : at + len(label) + 1]):
+            axis[at : at + len(label)] = label
+    return [*lines, [("".join(axis), "dim")]]
+
+
+# ---- cells and probabilities ------------------------------------------------------------------------------------------
+
+
+def rails(nodes: Sequence[str], edges: Sequence[tuple[str, str, str, str]], width: int) -> list[Line]:
+    """A cell with one row an edge. edges: (from, to, op, style); the op `none` is drawn dotted."""
+    n = max(2, len(nodes))
+    apart = max(6, (width - 6) // (n - 1))
+    column = {node: 2 + i * apart for i, node in enumerate(nodes)}
+    total = 2 + (n - 1) * apart + 3
+    head = [" "] * total
+    for node in nodes:
+        label = f"[{node}]"
+        at = max(0, min(column[node] - len(label) // 2, total - len(label)))
+        head[at : at + len(label)] = label
+    lines: list[Line] = [[("".join(head), "bold")]]
+    for a, b, op, style in edges:
+        if a not in column or b not in column:
+            continue
+        left, right = sorted((column[a], column[b]))
+        dead = op.startswith("none")
+        room, dash = right - left - 1, "╌" if dead else "─"
+        label = f" {op} " if len(op) + 2 <= room - 2 else fit(op, room - 1) if room > 4 else ""
+        before = (room - len(label)) // 2
+        row = ["┊" if i in column.values() else " " for i in range(total)]
+        body = "├" + dash * before + label + dash * (room - before - len(label)) + ("▷" if dead else "▶")
+        lines.append([
+            ("".join(row[:left]), "faint"), (body, "dim" if dead else style), ("".join(row[right + 1 :]), "faint"),
+        ])  # fmt: skip
+    return lines
+
+
+def shade(p: float) -> str:
+    """A probability as a block of growing darkness."""
+    return " ░▒▓█"[min(4, max(0, math.ceil(p * 4 - 0.2)))]
+
+
+def heat(columns: Sequence[dict[str, float]], width: int) -> list[Line]:
+    """Probabilities of the ops of one edge over time: a row an op, darker is more likely."""
+    ops = list(columns[-1]) if columns else []
+    name = max((len(o) for o in ops), default=0)
+    lines: list[Line] = []
+    for op in ops:
+        p = [c.get(op, 0.0) for c in columns]
+        top = columns[-1][op] == max(columns[-1].values())
+        body = "".join(shade(v) for v in p)[-max(1, width - name - 8) :]
+        lines.append(
+            [
+                (fit(op, name) + " ", "bold" if top else ""),
+                (body, "key" if top else "dim"),
+                (f" {p[-1]:.2f}", "bold" if top else ""),
+            ]
+        )
+    return lines
+
+
+# ---- images -----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(4096)
+def _half(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Style:
+    return Style(color=Color.from_rgb(*top), bgcolor=Color.from_rgb(*bottom))
+
+
+def open_image(path: Path) -> "np.ndarray":
+    """A PNG as (H, W, 3) uint8. ValueError: not a PNG, or larger than 16 megapixels or 32 MB."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    try:
+        import os
+
+        fd = open_regular(path)
+        with os.fdopen(fd, "rb") as f:
+            data = f.read((32 << 20) + 1)
+        if len(data) > 32 << 20:
+            raise ValueError("larger than 32 MB")
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.size[0] * image.size[1] > 16 << 20:
+                raise ValueError(f"{image.size[0]} x {image.size[1]} pixels")
+            return np.asarray(image.convert("RGB"))
+    except ValueError:
+        raise
+    except Exception as e:  # whatever a broken file makes the decoder raise
+        raise ValueError(clean(e, 80) or type(e).__name__) from None
+
+
+def grid_of(image: "np.ndarray") -> tuple[int, int]:
+    """(images a row, pixels from one image to the next) of a sample grid 8 wide; (1, width) of any other picture."""
+    h, w = image.shape[:2]
+    pitch = (w - 2) // 8
+    return (8, pitch) if pitch >= 6 and 8 * pitch + 2 == w and (h - 2) % pitch == 0 else (1, w)
+
+
+def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8, colors: int = 24) -> list[Line]:
+    """The image in `▀`: two pixels a character. across: so many samples of the grid side by side, whole ones only."""
+    import numpy as np
+    from PIL import Image
+
+    n, pitch = grid_of(image)
+    across = min(across, n)
+    side = across * pitch + (2 if n > 1 else 0)
+    ratio = min(1.0, width / side) if across == n else width / side
+    ratio = min(ratio, 4.0)
+    down = max(1, int((2 * height / ratio - (2 if n > 1 else 0)) // pitch)) if n > 1 else 1
+    rows = min(image.shape[0], down * pitch + 2) if n > 1 else image.shape[0]
+    if rows * ratio > 2 * height:
+        ratio = 2 * height / rows
+    part = Image.fromarray(image[:rows, :side])
+    w, h = max(1, round(side * ratio)), max(2, round(rows * ratio) // 2 * 2)
+    small = np.asarray(part.resize((w, h), Image.Resampling.BOX if ratio < 1 else Image.Resampling.NEAREST))
+    if colors < 24:
+        small = small & 0xF0  # fewer different cells; the terminal chooses the nearest of its colours
+    lines: list[Line] = []
+    for y in range(0, h, 2):
+        line: Line = []
+        top, bottom = small[y], small[y + 1]
+        same = np.concatenate(
+            [[True], (np.diff(top.astype(int), axis=0).any(1)) | (np.diff(bottom.astype(int), axis=0).any(1)), [True]]
+        )
+        edges = np.flatnonzero(same)
+        pairs = zip(top[edges[:-1]].tolist(), bottom[edges[:-1]].tolist(), np.diff(edges).tolist(), strict=True)
+        for a, b, length in pairs:
+            line.append(("▀" * length, _half(tuple(a), tuple(b))))
+        lines.append(line)
+    return lines
+
+
+def variety(image: "np.ndarray") -> float | None:
+    """How different the samples of a grid are: the standard deviation over samples, averaged over pixels, 0 … about 0.5."""
+    import numpy as np
+
+    n, pitch = grid_of(image)
+    if n == 1:
+        return None
+    rows = (image.shape[0] - 2) // pitch
+    tiles = image[2 : 2 + rows * pitch, 2 : 2 + n * pitch].reshape(rows, pitch, n, pitch, 3)[:, : pitch - 2, :, : pitch - 2]
+    tiles = tiles.swapaxes(1, 2).reshape(rows * n, -1).astype(np.float32) / 255
+    return float(tiles.std(axis=0).mean())

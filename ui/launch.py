@@ -1,0 +1,661 @@
+"""Starting and steering runs: options read from a script's source, a keeper that outlives the UI, signals, GPUs and host.
+
+Run as a program (`python ui/launch.py RECORD_DIR`) this file is the keeper of one launched run: it waits for its turn,
+starts the script in a session of its own, finds the run directory that the script makes, and leaves the exit code there.
+"""
+
+import ast
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ui.runs import HOST, Run, alive, clean, get, identity, is_run, number, parse, process_stat, read_bytes
+
+# ---- options of a script, from its source -----------------------------------------------------------------------------
+
+
+@dataclass
+class Option:
+    """A field of Args. kind: int, float, bool, text, path or choice. default: its literal; text where it is none."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str = ""
+    panel: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    optional: bool = False  # may be None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    def describe(self) -> str:
+        """Type and range: `int ≥ 2`, `float 0 … 1`, `is,fid | fid`."""
+        if self.choices:
+            return " | ".join(self.choices)
+        low, high = (f"{x:g}" if x is not None else "" for x in (self.low, self.high))
+        limits = f" {low} … {high}" if low and high else f" ≥ {low}" if low else f" ≤ {high}" if high else ""
+        return self.kind + limits + (", or nothing" if self.optional else "")
+
+    def read(self, text: str) -> Any:
+        """The value of a text. ValueError: says what is wrong with it."""
+        text = text.strip()
+        if self.optional and not text:
+            return None
+        if self.kind == "bool":
+            if text.lower() not in ("true", "false", "yes", "no"):
+                raise ValueError("must be true or false")
+            return text.lower() in ("true", "yes")
+        if self.choices:
+            if text not in self.choices:
+                raise ValueError(f"must be one of {', '.join(self.choices)}")
+            return text
+        if self.kind in ("int", "float"):
+            try:
+                value = int(text) if self.kind == "int" else float(text)
+            except ValueError:
+                raise ValueError(f"must be {'a whole number' if self.kind == 'int' else 'a number'}") from None
+            if not value == value:
+                raise ValueError("must be a number")
+            if self.low is not None and value < self.low:
+                raise ValueError(f"must be ≥ {self.low:g}")
+            if self.high is not None and value > self.high:
+                raise ValueError(f"must be ≤ {self.high:g}")
+            return value
+        if not text:
+            raise ValueError("must not be empty")
+        return text
+
+    def write(self, value: Any) -> str:
+        """The text of a value, as `read` takes it."""
+        return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass
+class Script:
+    path: Path
+    about: str
+    options: dict[str, Option]
+    presets: dict[str, dict]
+
+    def defaults(self, preset: str) -> dict[str, Any]:
+        values = {name: o.default for name, o in self.options.items()}
+        return values | {k: v for k, v in self.presets.get(preset, {}).items() if k in values}
+
+
+def scripts(folder: Path) -> tuple[list[Script], dict[str, str]]:
+    """The scripts of a folder that define Args and PRESETS, and by name why others that name both cannot be read."""
+    found, broken = [], {}
+    for path in sorted(folder.glob("*.py")):
+        try:
+            source = read_bytes(path, 4 << 20).decode()
+            if "class Args" in source and "PRESETS" in source:
+                found.append(read_script(path, source))
+        except (OSError, ValueError, SyntaxError, RecursionError) as e:
+            broken[path.name] = clean(e, 100)
+    return found, broken
+
+
+def read_script(path: Path, source: str) -> Script:
+    """Options and presets, by ast: nothing of the script is run. ValueError: no Args or PRESETS that can be read."""
+    tree = ast.parse(source)
+    names: dict[str, ast.expr] = {}
+    args = None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "Args":
+            args = node
+        elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            names[node.targets[0].id] = node.value
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+            names[node.target.id] = node.value
+    if args is None or "PRESETS" not in names:
+        raise ValueError("defines no Args and PRESETS")
+    options = {}
+    for node in args.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            options[node.target.id] = _option(node.target.id, node.annotation, node.value, names)
+    presets = literal(names["PRESETS"], names)
+    if not isinstance(presets, dict) or not all(isinstance(v, dict) for v in presets.values()):
+        raise ValueError("PRESETS is no dict of dicts")
+    about = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+    return Script(path, about, options, presets)
+
+
+def literal(node: ast.expr | None, names: dict[str, ast.expr], depth: int = 0) -> Any:
+    """The value of a literal, of arithmetic on literals, of Path("..."), of {**a, ...}, of a name of such. ValueError: else."""
+    if depth > 50 or node is None:
+        raise ValueError("is not a literal")
+    again = lambda n: literal(n, names, depth + 1)  # noqa: E731
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name) and node.id in names:
+        return again(names[node.id])
+    if isinstance(node, ast.Tuple | ast.List):
+        return [again(n) for n in node.elts]
+    if isinstance(node, ast.Dict):
+        made: dict = {}
+        for k, v in zip(node.keys, node.values, strict=True):
+            made |= again(v) if k is None else {again(k): again(v)}
+        return made
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Path" and len(node.args) == 1:
+        return str(again(node.args[0]))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -again(node.operand)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Add | ast.Sub):
+        a, b = again(node.left), again(node.right)
+        if isinstance(node.op, ast.Add) and type(a) is type(b) and isinstance(a, int | float | str):
+            return a + b
+        if all(isinstance(x, int | float) for x in (a, b)):
+            return a * b if isinstance(node.op, ast.Mult) else a - b if isinstance(node.op, ast.Sub) else a + b
+    raise ValueError(f"is not a literal: {ast.unparse(node)[:60]}")
+
+
+def _option(name: str, annotation: ast.expr, default: ast.expr | None, names: dict[str, ast.expr]) -> Option:
+    kind, extras = annotation, []
+    if ast.unparse(annotation).startswith(("Annotated[", "typing.Annotated[")):
+        kind, *extras = annotation.slice.elts
+    parts = [kind.left, kind.right] if isinstance(kind, ast.BinOp) and isinstance(kind.op, ast.BitOr) else [kind]
+    optional = any(isinstance(p, ast.Constant) and p.value is None for p in parts)
+    main = next(p for p in parts if not (isinstance(p, ast.Constant) and p.value is None))
+    choices: tuple[str, ...] = ()
+    if isinstance(main, ast.Subscript) and ast.unparse(main.value).endswith("Literal"):
+        values = literal(main.slice, names)
+        choices, word = tuple(str(v) for v in (values if isinstance(values, list) else [values])), "choice"
+    else:
+        word = {"int": "int", "float": "float", "bool": "bool", "Path": "path"}.get(ast.unparse(main), "text")
+    try:
+        value = literal(default, names)
+    except ValueError as e:
+        raise ValueError(f"{name}: {e}") from None
+    option = Option(name, word, value, choices=choices, optional=optional)
+    for call in extras:
+        if isinstance(call, ast.Call):
+            words = [literal(a, names) for a in call.args]
+            limits = {k.arg: literal(k.value, names) for k in call.keywords}
+            option.help = str([*words, limits.get("help", "")][0])
+            option.panel = str([*words[1:], limits.get("panel", "")][0])
+            option.low, option.high = limits.get("min"), limits.get("max")
+    return option
+
+
+# ---- command lines ----------------------------------------------------------------------------------------------------
+
+
+def command(script: Script, values: dict[str, Any]) -> list[str]:
+    """Words after the interpreter: the script, its preset, and only the flags that differ from that preset."""
+    preset = str(values.get("preset", ""))
+    defaults = script.defaults(preset)
+    words = [script.path.name]
+    if preset and "preset" in script.options and preset != script.options["preset"].default:
+        words += ["--preset", preset]
+    for name, value in values.items():
+        option = script.options.get(name)
+        if option is None or name == "preset" or value == defaults.get(name):
+            continue
+        if option.kind == "bool":
+            words.append(option.flag if value else option.flag.replace("--", "--no-", 1))
+        elif value is not None:
+            words += [option.flag, str(value)]
+    return words
+
+
+def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any], str]:
+    """(script, every value, GPU) from a pasted command line. ValueError: what cannot be understood in it."""
+    try:
+        words = shlex.split(text.replace("\\\n", " "))
+    except ValueError as e:
+        raise ValueError(f"not a command line: {e}") from None
+    gpu = ""
+    while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0]):
+        key, _, value = words.pop(0).partition("=")
+        gpu = value if key == "CUDA_VISIBLE_DEVICES" else gpu
+    names = {s.path.name: s for s in found}
+    at = next((i for i, w in enumerate(words) if Path(w).name in names), None)
+    if at is None:
+        raise ValueError(f"names none of {', '.join(names) or 'no scripts'}")
+    script, rest = names[Path(words[at]).name], words[at + 1 :]
+    given: dict[str, str] = {}
+    flags = {o.flag: o for o in script.options.values()}
+    i = 0
+    while i < len(rest):
+        word, eq, value = rest[i].partition("=")
+        i += 1
+        option = flags.get(word)
+        if option is None and word.startswith("--no-") and flags.get("--" + word[5:], Option("", "", 0)).kind == "bool":
+            given[word[5:].replace("-", "_")] = "false"
+            continue
+        if option is None:
+            raise ValueError(f"{clean(word, 40)}: {script.path.name} has no such flag")
+        if option.kind == "bool" and not eq:
+            given[option.name] = "true"
+            continue
+        if not eq:
+            if i >= len(rest):
+                raise ValueError(f"{word}: has no value")
+            value, i = rest[i], i + 1
+        given[option.name] = value
+    preset = given.get("preset") or str(script.options["preset"].default if "preset" in script.options else "")
+    values = script.defaults(preset) | ({"preset": preset} if "preset" in script.options else {})
+    for name, text in given.items():
+        try:
+            values[name] = script.options[name].read(text)
+        except ValueError as e:
+            raise ValueError(f"{script.options[name].flag} {clean(text, 40)}: {e}") from None
+    return script, values, gpu
+
+
+def seeds(text: str) -> list[int]:
+    """`3`, `0-4`, `0,2,7`. ValueError: anything else, or more than 100."""
+    found: list[int] = []
+    for part in text.split(","):
+        m = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+        if not m:
+            raise ValueError(f"{clean(text, 30)!r}: a whole number ≥ 0, a range 0-4 or a list 0,2,7")
+        low, high = int(m[1]), int(m[2] or m[1])
+        if high < low or high - low >= 100 or len(found) > 100:
+            raise ValueError(f"{part.strip()}: at most 100 runs, from low to high")
+        found += [s for s in range(low, high + 1) if s not in found]
+    return found
+
+
+# ---- launching --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Launch:
+    """What to start, where and when. wait: now, gpu (free GiB: need) or after (the run of that name)."""
+
+    script: Path
+    words: list[str]  # the script and its flags
+    values: dict[str, Any]
+    runs: Path  # the folder that the UI shows; the record goes there
+    wait: str = "now"
+    need: float = 0.0
+    after: str = ""
+    gpu: str = ""  # CUDA_VISIBLE_DEVICES
+    env: dict[str, str] = field(default_factory=dict)
+    run: str = ""  # of a run that goes on: its directory's name
+
+
+def launch(what: Launch) -> Path:
+    """Start a keeper for it and return the record's folder. The keeper lives on when this process ends.
+
+    OSError: the folder cannot be written, or no process can be started.
+    """
+    root = what.runs.resolve() / ".launch"
+    root.mkdir(parents=True, exist_ok=True)
+    stamp, n = time.strftime("%Y%m%d-%H%M%S"), 0
+    while True:
+        n += 1
+        record = root / f"{stamp}-{n:03d}"
+        with contextlib.suppress(FileExistsError):
+            record.mkdir()
+            break
+    name = what.run or f"{what.script.stem}-{what.values.get('dataset', '')}-s{what.values.get('seed', 0)}-{stamp}-{n}"
+    waits = {"now": "", "gpu": f"a GPU with {what.need:g} GiB free", "after": f"the end of {what.after}"}[what.wait]
+    folder = what.values.get("runs_dir")
+    runs_dir = what.script.parent / str(folder) if folder else what.runs.resolve()
+    _write(record / "record.json", {
+        **{"name": clean(name, 120), "script": what.script.name, "words": what.words, "cwd": str(what.script.parent.resolve())},
+        **{"args": what.values, "wait": what.wait, "need": what.need, "after": what.after, "gpu": what.gpu, "waits": waits},
+        **{"runs": str(runs_dir.resolve()), "root": str(what.runs.resolve()), "resumes": what.run, "env": what.env},
+    })  # fmt: skip
+    _write(record / "state.json", {"state": "queued" if waits else "starting"})
+    with open(record / "keeper.txt", "wb") as out:
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), str(record)],
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=what.script.parent,
+        )  # fmt: skip
+    return record
+
+
+def _write(path: Path, value: object) -> None:
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    tmp.write_text(json.dumps(value, indent=1, default=str))
+    os.replace(tmp, path)
+
+
+def records(root: Path) -> list[dict]:
+    """What was launched from here: record.json and state.json of each, with `dir`. Those of runs in the trash are left out."""
+    try:
+        folders = sorted(e.path for e in os.scandir(root / ".launch") if e.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+    found = []
+    for folder in folders[-2000:]:
+        key = tuple(_stamp(Path(folder) / f) for f in ("record.json", "state.json"))
+        if _cache.get(folder, ((), {}))[0] != key:
+            _cache[folder] = (key, _read_record(Path(folder)))
+        if _cache[folder][1]:
+            found.append(_cache[folder][1])
+    return found
+
+
+_cache: dict[str, tuple[tuple, dict]] = {}
+
+
+def _stamp(path: Path) -> tuple:
+    try:
+        st = os.lstat(path)
+        return st.st_ino, st.st_mtime_ns
+    except OSError:
+        return ()
+
+
+def _read_record(folder: Path) -> dict:
+    try:
+        record = parse(read_bytes(folder / "record.json"))
+        state = parse(read_bytes(folder / "state.json"))
+    except (OSError, ValueError):
+        return {}
+    merged = {**record, **state, "dir": str(folder)}
+    merged["name"] = clean(merged.get("name"), 120).replace("/", "_") or folder.name
+    run = merged.get("run")
+    merged["run"] = run if isinstance(run, str) and Path(run).name == run else None
+    for key in ("keeper", "child"):
+        merged[key] = merged.get(key) if isinstance(merged.get(key), dict) else {}
+    return merged
+
+
+def process_of(pid: int) -> dict:
+    """The identity of a process, as status.json has it."""
+    found = process_stat(pid)
+    return {"pid": pid, "start_time": found[1] if found else None, "host": HOST[0], "boot_id": HOST[1]}
+
+
+class Keeper:
+    """One launched run from its queue to its exit code. All that it knows is in the record's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dir, self.record = folder, parse(read_bytes(folder / "record.json"))
+        self.state: dict[str, Any] = {"state": "queued", "keeper": process_of(os.getpid())}
+        self.cancelled = False
+
+    def tell(self, **changes: object) -> None:
+        self.state |= changes
+        with contextlib.suppress(OSError):  # a full disk must not end the run
+            _write(self.dir / "state.json", self.state)
+
+    def keep(self) -> None:
+        for s in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(s, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._cancel)
+        self.tell()
+        lock = self._turn()
+        if self.cancelled:
+            self.tell(state="ended", exit=130)
+            return
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **self.record.get("env", {})}
+        env.pop("COLUMNS", None)
+        if self.record["gpu"]:
+            env["CUDA_VISIBLE_DEVICES"] = self.record["gpu"]
+        try:
+            with open(self.dir / "output.txt", "wb") as out:
+                child = subprocess.Popen(
+                    [sys.executable, *self.record["words"]],
+                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                    cwd=self.record["cwd"], env=env, preexec_fn=_default_signals,
+                )  # fmt: skip
+        except OSError as e:
+            (self.dir / "output.txt").write_text(f"{e}\n")
+            self.tell(state="ended", exit=127)
+            return
+        began = time.monotonic()
+        self.tell(state="running", child=process_of(child.pid))
+        while child.poll() is None:
+            if not self.state.get("run"):
+                self._find(child.pid)
+            if lock is not None and time.monotonic() - began > 90:  # by now its memory is taken
+                lock.close()
+                lock = None
+            time.sleep(0.3)
+        if not self.state.get("run"):
+            self._find(child.pid)
+        code = child.returncode if child.returncode >= 0 else 128 - child.returncode
+        if self.state.get("run"):
+            run = Path(self.record["runs"]) / self.state["run"]
+            with contextlib.suppress(OSError):
+                tmp = run / "exit.tmp"
+                tmp.write_text(f"{code}\n")
+                os.replace(tmp, run / "exit")
+        self.tell(state="ended", exit=code)
+
+    def _cancel(self, *_: object) -> None:
+        self.cancelled = True
+
+    def _find(self, pid: int) -> None:
+        """The run directory whose status.json names the child, or a process of its session."""
+        runs = Path(self.record["runs"])
+        with contextlib.suppress(OSError):
+            for e in os.scandir(runs):
+                if not e.is_dir() or e.name.startswith(".") or not is_run(Path(e.path)):
+                    continue
+                with contextlib.suppress(OSError, ValueError):
+                    process = get(parse(read_bytes(Path(e.path) / "status.json")), "process")
+                    who = identity(process) if isinstance(process, dict) else None
+                    if who and (who == self._child() or (session(who[0]) == pid and alive(process))):
+                        with contextlib.suppress(OSError):
+                            os.unlink(Path(e.path) / "exit")  # of an earlier life
+                        self.tell(run=e.name)
+                        return
+
+    def _child(self) -> tuple[int, int] | None:
+        return identity(self.state.get("child") or {})
+
+    def _turn(self) -> Any:
+        """Wait until it may start. Returns the lock on the GPUs, when it waited for one."""
+        if self.record["wait"] == "after":
+            while not self.cancelled and self._running(self.record["after"]):
+                time.sleep(1)
+        if self.record["wait"] != "gpu":
+            return None
+        lock = open(self.dir.parent / "gpu.lock", "w")  # noqa: SIM115 - held until the memory is taken
+        while not self.cancelled:
+            if not self._others_before():
+                with contextlib.suppress(OSError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    free = [g for g in gpus() if g["total"] - g["used"] >= self.record["need"] * 2**30]
+                    if free:
+                        self.record["gpu"] = max(free, key=lambda g: g["total"] - g["used"])["uuid"]
+                        return lock
+                    fcntl.flock(lock, fcntl.LOCK_UN)
+            time.sleep(2)
+        return lock
+
+    def _running(self, name: str) -> bool:
+        for r in records(Path(self.record["root"])):
+            if name in (r["name"], r.get("run")) and r["dir"] != str(self.dir) and r.get("exit") is None and alive(r["keeper"]):
+                return True
+        run = Run(Path(self.record["root"]) / name)
+        run.refresh()
+        return run.live
+
+    def _others_before(self) -> bool:
+        """Whether an older one waits for a GPU too: first come, first served."""
+        return any(
+            r["dir"] < str(self.dir) and r.get("state") == "queued" and r.get("wait") == "gpu" and alive(r["keeper"])
+            for r in records(self.dir.parent.parent)
+        )
+
+
+def _default_signals() -> None:
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(s, signal.SIG_DFL)
+
+
+def session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+# ---- signals ----------------------------------------------------------------------------------------------------------
+
+
+def send(process: dict, number: int, family: bool = False) -> None:
+    """Send a signal to exactly this process; family: and to those it started. ProcessLookupError: it is not there.
+
+    The process is pinned by a pidfd first and its start time compared then, so that a recycled pid is never hit.
+    """
+    fd = _pin(process)
+    try:
+        children = _descendants(process["pid"]) if family else []
+        signal.pidfd_send_signal(fd, number)
+    finally:
+        os.close(fd)
+    for child in children:
+        with contextlib.suppress(OSError):
+            fd = _pin(child)
+            try:
+                signal.pidfd_send_signal(fd, number)
+            finally:
+                os.close(fd)
+
+
+def _pin(process: dict) -> int:
+    who = identity(process)
+    if who is None or who[0] == os.getpid():
+        raise ProcessLookupError("not a process of this host")
+    fd = os.pidfd_open(who[0])
+    found = process_stat(who[0])
+    if not found or found[1] != who[1]:
+        os.close(fd)
+        raise ProcessLookupError(f"pid {who[0]} is another process now")
+    return fd
+
+
+def _descendants(pid: int) -> list[dict]:
+    parents: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                parents.setdefault(int(fields[1]), []).append(int(entry))
+    found, todo = [], [pid]
+    while todo:
+        for child in parents.get(todo.pop(), ()):
+            found.append(process_of(child))
+            todo.append(child)
+    return found
+
+
+# ---- GPUs and host ----------------------------------------------------------------------------------------------------
+
+
+def gpus() -> list[dict]:
+    """Per GPU: index, uuid, name, used and total bytes, percent, watts, degrees, pids {pid: bytes}. Raises if NVML fails."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    found = []
+    for i in range(pynvml.nvmlDeviceGetCount()):
+        h = pynvml.nvmlDeviceGetHandleByIndex(i)
+
+        def ask(what: Any, *more: Any, h: Any = h) -> Any:
+            try:
+                return what(h, *more)
+            except pynvml.NVMLError:
+                return None
+
+        memory = pynvml.nvmlDeviceGetMemoryInfo(h)
+        rates, name, uuid = (
+            ask(pynvml.nvmlDeviceGetUtilizationRates),
+            ask(pynvml.nvmlDeviceGetName),
+            ask(pynvml.nvmlDeviceGetUUID),
+        )
+        watts = ask(pynvml.nvmlDeviceGetPowerUsage)
+        processes = ask(pynvml.nvmlDeviceGetComputeRunningProcesses) or []
+        found.append(
+            {"index": i, "uuid": _text(uuid) or str(i), "name": _text(name), "used": memory.used, "total": memory.total}
+            | {"percent": rates.gpu if rates else None, "watts": watts / 1000 if watts else None}
+            | {"degrees": ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)}
+            | {"pids": {p.pid: p.usedGpuMemory or 0 for p in processes}}
+        )
+    return found
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else clean(value)
+
+
+class Machine:
+    """GPUs and host, asked every two seconds in a thread of its own: a library that hangs or fails delays nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.gpus: list[dict] = []
+        self.gpu_note = ""  # why there are none
+        self.host: dict[str, float] = {}
+        self.asked = 0.0
+        self.left = threading.Event()
+
+    def start(self) -> None:
+        for ask in (self._ask_gpus, self._ask_host):
+            threading.Thread(target=ask, daemon=True).start()
+
+    def _ask_gpus(self) -> None:
+        failures = 0
+        while not self.left.is_set():
+            try:
+                self.gpus, self.gpu_note, failures = gpus(), "", 0
+            except ImportError:
+                self.gpu_note = "GPU n/a: no nvidia-ml-py"
+                return
+            except Exception as e:  # the library raises many kinds; none may end the UI
+                failures += 1
+                self.gpus, self.gpu_note = [], f"GPU n/a: {clean(type(e).__name__)}"
+            self.left.wait(60 if failures >= 3 else 2)
+
+    def _ask_host(self) -> None:
+        import shutil
+
+        try:
+            import psutil
+        except ImportError:
+            return
+        psutil.cpu_percent()
+        while not self.left.wait(2):
+            with contextlib.suppress(OSError, psutil.Error):
+                memory = psutil.virtual_memory()
+                root = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+                self.host = {
+                    **{"cpu": psutil.cpu_percent(), "cores": psutil.cpu_count() or 1},
+                    **{"used": memory.total - memory.available, "total": memory.total, "disk": shutil.disk_usage(root).free},
+                }
+
+
+def similar(runs: Iterable[Any], script: str, preset: str) -> tuple[float | None, float | None, int]:
+    """(largest peak memory in bytes, median seconds, how many) of finished runs of this script and preset."""
+    from statistics import median
+
+    found = [r for r in runs if r.script == script and r.config.get("preset") == preset and r.result]
+    peaks = [p for r in found if (p := number(r.result.get("peak_mem")))]
+    spent = []
+    for r in found:
+        seconds = r.result.get("seconds")
+        parts = [s for v in seconds.values() if (s := number(v)) is not None] if isinstance(seconds, dict) else []
+        spent += [sum(parts)] if parts else []
+    return max(peaks, default=None), median(spent) if spent else None, len(found)
+
+
+if __name__ == "__main__":
+    Keeper(Path(sys.argv[1])).keep()

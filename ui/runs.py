@@ -1,0 +1,1218 @@
+"""Run directories as the terminal UI sees them. They are data from outside: read with limits, never trusted.
+
+Nothing here writes, except `Store.tag` (tags.json) and `Store.trash`. Nothing here imports torch; numpy comes in where
+curves are needed, so that the first screen does not wait for it.
+"""
+
+import json
+import math
+import os
+import re
+import socket
+import stat
+import threading
+import time
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SLICE = 256 << 10  # bytes of one file read at a time; a longer line is skipped and counted
+LIVE = ("starting", "running", "paused", "stalled", "stopping")
+STATES = ("queued", *LIVE, "done", "stopped", "failed", "lost")
+
+# ---- files that may be anything ---------------------------------------------------------------------------------------
+
+
+def open_regular(path: Path) -> int:
+    """A file descriptor of a regular file. OSError: no such file, a link, a pipe, a device, a folder."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError("not a regular file")
+    return fd
+
+
+def read_bytes(path: Path, limit: int = 1 << 20) -> bytes:
+    """A whole small file. OSError: see open_regular; or longer than limit bytes."""
+    fd = open_regular(path)
+    try:
+        data = os.pread(fd, limit + 1, 0)
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        raise OSError(f"larger than {limit >> 10} kB")
+    return data
+
+
+def parse(data: bytes) -> dict:
+    """A JSON object. ValueError: anything else, however nested."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}, not an object")
+    return value
+
+
+def parse_lines(lines: list[bytes]) -> tuple[list[dict], int]:
+    """The objects of JSON lines, and how many lines were none."""
+    try:  # all at once is about twice as fast
+        rows = json.loads(b"[" + b",".join(lines) + b"]")
+        if len(rows) == len(lines) and all(type(r) is dict for r in rows):
+            return rows, 0
+    except (ValueError, RecursionError):
+        pass
+    rows = []
+    for line in lines:
+        try:
+            rows.append(parse(line))
+        except ValueError:
+            continue
+    return rows, len(lines) - len(rows)
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def get(value: object, *keys: object) -> Any:
+    """value[key][key]..., or None where something on the way is missing or of another kind."""
+    for key in keys:
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int) and -len(value) <= key < len(value):
+            value = value[key]
+        else:
+            return None
+    return value
+
+
+def clean(value: object, longest: int = 400) -> str:
+    """Text of any origin for a terminal: one line, no control or invisible characters, no lone surrogates."""
+    text = value if isinstance(value, str) else "" if value is None else str(value)
+    text = text[:longest]
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c in "\t\n\r\xa0\u3000" else "·" for c in text if c not in "\ufe0f\u200d")
+
+
+class Tail:
+    """The new whole lines of a growing file. A truncated, replaced or rewritten file is read again from its start."""
+
+    def __init__(self, path: Path, longest: int = SLICE) -> None:
+        self.path, self.longest = path, longest
+        self.bad = 0  # lines that were too long
+        self.more = False  # whether another read would bring more at once
+        self._reset(None)
+
+    def _reset(self, key: tuple | None) -> None:
+        self.key, self.offset, self.mark, self.size, self.skipping = key, 0, b"", 0, False
+        self.mtime = 0.0
+
+    def read(self) -> tuple[bool, list[tuple[int, bytes]]]:
+        """(whether it begins anew, [(offset, line)]): at most `longest` bytes a call."""
+        try:
+            st = os.lstat(self.path)
+        except OSError:
+            anew = self.offset > 0
+            self._reset(None)
+            return anew, []
+        anew = False
+        if (st.st_dev, st.st_ino) != self.key or st.st_size < self.offset:
+            anew = self.offset > 0
+            self._reset((st.st_dev, st.st_ino))
+        if st.st_size == self.offset or (st.st_size == self.size and st.st_mtime == self.mtime and not self.more):
+            self.size, self.mtime = st.st_size, st.st_mtime
+            return anew, []
+        self.size, self.mtime = st.st_size, st.st_mtime
+        try:
+            fd = open_regular(self.path)
+        except OSError:
+            return anew, []
+        try:
+            if self.mark and os.pread(fd, len(self.mark), self.offset - len(self.mark)) != self.mark:
+                anew = True  # cut back and grown again, as a resumed run does
+                self._reset(self.key)
+                self.size, self.mtime = st.st_size, st.st_mtime
+            data = os.pread(fd, self.longest, self.offset)
+        except OSError:
+            return anew, []
+        finally:
+            os.close(fd)
+        start, end = self.offset, data.rfind(b"\n") + 1
+        self.more = end > 0 and start + end < self.size
+        if not end:
+            if len(data) < self.longest:
+                return anew, []  # a line that is still being written
+            self.bad += not self.skipping
+            self.skipping, self.offset, self.mark, self.more = True, start + len(data), data[-64:], True
+            return anew, []
+        self.offset, self.mark = start + end, data[max(0, end - 64) : end]
+        lines, at = [], start
+        for line in data[: end - 1].split(b"\n"):
+            if self.skipping:
+                self.skipping = False  # the end of the line that was too long
+            elif line.strip():
+                lines.append((at, line))
+            at += len(line) + 1
+        return anew, lines
+
+
+# ---- one run ----------------------------------------------------------------------------------------------------------
+
+
+def fid_label(net: object, what: str = "FID") -> str:
+    """How a score of this network is named: FID, FID-768, FID(compact); never one for another."""
+    net = clean(net, 40) or "unknown network"
+    if net == "inception-2048" or (what == "IS" and net.startswith("inception-")):
+        return what
+    return f"{what}-{net.removeprefix('inception-')}" if net.startswith("inception-") else f"{what}({net})"
+
+
+class Columns:
+    """metrics.jsonl as columns of doubles: per key, the rows that have it and their values."""
+
+    def __init__(self) -> None:
+        self.step, self.t = array("d"), array("d")
+        self.keys: dict[str, tuple[array, array]] = {}
+        self.stages: list[tuple[float, str]] = []  # (first step, name), in order
+        self.evals: list[dict] = []
+        self.bad = self.nans = 0
+        self.cache: dict[str, tuple] = {}
+
+    def add(self, rows: Iterable[dict]) -> None:
+        for row in rows:
+            step = number(row.get("step"))
+            if step is None:
+                self.bad += 1
+                continue
+            i = len(self.step)
+            self.step.append(step)
+            t = number(row.get("t"))
+            self.t.append(math.nan if t is None else t)
+            stage = row.get("stage") or row.get("phase")
+            if (
+                isinstance(stage, str)
+                and not stage.startswith("evaluation")
+                and (not self.stages or self.stages[-1][1] != stage)
+            ):
+                self.stages.append((step, clean(stage, 40)))
+            net = row.get("eval/net")
+            if "eval/fid" in row or "eval/is" in row:
+                self.evals.append(
+                    {
+                        "step": step,
+                        "t": t,
+                        "phase": row.get("phase"),
+                        "what": clean(row.get("eval/what")),
+                        "n": row.get("eval/n"),
+                    }
+                    | {"net": net, "fid": number(row.get("eval/fid")), "is": number(row.get("eval/is"))}
+                    | {"is_std": number(row.get("eval/is_std")), "ema": row.get("eval/ema"), "bn": row.get("eval/bn")}
+                )
+            for key, value in row.items():
+                if "/" not in key or (value is not None and type(value) not in (float, int)):
+                    continue
+                kind, _, name = key.partition("/")
+                if kind == "eval" and name not in ("fid", "is"):
+                    continue
+                key = fid_label(net, name.upper()) if kind == "eval" else clean(key, 60)
+                column = self.keys.get(key)
+                if column is None:
+                    if len(self.keys) >= 200:
+                        continue
+                    column = self.keys[key] = (array("d"), array("d"))
+                value = number(value)
+                if value is None and kind != "eval":
+                    self.nans += 1
+                column[0].append(i)
+                column[1].append(math.nan if value is None else value)
+
+
+class Run:
+    """One directory. Every attribute has a value whatever the files hold. `problems`: what could not be read, and why."""
+
+    def __init__(self, path: Path, record: dict | None = None) -> None:
+        self.path, self.name = path, path.name
+        self.record = record  # how it was launched, if from here (ui.launch)
+        self.config: dict = {}
+        self.status: dict = {}
+        self.tags: dict = {}
+        self.result: dict = {}
+        self.genotype: dict = {}
+        self.problems: dict[str, str] = {}
+        self.exit: int | None = None
+        self.exit_time = self.status_time = self.alive_at = 0.0
+        self.watched: float | None = None  # when a change of status.json was last seen happen
+        self.seen: dict[str, tuple] = {}
+        self.columns, self.search = Columns(), Search(path / "search.jsonl")
+        self.tail = Tail(path / "metrics.jsonl")
+        self.peeked: dict | None = None  # the last evaluation, from the end of metrics.jsonl, until all of it is read
+        self.loaded = False
+        self.progress = 0.0  # newest modification of metrics.jsonl, search.jsonl, log.txt
+        self.state, self.why = "lost", ""
+        self.revision = 0
+        self.lock = threading.Lock()
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> bool:
+        """Read the small files that changed; judge the state. Whether anything changed."""
+        before = (self.state, self.why, self.progress, len(self.problems))
+        changed = False
+        for name in ("config", "status", "tags", "result", "genotype"):
+            changed |= self._object(name)
+        changed |= self._exit()
+        self.progress = max(
+            (m for n in ("metrics.jsonl", "search.jsonl", "log.txt") if (m := mtime(self.path / n))), default=0.0
+        )
+        self.state, self.why = judge(self)
+        changed |= before != (self.state, self.why, self.progress, len(self.problems))
+        self.revision += changed
+        return changed
+
+    def _changed(self, name: str) -> bool:
+        try:
+            st = os.lstat(self.path / name)
+            key = (st.st_ino, st.st_size, st.st_mtime_ns)
+        except OSError:
+            key = ()
+        if self.seen.get(name) == key:
+            return False
+        if name == "status.json":
+            if self.seen.get(name):
+                self.watched = time.monotonic()
+            self.status_time = st.st_mtime if key else 0.0
+        if name == "exit":
+            self.exit_time = st.st_mtime if key else 0.0
+        new = name not in self.seen and not key
+        self.seen[name] = key
+        return not new
+
+    def _object(self, name: str) -> bool:
+        file = f"{name}.json"
+        if not self._changed(file):
+            return False
+        self.problems.pop(file, None)
+        value: dict = {}
+        if self.seen[file]:
+            try:
+                value = parse(read_bytes(self.path / file))
+            except (OSError, ValueError) as e:
+                self.problems[file] = clean(getattr(e, "strerror", None) or str(e), 80)
+        setattr(self, name, value)
+        return True
+
+    def _exit(self) -> bool:
+        if not self._changed("exit"):
+            return False
+        try:
+            self.exit = int(read_bytes(self.path / "exit", 20))
+        except (OSError, ValueError):
+            self.exit = None
+        return True
+
+    def peek(self) -> None:
+        """The last evaluation, from the last 8 kB of metrics.jsonl, so that a list of many runs need not read them whole."""
+        self.peeked = {}
+        try:
+            fd = open_regular(self.path / "metrics.jsonl")
+        except OSError:
+            return
+        try:
+            size = os.fstat(fd).st_size
+            data = os.pread(fd, 8192, max(0, size - 8192))
+        except OSError:
+            return
+        finally:
+            os.close(fd)
+        columns = Columns()
+        columns.add(parse_lines([x for x in data.split(b"\n")[size > 8192 : -1] if x.strip()])[0])
+        self.peeked = {"eval": columns.evals[-1] if columns.evals else None, "step": columns.step[-1] if columns.step else None}
+
+    def load(self, seconds: float = 0.05) -> bool:
+        """Read on in metrics.jsonl and search.jsonl for about so long. Whether there was anything new."""
+        end, new = time.perf_counter() + seconds, False
+        while True:
+            anew, lines = self.tail.read()
+            rows, bad = parse_lines([line for _, line in lines])
+            with self.lock:
+                if anew:
+                    self.columns = Columns()
+                self.columns.bad += bad
+                self.columns.add(rows)
+            new |= anew or bool(lines)
+            if not self.tail.more or time.perf_counter() > end:
+                break
+        new |= self.search.load(max(0.01, end - time.perf_counter()))
+        self.loaded = self.loaded or not (self.tail.more or self.search.tail.more)
+        self.revision += new
+        return new
+
+    def column(self, key: str) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+        """(step, seconds, value) of a metric, as arrays of float64; empty where there is none."""
+        import numpy as np
+
+        with self.lock:
+            c = self.columns
+            n = len(c.keys[key][0]) if key in c.keys else 0
+            cached = c.cache.get(key)
+            if cached and len(cached[0]) == n:
+                return cached
+            if not n:
+                return (np.empty(0),) * 3
+            rows = np.array(c.keys[key][0]).astype(np.int64)
+            c.cache[key] = (np.array(c.step)[rows], np.array(c.t)[rows], np.array(c.keys[key][1]))
+            return c.cache[key]
+
+    # -- facts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def method(self) -> str:
+        script = clean(self.config.get("script") or get(self.record, "script"), 40).removesuffix(".py")
+        return clean(self.config.get("method"), 20) or script or self.name.split("-")[0]
+
+    @property
+    def script(self) -> str:
+        return clean(self.config.get("script") or get(self.record, "script"), 80)
+
+    @property
+    def dataset(self) -> str:
+        return clean(self.config.get("dataset") or get(self.record, "args", "dataset"), 40)
+
+    @property
+    def seed(self) -> int | None:
+        seed = number(self.config.get("seed") if self.config else get(self.record, "args", "seed"))
+        return None if seed is None else int(seed)
+
+    @property
+    def args(self) -> dict:
+        args = self.config.get("args") or get(self.record, "args")
+        return args if isinstance(args, dict) else {}
+
+    @property
+    def process(self) -> dict:
+        process = self.status.get("process")
+        return process if isinstance(process, dict) else {}
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE
+
+    @property
+    def pinned(self) -> bool:
+        return self.tags.get("pinned") is True
+
+    @property
+    def labels(self) -> list[str]:
+        tags = self.tags.get("tags")
+        return [clean(t, 40) for t in tags if isinstance(t, str)][:20] if isinstance(tags, list) else []
+
+    @property
+    def step(self) -> float | None:
+        step = number(self.status.get("step"))
+        if step is None:
+            step = self.columns.step[-1] if self.columns.step else number(get(self.peeked, "step"))
+        return step
+
+    @property
+    def total(self) -> float | None:
+        return number(self.status.get("total")) or None
+
+    @property
+    def phase(self) -> str:
+        return clean(self.status.get("phase"), 20)
+
+    @property
+    def last(self) -> dict:
+        """The last evaluation: fid, is, net, and where known n, step, what. {} if there was none."""
+        if self.columns.evals:
+            return self.columns.evals[-1]
+        if get(self.peeked, "eval"):
+            return self.peeked["eval"]
+        last = self.status.get("last")
+        if isinstance(last, dict) and last.get("net"):
+            return {"fid": number(last.get("fid")), "is": number(last.get("is")), "net": last["net"]}
+        return {}
+
+    def best(self) -> dict:
+        """The evaluation with the lowest FID by the network of the last one, in the last phase that evaluated."""
+        net, phase = self.last.get("net"), self.last.get("phase")
+        found = [e for e in self.columns.evals if (e["net"], e["phase"]) == (net, phase) and e["fid"] is not None]
+        return min(found, key=lambda e: e["fid"], default={})
+
+    def score(self, label: str) -> float | None:
+        """The last value under this name ("FID", "IS(compact)", ...), or None: another network's is another score."""
+        last = self.last
+        for what in ("fid", "is"):
+            if last and fid_label(last.get("net"), what.upper()) == label:
+                return last.get(what)
+        return None
+
+    @property
+    def rate(self) -> float | None:
+        return number(self.status.get("rate")) if self.state in ("running", "stopping", "stalled") else None
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left, of a running run: what it says itself, or from the last 20 % of its rows."""
+        if self.state not in ("running", "stopping"):
+            return None
+        eta = number(self.status.get("eta_s"))
+        if eta is not None:
+            return max(0.0, eta)
+        steps, times = self.columns.step, self.columns.t
+        if self.total and len(steps) > 10:
+            i = int(len(steps) * 0.8)
+            seconds, done = times[-1] - times[i], steps[-1] - steps[i]
+            if seconds > 0 and done > 0:
+                return max(0.0, (self.total - steps[-1]) * seconds / done)
+        return None
+
+    @property
+    def memory(self) -> float | None:
+        """Bytes: on the GPU if it says so, else the peak of the host."""
+        return number(self.status.get("gpu_mem")) or number(self.status.get("peak_mem"))
+
+    @property
+    def bad(self) -> int:
+        return self.columns.bad + self.tail.bad + self.search.bad + self.search.tail.bad
+
+    @property
+    def error(self) -> str:
+        """Why it failed, in a line: its own word, or the last line of what it printed."""
+        message = get(self.status, "error", "message")
+        if message and self.state == "failed":
+            return clean(message)
+        return last_line(self.output) if self.state in ("failed", "lost") else ""
+
+    @property
+    def output(self) -> Path:
+        """What it wrote to its terminal, when launched from here."""
+        return Path(self.record["dir"]) / "output.txt" if self.record else self.path / "output.txt"
+
+    def files(self, folder: str, suffix: str) -> list[tuple[int, Path]]:
+        """[(step, path)] of samples/<step>.png or genotypes/<step>.json, in order."""
+        try:
+            with os.scandir(self.path / folder) as entries:
+                found = [
+                    (int(stem), Path(e.path))
+                    for e in entries
+                    if e.name.endswith(suffix)
+                    and (stem := e.name[: -len(suffix)]).isascii()
+                    and stem.isdigit()
+                    and len(stem) < 16
+                ]
+        except OSError:
+            return []
+        return sorted(found)
+
+    def genotype_at(self, step: float | None) -> dict:
+        """genotype.json, or the newest of genotypes/ that is not after `step`."""
+        if step is None:
+            return self.genotype
+        before = [path for s, path in self.files("genotypes", ".json") if s <= step]
+        try:
+            return parse(read_bytes(before[-1])) if before else {}
+        except (OSError, ValueError):
+            return {}
+
+    def source(self) -> dict[str, str]:
+        """The texts of source/, by their names."""
+        found = {}
+        for pattern in ("*.py", "common/*.py"):
+            for path in sorted((self.path / "source").glob(pattern))[:50]:
+                try:
+                    found[str(path.relative_to(self.path / "source"))] = read_bytes(path).decode("utf-8", "replace")
+                except OSError:
+                    continue
+        return found
+
+
+def mtime(path: Path) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def last_line(path: Path) -> str:
+    """The last line with something in it."""
+    try:
+        fd = open_regular(path)
+    except OSError:
+        return ""
+    try:
+        data = os.pread(fd, 4096, max(0, os.fstat(fd).st_size - 4096))
+    finally:
+        os.close(fd)
+    lines = [x for x in plain_bytes(data).splitlines() if x.strip()]
+    return clean(lines[-1].strip()) if lines else ""
+
+
+# ---- what only one method writes --------------------------------------------------------------------------------------
+
+
+class Search:
+    """search.jsonl: where each row lies, its series for charts, and EAGAN's populations whole. Rows are read on demand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.tail = path, Tail(path, longest=1 << 20)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.rows: list[tuple[int, int]] = []  # offset, length
+        self.steps: list[float] = []
+        self.kind = ""  # evolution, probabilities, controller
+        self.series: dict[str, tuple[list, list]] = {}
+        self.rounds: list[dict] = []
+        self.bad = 0
+        self.cache: dict[int, dict] = {}
+
+    def load(self, seconds: float = 0.05) -> bool:
+        end, new = time.perf_counter() + seconds, False
+        while True:
+            anew, lines = self.tail.read()
+            if anew:
+                self._reset()
+            for at, line in lines:
+                try:
+                    self._add(at, len(line), parse(line))
+                except ValueError:
+                    self.bad += 1
+            new |= anew or bool(lines)
+            if not self.tail.more or time.perf_counter() > end:
+                return new
+
+    def _add(self, at: int, length: int, row: dict) -> None:
+        step = number(row.get("step"))
+        if step is None:
+            self.bad += 1
+            return
+        if isinstance(row.get("population"), list):
+            self.kind = "evolution"
+            self.rounds.append(population(row))
+            self._point(step, "front", len(self.rounds[-1]["front"]))
+            fids = [x["fid"] for x in self.rounds[-1]["population"] if x["fid"] is not None]
+            if fids:
+                self._point(step, "median FID of the population", median(fids))
+        elif isinstance(row.get("probabilities"), dict):
+            self.kind = "probabilities"
+            for net in ("G", "D"):
+                values = [h for v in (get(row, "entropy", net) or {}).values() if (h := number(v)) is not None] if isinstance(
+                    get(row, "entropy", net), dict
+                ) else [entropy(p) for p in edges(row, net).values()]  # fmt: skip
+                if values:
+                    self._point(step, f"entropy {net}", sum(values) / len(values))
+                flips = number(get(row, "flips", net))
+                if flips is not None:
+                    self._point(step, f"flips {net}", flips)
+        elif "reward" in row or "policy" in row or "beam" in row:
+            self.kind = "controller"
+            for key in ("reward", "baseline"):
+                if (value := number(row.get(key))) is not None:
+                    self._point(step, key, value)
+            values = (
+                [h for v in row.get("entropy") or () if (h := number(v)) is not None]
+                if isinstance(row.get("entropy"), list)
+                else []
+            )
+            if values:
+                self._point(step, "entropy", sum(values) / len(values))
+        for key, value in row.items():
+            if "/" in key and not key.startswith("eval/") and (value := number(value)) is not None:
+                self._point(step, clean(key, 60), value)
+        self.rows.append((at, length))
+        self.steps.append(step)
+
+    def _point(self, step: float, key: str, value: float) -> None:
+        if key in self.series or len(self.series) < 50:
+            steps, values = self.series.setdefault(key, ([], []))
+            steps.append(step)
+            values.append(value)
+
+    def row(self, i: int) -> dict:
+        """Row i, read from the file. {} if it is no longer there."""
+        if not -len(self.rows) <= i < len(self.rows):
+            return {}
+        i %= len(self.rows)
+        if i not in self.cache:
+            try:
+                fd = open_regular(self.path)
+                try:
+                    row = parse(os.pread(fd, self.rows[i][1], self.rows[i][0]))
+                finally:
+                    os.close(fd)
+            except (OSError, ValueError):
+                return {}
+            if len(self.cache) > 256:
+                self.cache.clear()
+            self.cache[i] = row
+        return self.cache[i]
+
+    def at(self, step: float | None) -> int:
+        """Index of the last row, or of the last that is not after `step`; -1 where there is none."""
+        if step is None:
+            return len(self.rows) - 1
+        return sum(s <= step for s in self.steps) - 1
+
+
+def population(row: dict) -> dict:
+    """A round of EAGAN with whatever is missing filled in: stage, round, best, population, front, kept."""
+    people = []
+    for x in row["population"][:2000]:
+        if isinstance(x, dict):
+            parents = x.get("parents")
+            people.append(
+                {"id": clean(x.get("id"), 20), "how": clean(x.get("how"), 60), "genotype": x.get("genotype")}
+                | {k: number(x.get(k)) for k in ("fid", "is", "params")}
+                | {"parents": [clean(p, 20) for p in parents] if isinstance(parents, list) else []}
+            )
+    ids = {k: {clean(i, 20) for i in row[k]} if isinstance(row.get(k), list) else set() for k in ("front", "kept")}
+    return {
+        **{"stage": clean(row.get("stage"), 10), "round": number(row.get("round")), "step": number(row.get("step"))},
+        **{"population": people, **ids, "best": clean(row.get("best"), 20), "net": row.get("eval/net"), "n": row.get("eval/n")},
+    }
+
+
+def edges(row: dict, net: str) -> dict[str, dict[str, float]]:
+    """{edge: {op: probability}} of G or D in a row of AdversarialNAS or DEGAS."""
+    found = get(row, "probabilities", net)
+    if not isinstance(found, dict):
+        return {}
+    good = {}
+    for edge, ops in found.items():
+        if isinstance(ops, dict):
+            p = {clean(op, 30): v for op, value in ops.items() if (v := number(value)) is not None}
+            if p:
+                good[clean(edge, 30)] = p
+    return good
+
+
+def entropy(p: dict[str, float]) -> float:
+    """In nats."""
+    return -sum(v * math.log(v) for v in p.values() if v > 0)
+
+
+def front(people: list[dict]) -> set[str]:
+    """Ids that no other individual dominates: FID and size low, IS high. Those without a score are left out."""
+    points = []
+    for x in people:
+        if x["fid"] is not None:
+            points.append((x["id"], (x["fid"], -(x["is"] or 0.0), x["params"] or 0.0)))
+    return {
+        i
+        for i, p in points
+        if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for _, q in points)
+    }  # fmt: skip
+
+
+def hypervolume(people: list[dict], reference: tuple[float, float]) -> float:
+    """Area that FID and IS dominate up to (FID, IS) of `reference`; the larger the better."""
+    points = sorted((x["fid"], x["is"]) for x in people if x["fid"] is not None and x["is"] is not None)
+    area, high = 0.0, reference[1]
+    for fid, is_ in points:
+        if fid < reference[0] and is_ > high:
+            area += (reference[0] - fid) * (is_ - high)
+            high = is_
+    return area
+
+
+# ---- states -----------------------------------------------------------------------------------------------------------
+
+
+def boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+HOST = (socket.gethostname(), boot_id())
+
+
+def process_stat(pid: int) -> tuple[str, int] | None:
+    """(state letter, kernel start time) of a process; None: there is none, or only its zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else (fields[0], int(fields[19]))
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def identity(process: dict) -> tuple[int, int] | None:
+    """(pid, start time) of a process on this host since its last boot; None for anything else."""
+    pid, start = process.get("pid"), process.get("start_time")
+    here = (process.get("host"), process.get("boot_id")) == HOST
+    if not here or type(pid) is not int or type(start) is not int or pid <= 1:
+        return None
+    return pid, start
+
+
+def alive(process: dict) -> str | None:
+    """The state letter of exactly this process (T: stopped), or None: it has ended, or is not of this host."""
+    who = identity(process)
+    found = process_stat(who[0]) if who else None
+    return found[0] if found and found[1] == who[1] else None
+
+
+def age(stamp: object) -> float | None:
+    """Seconds since an ISO time."""
+    try:
+        return time.time() - datetime.fromisoformat(stamp).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def patience(run: Run) -> float:
+    """Seconds without a new line after which a living run is called stalled."""
+    t = run.columns.t[-100:]
+    gaps = [b - a for a, b in pairwise(t) if b > a]
+    return max(120.0, 8 * median(gaps)) if gaps else 120.0
+
+
+def judge(run: Run) -> tuple[str, str]:
+    """(state, why) of a run, from what is on disk and from its process."""
+    said, record = run.status.get("state"), run.record or {}
+    if record and not record.get("run") and record.get("exit") is None and alive(record["keeper"]):
+        return ("queued", clean(record.get("waits"), 60)) if record.get("state") == "queued" else ("starting", "")
+    if record and not run.status:
+        return ended(number(record.get("exit")))
+    if said in ("done", "stopped", "failed"):
+        return said, ended(run.exit)[1] if said == "failed" and run.exit not in (None, 1) else ""
+    here = identity(run.process)
+    if here:
+        letter = alive(run.process)
+        if letter in ("T", "t"):
+            return "paused", ""
+        if letter is None:
+            return ended(run.exit if run.exit_time >= run.status_time - 2 else None)
+        return _progress(run, said)
+    quiet = age(run.status.get("updated"))
+    if run.watched is not None:  # clocks of two hosts differ: what was seen to change counts
+        quiet = min(quiet if quiet is not None else math.inf, time.monotonic() - run.watched)
+    if not run.status:
+        if run.exit is not None:
+            return ended(run.exit)
+        quiet = time.time() - run.progress if run.progress else None
+        if quiet is not None and quiet < patience(run):
+            return "running", "no status.json"
+        return "lost", "no status.json"
+    if run.exit is not None and run.exit_time >= run.status_time - 2:
+        return ended(run.exit)
+    host = clean(run.process.get("host"), 40) or "unknown host"
+    if quiet is None or quiet > 900:
+        return "lost", f"no sign from {host}"
+    if quiet > 60:
+        return "stalled", f"no sign from {host}"
+    return _progress(run, said)
+
+
+def _progress(run: Run, said: object) -> tuple[str, str]:
+    if said == "stopping":
+        return "stopping", "checkpoint…"
+    if said == "starting":
+        return "starting", ""
+    quiet = time.time() - max(run.progress, run.status_time if not run.progress else 0)
+    return ("stalled", "no new line") if quiet > patience(run) else ("running", "")
+
+
+def ended(code: float | None) -> tuple[str, str]:
+    """State and reason by the exit code of a process that said nothing more."""
+    if code is None:
+        return "lost", "no process, no exit code"
+    if code == 0:
+        return "done", ""
+    if code == 130:
+        return "stopped", ""
+    if code in (137, -9):
+        return "failed", "killed (out of memory?)"
+    return "failed", f"exit {code:.0f}"
+
+
+# ---- all of them ------------------------------------------------------------------------------------------------------
+
+
+class Store:
+    """The runs of one folder, by name. `scan` and `refresh` are for one thread; readers may be others."""
+
+    def __init__(self, root: Path, records: Callable[[Path], list[dict]] = lambda root: []) -> None:
+        self.root, self.records = root, records
+        self.runs: dict[str, Run] = {}
+        self.problem = ""  # why the folder cannot be listed
+
+    def scan(self) -> set[str]:
+        """Look for new and vanished runs; the names of those."""
+        found: dict[str, Path] = {}
+        try:
+            with os.scandir(self.root) as entries:
+                for e in entries:
+                    if not e.name.startswith(".") and _is_dir(e):
+                        found[e.name] = Path(e.path)
+            self.problem = ""
+        except FileNotFoundError:
+            self.problem = "there is no such folder yet"
+        except OSError as e:
+            self.problem = e.strerror or str(e)
+        records = self.records(self.root)
+        launched = {r["run"]: r for r in records if r.get("run")}  # the newest of each
+        launched |= {r["resumes"]: r for r in records if r.get("resumes") and not r.get("run") and r.get("exit") is None}
+        pending = {r["name"]: r for r in records if not r.get("run") and not r.get("resumes")}
+        names = {n for n, path in found.items() if n in self.runs or is_run(path)}
+        changed = set()
+        for name in set(self.runs) - names - set(pending):
+            del self.runs[name]
+            changed.add(name)
+        for name in names - set(self.runs):
+            self.runs[name] = Run(found[name])
+            changed.add(name)
+        for name, record in pending.items():
+            if name not in self.runs:
+                self.runs[name] = Run(Path(record["dir"]))
+                self.runs[name].name = name
+                changed.add(name)
+            self.runs[name].record = record
+        for name, record in launched.items():
+            if name in self.runs:
+                self.runs[name].record = record
+        return changed
+
+    def refresh(self) -> set[str]:
+        """Reread the small files; the names of runs of which anything changed."""
+        return {name for name, run in list(self.runs.items()) if run.refresh()}
+
+    def ordered(self) -> list[Run]:
+        return list(self.runs.values())
+
+    # -- the only writing -----------------------------------------------------------------------------------------------
+
+    def tag(self, run: Run, **changes: object) -> None:
+        """Change tags, note or pinned in tags.json, replaced whole. OSError: cannot be written."""
+        value = {k: v for k, v in {**run.tags, **changes}.items() if v not in (None, [], "", False)}
+        path = run.path / "tags.json"
+        tmp = path.with_name(f"tags.json.{os.getpid()}.tmp")
+        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(fd, "w") as f:
+            json.dump(value, f, indent=1)
+        os.replace(tmp, path)
+        run.refresh()
+
+    def trash(self, run: Run) -> Path:
+        """Move an ended run to .trash/. ValueError: it is not an ended one."""
+        run.refresh()
+        if run.live or run.state == "queued":
+            raise ValueError(f"{run.name} is {run.state}: stop it first")
+        bin_ = self.root / ".trash"
+        bin_.mkdir(exist_ok=True)
+        to, n = bin_ / run.path.name, 1
+        while os.path.lexists(to):
+            n += 1
+            to = bin_ / f"{run.path.name}~{n}"
+        os.rename(run.path, to)
+        self.runs.pop(run.name, None)
+        return to
+
+    def restore(self, trashed: Path, original: Path) -> None:
+        """Undo `trash`. OSError: its place is taken, or it is gone."""
+        if os.path.lexists(original):
+            raise FileExistsError(f"{original.name} exists again")
+        os.rename(trashed, original)
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_run(path: Path) -> bool:
+    """Whoever started it: a folder with any of the files that a run begins with."""
+    return any(os.path.lexists(path / name) for name in ("config.json", "status.json", "metrics.jsonl", "exit"))
+
+
+def color_index(name: str, taken: Iterable[int], n: int = 8) -> int:
+    """The colour of a run: the same wherever it is shown, unless another run that is shown has it."""
+    first, taken = zlib.crc32(name.encode("utf-8", "replace")) % n, set(taken)
+    return next((c for k in range(n) if (c := (first + k) % n) not in taken), first)
+
+
+# ---- queries and order ------------------------------------------------------------------------------------------------
+
+TERM = re.compile(r"(-?)([\w/().-]+)(<=|>=|!=|[<>=:])(.+)")
+NUMBERS: dict[str, Callable[[Run], float | None]] = {
+    **{"step": lambda r: r.step, "seed": lambda r: r.seed, "eta": lambda r: r.eta, "rate": lambda r: r.rate},
+}
+WORDS: dict[str, Callable[[Run], list[str]]] = {
+    **{"state": lambda r: [r.state], "method": lambda r: [r.method], "dataset": lambda r: [r.dataset]},
+    **{"phase": lambda r: [r.phase], "preset": lambda r: [clean(r.config.get("preset"))], "tag": lambda r: r.labels},
+    **{"name": lambda r: [r.name], "script": lambda r: [r.script], "pinned": lambda r: ["yes" if r.pinned else "no"]},
+}
+
+
+def query(text: str) -> Callable[[Run], bool]:
+    """A filter from `cifar10 fid<15 state=running tag:paper -seed=3 g_lr>1e-4 /regex/`; all terms must hold.
+
+    fid and is are the Inception network's; others by name: `fid(compact)<2`. ValueError: a term that means nothing.
+    """
+    tests = [_term(word) for word in text.split()]
+    return lambda run: all(test(run) for test in tests)
+
+
+def _term(word: str) -> Callable[[Run], bool]:
+    found = TERM.fullmatch(word)
+    if len(word) > 2 and word[0] == word[-1] == "/":
+        try:
+            pattern = re.compile(word[1:-1], re.I)
+        except re.error as e:
+            raise ValueError(f"{word}: {e}") from None
+        return lambda run: bool(pattern.search(run.name))
+    if not found:
+        no, part = word.startswith("-") and len(word) > 1, word.removeprefix("-").lower()
+        return lambda run: no != (part in f"{run.name} {run.method} {run.dataset} {' '.join(run.labels)}".lower())
+    no, key, op, value = found[1] == "-", found[2], found[3], found[4]
+    if key.lower() in WORDS:
+        if op not in (":", "=", "!="):
+            raise ValueError(f"{word}: {key} is text; use = != or :")
+        words = WORDS[key.lower()]
+        if key.lower() == "state" and value not in STATES:
+            raise ValueError(f"state {value}: one of {', '.join(STATES)}")
+        if op == ":":
+            return lambda run: no != any(value.lower() in w.lower() for w in words(run))
+        return lambda run: no != ((op == "=") == any(value.lower() == w.lower() for w in words(run)))
+    is_score = re.fullmatch(r"(fid|is)([(-].*)?", key.lower())
+    get_number = NUMBERS.get(key.lower())
+    if is_score:
+        label = is_score[1].upper() + (is_score[2] or "")
+        get_number = lambda run: run.score(label)  # noqa: E731
+    if get_number is None:
+        return lambda run: no != _argument(run.args.get(key.replace("-", "_")), op, value)
+    try:
+        limit = float(value)
+    except ValueError:
+        raise ValueError(f"{word}: {value} is not a number") from None
+    return lambda run: no != _compare(get_number(run), op, limit)
+
+
+def _argument(have: object, op: str, value: str) -> bool:
+    if have is None:
+        return False
+    try:
+        return _compare(number(have), op, float(value))
+    except ValueError:
+        text = clean(have).lower()
+        return {"=": text == value.lower(), ":": value.lower() in text, "!=": text != value.lower()}.get(op, False)
+
+
+def _compare(a: float | None, op: str, b: float) -> bool:
+    if a is None:
+        return False
+    return {"<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b, "!=": a != b}.get(op, a == b)
+
+
+def ordered(runs: Iterable[Run], key: Callable[[Run], Any], reverse: bool = False) -> list[Run]:
+    """Pinned first, then by key, those without a value last in either order."""
+    have, lack = [], []
+    for run in runs:
+        (lack if key(run) is None else have).append(run)
+    have.sort(key=lambda r: r.name)
+    have.sort(key=key, reverse=reverse)
+    return sorted([*have, *sorted(lack, key=lambda r: r.name)], key=lambda r: not r.pinned)
+
+
+def same_but_seed(run: Run) -> str:
+    """Equal for runs that differ in the seed alone."""
+    differs = {"seed", "resume", "device", "runs_dir", "data_dir", "dry_run"}
+    return json.dumps([run.script, {k: v for k, v in sorted(run.args.items()) if k not in differs}], default=str)
+
+
+# ---- smoothing --------------------------------------------------------------------------------------------------------
+
+
+class Ema:
+    """Debiased moving average of a growing column: what is drawn once never changes. NaN stays NaN and is passed over."""
+
+    def __init__(self, beta: float) -> None:
+        import numpy as np
+
+        self.beta, self.sum, self.weight = beta, 0.0, 0.0
+        self.out = np.empty(0)
+        k = np.arange(64)
+        self.decay = beta ** (k + 1)
+        self.mix = np.tril(beta ** np.maximum(k[:, None] - k[None], 0.0)) * (1 - beta)
+
+    def extend(self, values: "np.ndarray") -> "np.ndarray":
+        """Smooth the values behind those already smoothed; returns all. values: the whole column."""
+        import numpy as np
+
+        new = values[len(self.out) :]
+        if not len(new):
+            return self.out
+        out = np.full(len(new), np.nan)
+        good = np.isfinite(new)
+        x = new[good]
+        blocks = np.zeros((-(-len(x) // 64), 64))
+        blocks.ravel()[: len(x)] = x
+        local = blocks @ self.mix.T  # each block as if nothing had been before it
+        s, carries = self.sum, np.empty(len(blocks))
+        for i, last in enumerate(local[:, -1].tolist()):
+            carries[i] = s
+            s = last + self.decay[-1] * s
+        smooth = (local + carries[:, None] * self.decay).ravel()[: len(x)]
+        weight = 1 - (1 - self.weight) * self.beta ** np.arange(1, len(x) + 1)
+        out[good] = smooth / weight
+        if len(x):
+            self.sum, self.weight = float(smooth[-1]), float(weight[-1])
+        self.out = np.concatenate([self.out, out])
+        return self.out
+
+
+# ---- logs -------------------------------------------------------------------------------------------------------------
+
+ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
+ONE_LINE = re.compile(r"\\[sSDWnrAZ]|\[\^|\(\?|\\x|\\0")  # patterns that a bulk search could match over a line's end
+
+
+def plain_bytes(data: bytes) -> str:
+    return ESCAPES.sub(b"", data).decode("utf-8", "replace")
+
+
+class Log:
+    """A text file of any size by lines: where each begins; only those shown are read. Grows with the file."""
+
+    CAP = 4096  # bytes of a line that are shown
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reset()
+
+    def _reset(self) -> None:
+        import numpy as np
+
+        self.key: tuple | None = None
+        self.end = 0
+        self.starts = np.zeros(1, np.int64)  # of every line, the last one perhaps still being written
+        self.count = 1
+
+    def __len__(self) -> int:
+        """Lines, an unfinished last one included."""
+        return self.count - (int(self.starts[self.count - 1]) == self.end)
+
+    def update(self, limit: int = 64 << 20) -> bool:
+        """Find the new lines, of at most so many bytes. Whether there is more, or it began anew."""
+        import numpy as np
+
+        try:
+            fd = open_regular(self.path)
+        except OSError:
+            gone = self.end > 0
+            self._reset()
+            return gone
+        try:
+            st = os.fstat(fd)
+            anew = self.key is not None and ((st.st_dev, st.st_ino) != self.key or st.st_size < self.end)
+            if anew:
+                self._reset()
+            self.key, before = (st.st_dev, st.st_ino), self.end
+            while self.end < st.st_size and self.end - before < limit:
+                data = os.pread(fd, 1 << 20, self.end)
+                if not data:
+                    break
+                found = np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + (self.end + 1)
+                while self.count + len(found) > len(self.starts):
+                    self.starts = np.concatenate([self.starts, np.zeros(len(self.starts) + 1024, np.int64)])
+                self.starts[self.count : self.count + len(found)] = found
+                self.count += len(found)
+                self.end += len(data)
+            return anew or self.end > before
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def lines(self, wanted: Iterable[int]) -> list[str]:
+        """The texts of lines by their numbers from 0: without escape codes, what a progress bar left, at most CAP bytes."""
+        try:
+            fd = open_regular(self.path)
+        except OSError:
+            return ["" for _ in wanted]
+        try:
+            return [self._line(fd, i) for i in wanted]
+        except OSError:
+            return ["" for _ in wanted]
+        finally:
+            os.close(fd)
+
+    def _line(self, fd: int, i: int) -> str:
+        start = int(self.starts[i])
+        end = int(self.starts[i + 1]) - 1 if i + 1 < self.count else self.end
+        data = os.pread(fd, min(end - start, self.CAP), start)
+        long = end - start > self.CAP
+        if long:
+            tail = os.pread(fd, self.CAP, end - self.CAP)
+            if b"\r" in tail:
+                data, long = tail, False
+        text = plain_bytes(data.rstrip(b"\r").rpartition(b"\r")[2]).expandtabs(4)
+        return clean(text, self.CAP) + (f" … {(end - start) / 1e6:.1f} MB" if long else "")
+
+    def matching(self, pattern: str, first: int = 0, stop: Callable[[], bool] = lambda: False) -> list[int]:
+        """Numbers of the lines from `first` on in which a regular expression is found, as grep finds them.
+
+        ValueError: not a regular expression. stop: asked between slices; True ends the search.
+        """
+        try:
+            regex = re.compile(pattern.encode(), re.M)
+        except (re.error, OverflowError) as e:
+            raise ValueError(f"{pattern}: {e}") from None
+        import numpy as np
+
+        bulk = not ONE_LINE.search(pattern)
+        hits: list[int] = []
+        n = len(self)
+        try:
+            fd = open_regular(self.path)
+        except OSError:
+            return []
+        try:
+            while first < n and not stop():
+                limit = int(self.starts[first]) + (1 << 20)
+                last = max(first + 1, int(np.searchsorted(self.starts[: self.count], limit)))
+                last = min(last, n)
+                start = int(self.starts[first])
+                end = int(self.starts[last]) if last < self.count else self.end
+                data = os.pread(fd, min(end - start, 16 << 20), start)
+                if bulk:
+                    found = [start + m.start() for m in regex.finditer(data)]
+                    at = np.searchsorted(self.starts[: self.count], found, "right") - 1
+                    hits += [i for i in np.unique(at).tolist() if i < last]
+                else:
+                    hits += [first + k for k, line in enumerate(data.split(b"\n")[: last - first]) if regex.search(line)]
+                first = last
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+        return hits
+
+
+def sampled(values: list, n: int) -> Iterator[int]:
+    """At most n indices of a list, evenly, the last one among them."""
+    if len(values) <= n:
+        yield from range(len(values))
+    else:
+        yield from (round(k * (len(values) - 1) / (n - 1)) for k in range(n))
