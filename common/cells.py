@@ -1,6 +1,7 @@
 """What several methods' networks are made of: operations, genotypes, published architectures, parameter counts."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
@@ -214,6 +215,8 @@ class Space:
 
     nodes: {node: columns of the edges that enter it}; at least one of them must not be "none".
     together: columns that are all "none" or none of them is (down-sampling edges).
+    first: the edges of cell 1, where they hold other ops than those of the other cells.
+    leaving: {node: columns of the edges that leave it}; such a node needs an input only if one of them is not "none".
     """
 
     name: str
@@ -221,13 +224,25 @@ class Space:
     edges: tuple[EdgeSpec, ...]
     nodes: dict[int, tuple[int, ...]]
     together: tuple[int, ...] = ()
+    first: tuple[EdgeSpec, ...] = ()
+    leaving: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def edges_of(self, cell: int) -> tuple[EdgeSpec, ...]:
+        """The edges of a cell, counted from 0."""
+        return self.first if self.first and cell == 0 else self.edges
+
+    def starved(self, row: Sequence[str], node: int) -> bool:
+        """Whether a node of a row of ops lacks the input that it must have."""
+        needed = node not in self.leaving or any(row[c] != "none" for c in self.leaving[node])
+        return needed and all(row[c] == "none" for c in self.nodes[node])
 
     def row_error(self, row: tuple[str, ...]) -> str:
         """What is wrong with a row of known ops ("" if it is valid)."""
         for node, columns in self.nodes.items():
-            if all(row[c] == "none" for c in columns):
+            if self.starved(row, node):
                 edges = " and ".join(self.edges[c].name for c in columns)
-                return f"node {node} has no input: one of the edges {edges} must not be 'none'"
+                one = "one of the edges" if len(columns) > 1 else "edge"
+                return f"node {node} has no input: {one} {edges} must not be 'none'"
         if len({row[c] == "none" for c in self.together}) > 1:
             edges = " and ".join(self.edges[c].name for c in self.together)
             return f"edges {edges}: both or none of them must be 'none'"
@@ -240,7 +255,7 @@ class Space:
         for i, row in enumerate(rows, 1):
             if not isinstance(row, list | tuple) or len(row) != len(self.edges):
                 raise UserError(f"{source}: cell {i} needs {len(self.edges)} ops, found {row!r:.80}")
-            for edge, op in zip(self.edges, row, strict=True):
+            for edge, op in zip(self.edges_of(i - 1), row, strict=True):
                 if op not in edge.ops:
                     raise UserError(f"{source}: cell {i}, edge {edge.name}: unknown op {op!r:.40}; use {', '.join(edge.ops)}")
             if error := self.row_error(tuple(row)):
@@ -256,17 +271,21 @@ class Space:
             )
         rows = []
         for i, row in enumerate(codes.tolist(), 1):
-            for edge, code in zip(self.edges, row, strict=True):
+            edges = self.edges_of(i - 1)
+            for edge, code in zip(edges, row, strict=True):
                 last = edge.first_code + len(edge.ops) - 1
                 if not edge.first_code <= code <= last:
                     raise UserError(
                         f"{source}: cell {i}, edge {edge.name}: code {code} is out of range {edge.first_code}..{last}"
                     )
-            rows.append([edge.ops[code - edge.first_code] for edge, code in zip(self.edges, row, strict=True)])
+            rows.append([edge.ops[code - edge.first_code] for edge, code in zip(edges, row, strict=True)])
         return self.check(rows, source)
 
     def to_codes(self, genotype: Genotype) -> list[list[int]]:
-        return [[e.ops.index(op) + e.first_code for e, op in zip(self.edges, row, strict=True)] for row in genotype]
+        return [
+            [e.ops.index(op) + e.first_code for e, op in zip(self.edges_of(i), row, strict=True)]
+            for i, row in enumerate(genotype)
+        ]
 
 
 def read_genotype(path: Path, key: str, space: Space) -> Genotype | None:
