@@ -256,7 +256,7 @@ def _check_inception(state: Any, expected: dict[str, Tensor], needed: list[str],
     if set(lacking) <= {*FID_LAYERS[2048], "fc"}:
         raise UserError(
             f"--inception-weights {source} has no {', '.join(lacking)}: FID on 2048 features and the Inception Score "
-            f"need them: pass the complete {FID_FILE}, or take --fid-dims 768 and leave IS out of --objectives"
+            f"need them: pass the complete {FID_FILE}, or take --fid-dims 768 and leave IS out of --objectives or --reward"
         )
     refuse(f"no {', '.join(lacking)}")
 
@@ -335,9 +335,9 @@ def train_compact(
 
 @dataclass(frozen=True)
 class Score:
-    """What an evaluation found: FID, and IS with its deviation over the splits (None where IS was not asked for)."""
+    """What an evaluation found: FID, and IS with its deviation over the splits (None where it was not asked for)."""
 
-    fid: float
+    fid: float | None
     is_mean: float | None
     is_std: float | None
     n: int
@@ -365,6 +365,7 @@ class Evaluator:
     fid_dims: 64, 192, 768 or 2048 features of Inception (compact always has 128). ref_n: how many real images, 0 for all,
     else that many from a fixed permutation. log, check: check is called for every batch; it may raise to stop.
     net, label, ref: how the numbers are to be called, e.g. "inception-768", "FID-768", "cifar10_train 50000".
+    want_fid: set to False before `prepare`, it spares the reference statistics and the FID, which is then None.
     """
 
     def __init__(
@@ -380,7 +381,7 @@ class Evaluator:
         batch: int = 100,
     ) -> None:
         self.device, self.cache_dir, self.ref_n = torch.device(device), cache_dir, ref_n
-        self.want_is, self.splits, self.batch = want_is, splits, batch
+        self.want_is, self.want_fid, self.splits, self.batch = want_is, True, splits, batch
         self.log: Callable[[str], None] = print
         self.check: Callable[[], None] = lambda: None
         if name == "inception":
@@ -425,6 +426,8 @@ class Evaluator:
             self.network.load_state_dict(state)
             self.network.eval().requires_grad_(False).to(self.device)
             self.network.digest = _digest(state)
+        if not self.want_fid:
+            return
         resize = "no" if self.net == "compact" else "bilinear 299"
         key = (
             f"version {CACHE_VERSION}, data {self.dataset.digest}, size {size}, images {self.ref_n}, net {self.net} "
@@ -457,8 +460,10 @@ class Evaluator:
             moments.reduce()
             if inception_score:
                 inception_score.reduce()
-        real = self.reference
-        fid = frechet_distance(real["mean"], real["cov"], moments.mean, moments.cov, real["root"])
+        fid = None
+        if self.want_fid:
+            real = self.reference
+            fid = frechet_distance(real["mean"], real["cov"], moments.mean, moments.cov, real["root"])
         return Score(fid, *(inception_score.result() if inception_score else (None, None)), n, self.net, self.ref)
 
     def _apply(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

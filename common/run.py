@@ -504,6 +504,12 @@ class Run:
             raise Stopped
         self._show()
 
+    def replan(self, plan: list[tuple[str, int, float]]) -> None:
+        """The plan has changed: a stage takes another number of steps than was thought."""
+        self.plan = plan
+        self.status["total"] = sum(n for _, n, _ in plan)
+        self.bar.update(self.task, total=max(self.status["total"], 1))
+
     def _eta(self, step: int, seconds_per_step: float) -> float:
         """Seconds to the end of the plan, if a MAC of the later stages takes as long as one of this stage."""
         left, end, cost = 0.0, 0, None
