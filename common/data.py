@@ -331,15 +331,19 @@ class Batches:
         full, rest = divmod(len(self.images), self.batch)
         return full + (rest >= self.world)
 
-    def __call__(self, i: int) -> torch.Tensor:
-        """Batch i = 0, 1, ..., on through the epochs. Returns float32 (B, 3, H, W) in [-1, 1] on the device."""
+    def indices(self, i: int) -> torch.Tensor:
+        """Which images batch i holds, over all processes: `.chunk(world)[rank]` are this one's. int64, on the device."""
         epoch, k = divmod(i, len(self))
         if epoch != self._epoch:  # drawn on the CPU: the same order on every device
             order = torch.randperm(len(self.images), generator=stream(self.seed, "data", epoch))
             self._epoch, self._order = epoch, order.to(self.images.device)
         share = min(self.batch, len(self.images) - k * self.batch) // self.world
-        start = k * self.batch + self.rank * share
-        return self.images.index_select(0, self._order[start : start + share]).float().div_(127.5).sub_(1)
+        return self._order[k * self.batch : k * self.batch + share * self.world]
+
+    def __call__(self, i: int) -> torch.Tensor:
+        """Batch i = 0, 1, ..., on through the epochs. Returns float32 (B, 3, H, W) in [-1, 1] on the device."""
+        own = self.indices(i).chunk(self.world)[self.rank]
+        return self.images.index_select(0, own).float().div_(127.5).sub_(1)
 
 
 def main(dataset: str, data_dir: Path = Path("data"), size: int = 0) -> None:
