@@ -187,7 +187,7 @@ def ticks(low: float, high: float, n: int, log: bool = False) -> list[float]:
         while len(every) > n and len(every) > 2:
             kept = [t for t in every if math.isclose(10 ** round(math.log10(t)), t)]
             every = kept if 2 <= len(kept) < len(every) else every[::2]
-        if len(every) >= 2:
+        if len(every) >= 3:
             return every
     if not high > low:
         return [low]
@@ -338,7 +338,7 @@ def chart(
 
 def _x_axis(x0: float, x1: float, w: int, gutter: int, cursor: float | None) -> Line:
     axis = [" "] * (gutter + w)
-    wanted = [(t, human(t) if abs(t) > 1e-12 else "0") for t in ticks(x0, x1, max(2, w // 12))]
+    wanted = [(t, human(t) if abs(t) > 1e-12 else "0") for t in ticks(x0, x1, max(2, w // 9))]
     if cursor is not None and x0 <= cursor <= x1:
         wanted = [(cursor, human(cursor, 5))]
     for t, label in wanted:

@@ -609,38 +609,50 @@ class Machine:
         self.left = threading.Event()
 
     def start(self) -> None:
-        for ask in (self._ask_gpus, self._ask_host):
+        for ask in (self._watch_gpus, self._watch_host):
             threading.Thread(target=ask, daemon=True).start()
 
+    def ask_once(self, seconds: float = 5.0) -> None:
+        """Both at once, waiting for the GPUs only so long."""
+        self.gpu_note = "GPU n/a: no answer"
+        thread = threading.Thread(target=self._ask_gpus, daemon=True)
+        thread.start()
+        self._ask_host(0.1)
+        thread.join(seconds)
+
     def _ask_gpus(self) -> None:
+        try:
+            self.gpus, self.gpu_note = gpus(), ""
+        except ImportError:
+            self.gpus, self.gpu_note = [], "GPU n/a: no nvidia-ml-py"
+        except Exception as e:  # the library raises many kinds; none may end the UI
+            self.gpus, self.gpu_note = [], f"GPU n/a: {clean(type(e).__name__.removeprefix('NVMLError_'))}"
+
+    def _watch_gpus(self) -> None:
         failures = 0
         while not self.left.is_set():
-            try:
-                self.gpus, self.gpu_note, failures = gpus(), "", 0
-            except ImportError:
-                self.gpu_note = "GPU n/a: no nvidia-ml-py"
-                return
-            except Exception as e:  # the library raises many kinds; none may end the UI
-                failures += 1
-                self.gpus, self.gpu_note = [], f"GPU n/a: {clean(type(e).__name__)}"
+            self._ask_gpus()
+            failures = failures + 1 if self.gpu_note else 0
             self.left.wait(60 if failures >= 3 else 2)
 
-    def _ask_host(self) -> None:
+    def _ask_host(self, seconds: float | None = None) -> None:
         import shutil
 
-        try:
-            import psutil
-        except ImportError:
-            return
-        psutil.cpu_percent()
-        while not self.left.wait(2):
-            with contextlib.suppress(OSError, psutil.Error):
-                memory = psutil.virtual_memory()
-                root = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
-                self.host = {
-                    **{"cpu": psutil.cpu_percent(), "cores": psutil.cpu_count() or 1},
-                    **{"used": memory.total - memory.available, "total": memory.total, "disk": shutil.disk_usage(root).free},
-                }
+        import psutil
+
+        with contextlib.suppress(OSError, psutil.Error):
+            memory = psutil.virtual_memory()
+            root = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+            self.host = {
+                **{"cpu": psutil.cpu_percent(seconds), "cores": psutil.cpu_count() or 1},
+                **{"used": memory.total - memory.available, "total": memory.total, "disk": shutil.disk_usage(root).free},
+            }
+
+    def _watch_host(self) -> None:
+        with contextlib.suppress(ImportError):
+            while not self.left.is_set():
+                self._ask_host()
+                self.left.wait(2)
 
 
 def similar(runs: Iterable[Any], script: str, preset: str) -> tuple[float | None, float | None, int]:

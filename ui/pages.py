@@ -1,0 +1,830 @@
+"""What each tab of a run shows, as lines of text: header, architecture, search, configuration, comparison.
+
+EAGAN: population, front and lineage. AdversarialNAS and DEGAS: the probability of every op on every edge. AutoGAN: reward,
+policy and beam. Which one a run is, its search.jsonl tells, so a changed copy of a script has its pages by itself.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mean, stdev
+
+from ui import draw
+from ui.draw import Line, Series, beside, count, duration, fit, human, score, table, wrapped
+from ui.runs import Run, clean, edges, entropy, fid_label, get, hypervolume, number, same_but_seed, sampled
+
+GLYPHS = {
+    **{"queued": "○", "starting": "◌", "running": "●", "paused": "‖", "stalled": "⚠", "stopping": "◍"},
+    **{"done": "✓", "stopped": "■", "failed": "✗", "lost": "?"},
+}
+STYLES = {
+    **{"queued": "dim", "starting": "info", "running": "good", "paused": "warn", "stalled": "warn", "stopping": "warn"},
+    **{"done": "good", "stopped": "info", "failed": "bad", "lost": "bad"},
+}
+TITLES = {"evolution": "Population", "probabilities": "Probabilities", "controller": "Policy"}
+SPACES = {  # (net, ops of a cell): edges, where neither search.jsonl nor the genotype names them
+    ("G", 7): ("0->1", "0->2", "1->3", "2->3", "1->4", "2->4", "3->4"),  # EAGAN, AdversarialNAS
+    ("D", 7): ("0->1", "0->2", "1->2", "1->3", "0->3", "2->4", "3->4"),
+}
+
+
+@dataclass
+class View:
+    """What the user chose on the screen of a run."""
+
+    at: float | None = None  # as of this step; None: now
+    net: str = "G"
+    cell: int = 0
+    pick: int = 0  # an individual, an edge
+    near: bool = False  # zoom to the front
+    axes: int = 0
+
+
+# ---- header -----------------------------------------------------------------------------------------------------------
+
+
+def state_word(run: Run) -> str:
+    return f"{GLYPHS[run.state]} {run.state}" + (f": {run.why}" if run.why else "")
+
+
+def scores(run: Run) -> str:
+    """`FID 12.71 IS 8.41±0.10 @50k best of round 3`, with the name of the network where it is not Inception."""
+    last = run.last
+    if not last:
+        return ""
+    words = [f"{fid_label(last.get('net'))} {score(last['fid'])}"] if last.get("fid") is not None else []
+    if last.get("is") is not None:
+        std = f"±{last['is_std']:.2f}" if last.get("is_std") is not None else ""
+        words.append(f"{fid_label(last.get('net'), 'IS')} {score(last['is'])}{std}")
+    n = number(last.get("n"))
+    return " ".join([*words, *([f"on {human(n)} images"] if n else [])])
+
+
+def header(run: Run, width: int) -> list[Line]:
+    """Three lines: what it is, how far it is, how well it does."""
+    facts = [run.script or run.method, run.dataset, f"seed {run.seed}" if run.seed is not None else ""]
+    pid = run.process.get("pid")
+    facts += [f"pid {pid}" if run.live and isinstance(pid, int) else "", clean(run.config.get("device"), 30)]
+    sha = clean(get(run.config, "git", "sha"), 7)
+    facts.append(f"git {sha}{'+changes' if get(run.config, 'git', 'dirty') else ''}" if sha else "")
+    title = f" {GLYPHS[run.state]} {fit(run.name, min(len(run.name), width // 2)).rstrip()}  "
+    first: Line = [(title, "bold " + STYLES[run.state]), (" · ".join(f for f in facts if f), "dim")]
+    step, total = run.step, run.total
+    share = min(1.0, step / total) if step is not None and total else None
+    stage = clean(run.status.get("stage") or run.phase, 30)
+    left = f" {run.state} " + (f"· {run.why} " if run.why else "") + (f"· {stage} " if stage and run.live else "")
+    right = f" step {human(step)}" + (f"/{human(total)}  {100 * (share or 0):.0f} %" if total else "")
+    right += f"  {duration(run.eta)} left" if run.eta is not None else ""
+    right += f"  {human(run.rate)} steps/s" if run.rate else ""
+    room = width - len(left) - len(right) - 1
+    second: Line = [(left, STYLES[run.state]), *(draw.progress(share, room) if room > 5 else []), (right, "")]
+    best = run.best()
+    third = [f" {scores(run) or 'no evaluation yet'}"]
+    third += [f"best {score(best['fid'])} at step {human(best['step'])}"] if best else []
+    third += [f"memory {draw.size(run.memory)}"] if run.memory else []
+    third += [f"{count(run.bad, 'unreadable line')}"] if run.bad else []
+    third += [f"cannot read {', '.join(f'{k} ({v})' for k, v in run.problems.items())}"] if run.problems else []
+    if run.error:
+        third = [f" {run.error}", *third[:1]]
+    return [first, second, [(fit(" · ".join(third), width), "bad" if run.error or run.problems else "")]]
+
+
+# ---- curves -----------------------------------------------------------------------------------------------------------
+
+
+def metrics(run: Run) -> list[str]:
+    """Names of what can be drawn, scores first."""
+    keys = list(run.columns.keys)
+    found = [k for k in keys if k.startswith("FID")] + [k for k in keys if k.startswith("IS")]
+    found += sorted(k for k in keys if k not in found and not k.startswith("noise/"))
+    return found + [k for k in run.search.series if k not in found]
+
+
+def is_score(metric: str) -> bool:
+    return metric.startswith(("FID", "IS"))
+
+
+def points(run: Run, metric: str, axis: str = "step") -> "tuple":
+    """(x, y) of a metric. axis: step, hours, GPU-hours. A score breaks where the phase changes: two things are measured."""
+    import numpy as np
+
+    if metric in run.search.series and metric not in run.columns.keys:
+        steps, values = run.search.series[metric]
+        n = min(len(steps), len(values))
+        x, y = np.array(steps[:n], float), np.array(values[:n], float)
+        seconds = np.interp(x, *_clock(run)) if axis != "step" and len(run.columns.step) else x
+    else:
+        x, seconds, y = run.column(metric)
+        if is_score(metric) and len(x):
+            phases = [e["phase"] for e in run.columns.evals if fid_label(e["net"], metric[:3].rstrip("-(").strip()) == metric]
+            if len(phases) == len(x):
+                cuts = [i for i, (a, b) in enumerate(pairwise(phases), 1) if a != b]
+                x, seconds, y = (np.insert(v, cuts, w) for v, w in ((x, x[cuts]), (seconds, seconds[cuts]), (y, np.nan)))
+    if axis != "step":
+        world = number(run.config.get("world_size")) or 1
+        x = seconds / 3600 * (world if axis == "GPU-hours" else 1)
+        x = np.where(np.isnan(x), 0.0, x)
+    if len(x) > 1 and (np.diff(x) < 0).any():
+        order = np.argsort(x, kind="stable")
+        x, y = x[order], y[order]
+    return x, y
+
+
+def _clock(run: Run) -> "tuple":
+    import numpy as np
+
+    with run.lock:
+        step, t = np.array(run.columns.step), np.array(run.columns.t)
+    good = np.isfinite(t)
+    return step[good], np.maximum.accumulate(t[good]) if good.any() else t[good]
+
+
+def value_at(run: Run, metric: str, x: float, axis: str = "step") -> float | None:
+    """The last value that is not after x."""
+    import numpy as np
+
+    xs, ys = points(run, metric, axis)
+    good = np.isfinite(ys) & (xs <= x)
+    return float(ys[good][-1]) if good.any() else None
+
+
+def health(run: Run, images: "Sequence" = ()) -> Line:
+    """Signs of trouble: balance of the two losses, NaN, evaluations that do not improve, how different samples are."""
+    words: Line = []
+    g, d = (points(run, f"loss/{k}")[1][-50:] for k in "gd")
+    if len(g) and len(d):
+        words.append((f" loss D {mean(d):.2f} G {mean(g):.2f}", ""))
+        if abs(mean(d)) < 0.02:
+            words.append((" D wins: its loss is gone", "warn"))
+    if run.columns.nans:
+        words.append((f"  {count(run.columns.nans, 'value')} not finite", "bad"))
+    seen = [v for v in images if v is not None]
+    if seen:
+        words.append((f"  samples vary {seen[-1]:.2f}", ""))
+        if len(seen) > 1 and seen[-1] < 0.4 * max(seen):
+            words.append((f" (were {max(seen):.2f}): mode collapse?", "bad"))
+    return words
+
+
+# ---- architecture -----------------------------------------------------------------------------------------------------
+
+Cell = tuple[str, list[str], list[tuple[str, str, str]]]  # title, nodes, (from, to, op)
+
+
+def cells(run: Run, genotype: dict, net: str) -> list[Cell]:
+    """The cells of a genotype of any of the four methods, with whatever names its edges."""
+    nodes, parts = genotype.get("nodes"), genotype.get("cells")
+    links: list[tuple[str, str, str]] = []
+    if isinstance(nodes, dict) and net == "G":  # DEGAS: one graph, {node: [[from, op], ...]}
+        for target, inputs in list(nodes.items())[:60]:
+            good = [x for x in inputs if isinstance(x, list) and len(x) == 2] if isinstance(inputs, list) else []
+            links += [(clean(source, 12), clean(target, 12), clean(op, 30)) for source, op in good]
+        names: list[str] = []
+        for a, b, _ in links:
+            names += [n for n in (a, b) if n not in names]
+        return [("generator", names, links)] if links else []
+    if isinstance(parts, list) and net == "G":  # AutoGAN: a chain of cells
+        names = ["z", *(f"cell {i}" for i in range(1, len(parts[:12]) + 1))]
+        for i, part in enumerate(parts[:12], 1):
+            part = part if isinstance(part, dict) else {}
+            own = " ".join(clean(part.get(k), 12) for k in ("conv", "norm", "up"))
+            links.append((names[i - 1], names[i], own + (" + shortcut" if part.get("shortcut") else "")))
+            skips = part.get("skips")
+            for k, skip in enumerate(skips if isinstance(skips, list) else [], 1):
+                op = "skip" if skip is True else clean(skip, 20) if isinstance(skip, str) else "none"
+                links.append((f"cell {k}", names[i], op))
+        return [("generator", names, links)]
+    rows = genotype.get(net)
+    if not isinstance(rows, list):
+        return []
+    made = []
+    for i, row in enumerate(rows[:12], 1):
+        ops = [clean(op, 30) for op in row] if isinstance(row, list) else []
+        if not ops:
+            continue
+        links = [(*name.partition("->")[::2], op) for name, op in zip(edge_names(run, net, i, len(ops)), ops, strict=False)]
+        names = sorted({n for a, b, _ in links for n in (a, b)}, key=lambda n: (len(n), n))
+        made.append((f"cell {i}/{len(rows)}", names, links))
+    return made
+
+
+def edge_names(run: Run, net: str, cell: int, n: int) -> tuple[str, ...]:
+    """Names "0->1" of the edges of a cell: from the probabilities, else of the published spaces, else a chain."""
+    named = tuple(e.partition("/")[2] for e in edges(run.search.row(0), net) if e.partition("/")[0] == str(cell))
+    if len(named) == n and all("->" in e for e in named):
+        return named
+    return SPACES.get((net, n)) or tuple(f"{i}->{i + 1}" for i in range(n))
+
+
+def flat(found: list[Cell]) -> list[tuple[str, str]]:
+    """[(place, op)] of all edges of all cells."""
+    return [(f"{title} {a}->{b} {k}", op) for title, _, links in found for k, (a, b, op) in enumerate(links)]
+
+
+def hamming(a: list[Cell], b: list[Cell]) -> tuple[int, int]:
+    """(edges with another op, or in one alone, all edges) of two genotypes."""
+    p, q = dict(flat(a)), dict(flat(b))
+    every = {*p, *q}
+    return sum(p.get(k) != q.get(k) for k in every), len(every)
+
+
+def architecture(run: Run, width: int, view: View) -> list[Line]:
+    """The rails of a cell, every cell as a table, sizes, and how it has changed."""
+    genotype = run.genotype_at(view.at)
+    found = cells(run, genotype, view.net)
+    nets = [n for n in "GD" if cells(run, genotype, n)]
+    if not found:
+        other = f" · o shows {nets[0]}" if nets else ""
+        fixed = clean(genotype.get("fixed_d"), 30)
+        why = f"the discriminator is the fixed one ({fixed})" if view.net == "D" and fixed else f"no genotype of {view.net} yet"
+        return [[(f" {why}{other}", "dim")]]
+    history = [s for s, _ in run.files("genotypes", ".json") if view.at is None or s <= view.at]
+    before = cells(run, run.genotype_at(history[-2]), view.net) if len(history) > 1 else []
+    old = dict(flat(before))
+    i = view.cell % len(found)
+    title, nodes, links = found[i]
+    row = run.search.row(run.search.at(view.at)) if run.search.kind == "probabilities" else {}
+    p = edges(row, view.net)
+    name = {"G": "generator", "D": "discriminator"}[view.net]
+    lines: list[Line] = [[(f" {name} · {title}", "bold"), (f"   as of step {human(history[-1])}" if history else "", "dim")]]
+    if before:
+        lines[0].append((f"   * = changed since step {human(history[-2])}", "dim"))
+    shown = []
+    for k, (a, b, op) in enumerate(links):
+        changed = old and old.get(f"{title} {a}->{b} {k}") != op
+        shown.append((a, b, op + (" *" if changed else ""), "warn" if changed else "key"))
+    picture = draw.rails(nodes, shown, min(width, 110) - (28 if p else 2))
+    if p:
+        side: list[Line] = [[("edge        p      H", "dim")]]
+        for a, b, op in links:
+            q = p.get(f"{i + 1}/{a}->{b}") or p.get(f"{a}->{b}") or {}
+            side.append([(f"{fit(f'{a}->{b}', 9)} {q.get(op, 0):5.2f}  {entropy(q):5.2f}" if q else f"{a}->{b}", "")])
+        picture = beside(picture, side, min(width, 110) - 28)
+    lines += [[], *picture, []]
+    lines += genotype_table(found, width, old)
+    lines.append([])
+    facts = []
+    for n in "GD":
+        params, macs = number(get(genotype, "params", n)), number(get(genotype, "macs", n))
+        if params:
+            facts.append(f"{n} {human(params)} parameters" + (f", {human(macs)} MACs" if macs else ""))
+    if isinstance(genotype.get("scores"), dict):
+        s = {k: number(v) for k, v in genotype["scores"].items()}
+        net = clean(run.last.get("net"), 30)
+        if s.get("fid") is not None:
+            facts.append(
+                f"{fid_label(net)} {score(s['fid'])} when found"
+                + (f", {fid_label(net, 'IS')} {score(s['is'])}" if s.get("is") else "")
+            )
+    if genotype.get("vector"):
+        facts.append(f"vector {clean(genotype['vector'], 80)}")
+    lines += [[(" " + text, "")] for text in wrapped(facts, width - 2)] if facts else []
+    if before:
+        d, n = hamming(found, before)
+        lines.append([(f" {d} of {n} edges differ from the genotype of step {human(history[-2])}", "")])
+    if p:
+        top = [max(q.values()) for q in p.values()]
+        dead = [max(q, key=q.get) for q in p.values()]
+        share = sum(op in ("none", "skip_connect") for op in dead) / len(dead)
+        sure = sum(t > 0.5 for t in top)
+        text = f" edges decided (p > 0.5) {sure}/{len(top)} {draw.bar(sure / len(top), 8)}"
+        lines.append([(text, ""), (f"   skip and none on {100 * share:.0f} % of edges", "bad" if share > 0.6 else "")])
+        if share > 0.6:
+            lines[-1].append((" collapse?", "bad"))
+    return lines
+
+
+def genotype_table(found: list[Cell], width: int, old: dict[str, str] | None = None) -> list[Line]:
+    """One row a cell, one column an edge; ops that changed in brackets."""
+    heads = [f"{a}->{b}" for a, b, _ in found[0][2]] if found else []
+    if any([f"{a}->{b}" for a, b, _ in links] != heads for _, _, links in found):  # cells of different edges: a row an edge
+        rows = [(t, f"{a} -> {b}", op) for t, _, links in found for a, b, op in links]
+        return [[(" ", ""), *line] for line in table(["cell", "edge", "op"], rows)]
+    rows = []
+    for title, _, links in found:
+        ops = []
+        for k, (a, b, op) in enumerate(links):
+            changed = old and old.get(f"{title} {a}->{b} {k}") != op
+            ops.append((f"[{op}]", "warn") if changed else op)
+        rows.append([title, *ops])
+    lines = [[(" ", ""), *line] for line in table(["cell", *heads], rows, gap=1)]
+    if draw.width_of(lines[-1]) > width:  # turned: a row an edge, a column a cell
+        turned = [[head, *(row[i + 1] for row in rows)] for i, head in enumerate(heads)]
+        lines = [[(" ", ""), *line] for line in table(["edge", *(str(r[0]) for r in rows)], turned, gap=1)]
+    return lines
+
+
+# ---- EAGAN ------------------------------------------------------------------------------------------------------------
+
+
+def ranked(round_: dict) -> list[dict]:
+    """Its individuals: the front first, then by FID."""
+    return sorted(round_["population"], key=lambda x: (x["id"] not in round_["front"], x["fid"] is None, x["fid"] or 0.0))
+
+
+def diversity(people: list[dict]) -> float | None:
+    """Mean share of differing ops over all pairs."""
+    genes = [[op for row in x["genotype"] for op in row] for x in people if _rows(x["genotype"])]
+    shares = [
+        sum(a != b for a, b in zip(p, q, strict=False)) / max(1, len(p))
+        for i, p in enumerate(genes[:64])
+        for q in genes[i + 1 : 64]
+    ]
+    return mean(shares) if shares else None
+
+
+def _rows(genotype: object) -> bool:
+    return isinstance(genotype, list) and all(isinstance(row, list) for row in genotype)
+
+
+def lineage(rounds: list[dict], who: str) -> list[dict]:
+    """An individual and its first parents back to the beginning, newest first."""
+    everyone = {x["id"]: x for r in rounds for x in r["population"]}
+    found: list[dict] = []
+    while who in everyone and len(found) < 50 and everyone[who] not in found:
+        found.append(everyone[who])
+        who = next(iter(found[-1]["parents"]), "")
+    return found
+
+
+def changes(parent: object, child: object) -> str:
+    """`cell 1 edge 3 conv_3x3 → conv_5x5` for every op that differs."""
+    if not (_rows(parent) and _rows(child)):
+        return ""
+    found = [
+        f"cell {i} edge {k} {clean(a, 20)} → {clean(b, 20)}"
+        for i, (p, q) in enumerate(zip(parent, child, strict=False), 1)
+        for k, (a, b) in enumerate(zip(p, q, strict=False), 1)
+        if a != b
+    ]
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def population(run: Run, width: int, height: int, view: View) -> list[Line]:
+    """Pareto front over all rounds, the population, hypervolume and diversity, the lineage of the one picked."""
+    rounds = [r for r in run.search.rounds if view.at is None or (r["step"] or 0) <= view.at]
+    if not rounds:
+        return [[(" no round has been scored yet", "dim")]]
+    stage = rounds[-1]["stage"]
+    of_stage = [r for r in rounds if r["stage"] == stage]
+    last, people = of_stage[-1], ranked(of_stage[-1])
+    label, is_label = fid_label(last["net"]), fid_label(last["net"], "IS")
+    scored = [x for r in of_stage for x in r["population"] if x["fid"] is not None]
+    volumes = []
+    if all(x["is"] is not None for x in scored) and scored:
+        worst = (max(x["fid"] for x in scored), min(x["is"] for x in scored))
+        best = (min(x["fid"] for x in scored), max(x["is"] for x in scored))
+        whole = (worst[0] - best[0]) * (best[1] - worst[1]) or 1.0
+        volumes = [hypervolume(r["population"], worst) / whole for r in of_stage]
+    spread = [diversity(r["population"]) for r in of_stage]
+    n = number(last["n"])
+    pick = people[view.pick % len(people)] if people else None
+    facts = [
+        f"stage {stage} · round {human(last['round'])} · {count(len(people), 'individual')}, {len(last['front'])} in the front"
+    ]
+    facts += [f"scored on {human(n)} images"] if n else []
+    lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
+    trend: Line = [(" ", "")]
+    if volumes:
+        trend += [("hypervolume ", "dim"), (draw.spark(volumes, 20), "key"), (f" {volumes[-1]:.3f}   ", "")]
+    if spread[-1] is not None:
+        trend += [("diversity ", "dim"), (draw.spark(spread, 20), "key"), (f" {spread[-1]:.2f}", "")]
+    lines.append(trend)
+    if not people:
+        return [*lines, [(" the row holds no individuals", "dim")]]
+    listed: list[Line] = []
+    kept = last["kept"]
+    rows = []
+    for k, x in enumerate(people):
+        mark = "◆" if x["id"] in last["front"] else " "
+        style = "sel" if x is pick else ""
+        here = "★" if x is pick else " "
+        rows.append(
+            [(c, style) for c in (f"{k + 1} {mark}{here}", x["id"], score(x["fid"]), score(x["is"]), human(x["params"]))]
+        )
+        rows[-1] += [("kept" if x["id"] in kept else "", "dim"), (fit(x["how"], 18).rstrip(), "dim")]
+    listed = table(["rank", "id", label, is_label, "params", "", "made by"], rows, "llrrrll", gap=1)
+    shown = people if view.near else [x for r in of_stage for x in r["population"]]
+    shown = [x for x in shown if x["fid"] is not None]
+    if view.near and any(x["id"] in last["front"] for x in shown):
+        shown = [x for x in shown if x["id"] in last["front"] or x is pick]
+    axes = [("fid", "is"), ("fid", "params"), ("params", "is")][view.axes % 3]
+    if axes == ("fid", "is") and all(x["is"] is None for x in shown):
+        axes = ("fid", "params")
+    names = {"fid": label + " ↓", "is": is_label + " ↑", "params": "parameters ↓"}
+    tall = max(6, min(16, height - 10 if width < 100 else height - 7))
+    wide = width if width < 100 else width - 58
+    age = {x["id"]: i for i, r in enumerate(of_stage) for x in r["population"]}
+    dots = []
+    for x in sorted(shown, key=lambda x: (x["id"] in last["front"], x is pick, age[x["id"]])):
+        if x[axes[0]] is None or x[axes[1]] is None:
+            continue
+        front_ = x["id"] in last["front"]
+        old = (age[x["id"]] + 1) / len(of_stage)
+        mark, style = ("★", "warn") if x is pick else ("◆", "key") if front_ else (("·", "∘", "○")[min(2, int(old * 3))], "dim")
+        dots.append((x[axes[0]], x[axes[1]], mark, style))
+    path = sorted(
+        (x[axes[0]], x[axes[1]])
+        for x in people
+        if x["id"] in last["front"] and x[axes[0]] is not None and x[axes[1]] is not None
+    )
+    path = _staircase(path, falling=axes == ("fid", "params"))
+    legend: Line = [
+        (f" {names[axes[1]]} over {names[axes[0]]}   ", "dim"),
+        ("◆ front ", "key"),
+        ("★ picked ", "warn"),
+        ("· ∘ ○ older to newer", "dim"),
+    ]
+    cloud = [legend, *draw.scatter(dots, wide, tall, log_x=axes[0] == "fid" and all(d[0] > 0 for d in dots), path=path)]
+    lines += beside(cloud, [[], *listed], wide) if width >= 100 else [*cloud, *listed]
+    lines += [[], *_pedigree(of_stage, pick, width, run)]
+    return lines
+
+
+def _staircase(path: list[tuple[float, float]], falling: bool) -> list[tuple[float, float]]:
+    """Only the points that improve from left to right, so that the line is a front also where three objectives made it."""
+    made: list[tuple[float, float]] = []
+    for x, y in path:
+        if not made or (y < made[-1][1] if falling else y > made[-1][1]):
+            made.append((x, y))
+    return made
+
+
+def _pedigree(rounds: list[dict], pick: dict | None, width: int, run: Run) -> list[Line]:
+    if not pick:
+        return []
+    line = lineage(rounds, pick["id"])
+    parents = " × ".join(pick["parents"]) or "no parents"
+    lines: list[Line] = [[(f" ★ {pick['id']}", "bold"), (f" = {parents} · {pick['how']}", "")]]
+    if len(line) > 1:
+        diff = changes(line[1]["genotype"], pick["genotype"])
+        if diff:
+            lines.append([(f"   against {line[1]['id']}: {diff}", "")])
+        steps = [f"{x['id']} {score(x['fid'])}" for x in reversed(line)]
+        lines += [
+            [("   line  " if i == 0 else "         ", "dim"), (text, "")]
+            for i, text in enumerate(wrapped(steps, width - 12, " › "))
+        ]
+    if _rows(pick["genotype"]):
+        net = "G" if str(rounds[-1]["stage"]) == "1" else "D"
+        lines += [[], *genotype_table(cells(run, {net: pick["genotype"]}, net), width)]
+    return lines
+
+
+# ---- AdversarialNAS, DEGAS --------------------------------------------------------------------------------------------
+
+
+def probabilities(run: Run, width: int, height: int, view: View) -> list[Line]:
+    """Every op on every edge, its entropy; one edge over time; entropy and flips of the whole."""
+    i = run.search.at(view.at)
+    row = run.search.row(i)
+    p = edges(row, view.net)
+    other = [n for n in "GD" if edges(row, n)]
+    if not p:
+        return [[(f" no probabilities of {view.net}" + (f" · o shows {other[0]}" if other else " yet"), "dim")]]
+    names = list(p)
+    pick = view.pick % len(names)
+    facts = [f"{ {'G': 'generator', 'D': 'discriminator'}[view.net] } · step {human(number(row.get('step')))}"]
+    facts += [f"tau {human(number(row.get('tau')))}"] if number(row.get("tau")) is not None else []
+    flips = number(get(row, "flips", view.net))
+    facts += [f"{human(flips)} top-1 flips so far"] if flips is not None else []
+    h = {e: number(get(row, "entropy", view.net, e)) for e in names}
+    h = {e: entropy(p[e]) if v is None else v for e, v in h.items()}
+    facts.append(f"mean entropy {mean(h.values()):.2f} nats")
+    lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
+    trend: Line = [(" ", "")]
+    for key, label in ((f"entropy {view.net}", "entropy "), (f"flips {view.net}", "  flips ")):
+        steps, values = run.search.series.get(key, ([], []))
+        values = [v for s, v in zip(steps, values, strict=False) if view.at is None or s <= view.at]
+        if key.startswith("flips"):
+            values = [b - a for a, b in pairwise([0.0, *values])]
+        if values:
+            trend += [(label, "dim"), (draw.spark(values, 24), "key")]
+    counts = row.get("counts")
+    if isinstance(counts, dict):
+        trend.append(("  " + " ".join(f"{clean(k, 12)} {human(number(v))}" for k, v in list(counts.items())[:4]), "dim"))
+    rec, constant = number(row.get("loss/rec")), number(row.get("loss/mean_image"))
+    if rec is not None:
+        trend.append((f"  reconstruction {human(rec)}" + (f" (mean image {human(constant)})" if constant else ""), "dim"))
+    lines += [trend, []]
+    ops: list[str] = []
+    for q in p.values():
+        ops += [o for o in q if o not in ops]
+    short = {o: _short(o) for o in ops}
+    cell_width = max(6, max(len(s) for s in short.values()) + 1)
+    head = max(len(e) for e in names) + 2
+    room = max(1, (width - head - 8) // cell_width)
+    for block in range(0, len(ops), room):
+        part = ops[block : block + room]
+        lines.append([(fit("  edge", head) + "".join(fit(short[o], cell_width, True) for o in part) + "      H", "dim")])
+        for k, edge in enumerate(names):
+            q = p[edge]
+            top = max(q.values())
+            line: Line = [(("▸ " if k == pick else "  ") + fit(edge, head - 2), "bold" if k == pick else "")]
+            for o in part:
+                if o not in q:
+                    line.append((" " * cell_width, ""))
+                    continue
+                best = q[o] == top
+                text = f"{draw.shade(q[o])}{q[o]:.2f}{draw.shade(q[o])}" if best else f"{q[o]:.2f} "
+                line.append((fit(text, cell_width, True), "key bold" if best else "dim" if q[o] < 0.05 else ""))
+            line.append((f"  {h[edge]:5.2f}", "dim"))
+            lines.append(line)
+    steps = list(sampled(run.search.rows[: i + 1], max(8, min(120, width - 26))))
+    over = [q for k in steps if (q := edges(run.search.row(k), view.net).get(names[pick]))]
+    lines += [[], [(f" edge {names[pick]} over time, darker is more likely", "bold"), ("   [ ] another edge", "dim")]]
+    lines += [[(" ", ""), *line] for line in draw.heat(over, width - 2)]
+    return lines
+
+
+def _short(op: str) -> str:
+    """An op's name in at most seven letters."""
+    for long, brief in (
+        ("skip_connect", "skip"),
+        ("conv_transpose", "convT"),
+        ("dil_conv_", "d"),
+        ("sep_conv_", "s"),
+        ("conv_", "c"),
+    ):
+        op = op.replace(long, brief)
+    return op[:7]
+
+
+# ---- AutoGAN ----------------------------------------------------------------------------------------------------------
+
+
+def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
+    """Reward and baseline, the probability of every option, its entropy, the beam."""
+    i = run.search.at(view.at)
+    rows = run.search.rows
+    row = run.search.row(i)
+    facts = [f"step {human(number(row.get('step')))}"]
+    facts += [f"stage {clean(row.get('stage'), 5)}"] if row.get("stage") is not None else []
+    facts += [f"iteration {human(number(row.get('iteration')))}"] if row.get("iteration") is not None else []
+    facts += [f"{k} {human(number(row.get(k)))}" for k in ("reward", "baseline") if number(row.get(k)) is not None]
+    facts += [f"last: {clean(row.get('kind'), 12)}"] if row.get("kind") else []
+    lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
+    curves = []
+    for k, key in enumerate(("reward", "baseline")):
+        x, y = points(run, key)
+        keep = x <= view.at if view.at is not None else slice(None)
+        curves.append(Series(x[keep], y[keep], f"s{k}", key[0]))
+    picture, note = draw.chart(curves, min(width, 110), max(6, min(12, height // 3)), marks=(), empty="no reward yet")
+    lines += [[(" r reward · b baseline over step", "dim"), (f"  {note}", "warn")], *picture]
+    here = next((r for k in range(i, max(-1, i - 200), -1) if isinstance((r := run.search.row(k)).get("policy"), list)), {})
+    if here:
+        names = here.get("decisions") if isinstance(here.get("decisions"), list) else []
+        options = here.get("options") if isinstance(here.get("options"), list) else []
+        lines += [
+            [],
+            [
+                (" policy", "bold"),
+                (f" of step {human(number(here.get('step')))}: probability of each option, entropy in nats", "dim"),
+            ],
+        ]
+        for k, probs in enumerate(here["policy"][:64]):
+            p = [number(v) or 0.0 for v in probs] if isinstance(probs, list) else []
+            said = options[k] if k < len(options) and isinstance(options[k], list) else []
+            words = [clean(said[j], 12) if j < len(said) else str(j) for j in range(len(p))]
+            h = number(get(here.get("entropy"), k))
+            h = entropy(dict(enumerate(p))) if h is None else h
+            name = fit(clean(get(names, k)) or f"decision {k + 1}", 14)
+            line: Line = [(f"   {name} H {h:4.2f}  ", "")]
+            for word, v in zip(words, p, strict=True):
+                line.append((f" {word} {draw.shade(v)}{v:.2f}", "key bold" if v == max(p) else "dim"))
+            lines.append(line)
+    beam = (
+        next((r for k in range(i, -1, -1) if isinstance((r := run.search.row(k)).get("beam"), list) and r["beam"]), None)
+        if rows
+        else None
+    )
+    if beam:
+        lines += [[], [(" beam", "bold"), (f" of step {human(number(beam.get('step')))}", "dim")]]
+        found = [
+            (k, clean(x.get("vector"), 60), score(number(x.get("score"))))
+            for k, x in enumerate(beam["beam"][:20], 1)
+            if isinstance(x, dict)
+        ]
+        lines += [[("   ", ""), *line] for line in table(["", "vector", "score"], found, "rlr")]
+    window = row.get("window")
+    if isinstance(window, dict):
+        lines += [
+            [],
+            [
+                (
+                    " window of the loss: "
+                    + " · ".join(f"{clean(k, 20)} {human(number(v))}" for k, v in list(window.items())[:6]),
+                    "dim",
+                )
+            ],
+        ]
+    return lines
+
+
+def search(run: Run, width: int, height: int, view: View) -> list[Line]:
+    """The page of what only this method writes."""
+    page = {"evolution": population, "probabilities": probabilities, "controller": policy}.get(run.search.kind)
+    if page is None:
+        return [[(" search.jsonl has nothing yet: the search has not begun, or this run only trains", "dim")]]
+    return page(run, width, height, view)
+
+
+# ---- configuration ----------------------------------------------------------------------------------------------------
+
+
+def configuration(run: Run, width: int, defaults: dict | None = None) -> list[Line]:
+    """Every argument, what differs from its preset, versions, commands, files that could not be read."""
+    lines: list[Line] = []
+    config, defaults = run.config, defaults or {}
+    rows = []
+    for key, value in sorted(run.args.items(), key=lambda kv: str(kv[0]))[:300]:
+        shown = clean("—" if value is None else value, 60)
+        differs = key in defaults and value is not None and str(defaults[key]) != str(value)
+        rows.append(
+            (
+                clean(key, 30),
+                (shown, "warn" if differs else ""),
+                (f"preset: {clean(defaults[key], 30)}" if differs else "", "dim"),
+            )
+        )
+    half = -(-len(rows) // 2) if width >= 100 else len(rows)
+    left, right = (_indent(table(["", "", ""], part), 1) if part else [] for part in (rows[:half], rows[half:]))
+    lines += [[(" arguments", "bold"), ("   in colour: differs from the preset" if defaults else "", "dim")]]
+    lines += beside(left, right, width // 2) if right else left
+    facts = [
+        (k, clean(config.get(k), 3000)) for k in ("command", "device", "world_size", "created", "data_digest") if config.get(k)
+    ]
+    facts += [("resume", clean(run.status.get("resume_command"), 300))] if run.status.get("resume_command") else []
+    git = config.get("git")
+    if isinstance(git, dict):
+        facts.append(("git", f"{clean(git.get('sha'), 40)}{' with uncommitted changes' if git.get('dirty') else ''}"))
+    for key in ("versions", "params"):
+        if isinstance(config.get(key), dict):
+            facts.append(
+                (
+                    key,
+                    " · ".join(
+                        f"{clean(k, 20)} {human(v) if number(v) is not None else clean(v, 30)}"
+                        for k, v in config[key].items()
+                        if v
+                    ),
+                )
+            )
+    if run.labels or run.tags.get("note"):
+        facts.append(("tags", f"{' '.join(run.labels)}  {clean(run.tags.get('note'), 200)}"))
+    lines += [[], [(" facts", "bold")]]
+    for key, text in facts:
+        for i, part in enumerate(wrapped(text.split(" "), width - 16, " ")):
+            lines.append([(f" {fit(key if i == 0 else '', 13)}", "dim"), (part, "")])
+    if run.result:
+        lines += [[], [(" result", "bold")]]
+        seconds = run.result.get("seconds")
+        for key in ("last", "best"):
+            if isinstance(run.result.get(key), dict):
+                text = " · ".join(
+                    f"{clean(k, 10)} {human(v, 4) if number(v) is not None else clean(v, 20)}"
+                    for k, v in run.result[key].items()
+                    if v is not None
+                )
+                lines.append([(f" {fit(key, 13)}", "dim"), (text, "")])
+        if isinstance(seconds, dict):
+            text = " · ".join(f"{clean(k, 40)} {duration(number(v))}" for k, v in seconds.items())
+            lines += [
+                [(f" {fit('time' if i == 0 else '', 13)}", "dim"), (part, "")]
+                for i, part in enumerate(wrapped(text.split(" · "), width - 16, " · "))
+            ]
+    if run.problems or run.bad:
+        lines += [[], [(" could not be read", "bold bad")]]
+        lines += [[(f" {k}: {v}", "bad")] for k, v in run.problems.items()]
+        lines += [[(f" {count(run.bad, 'line')} of metrics.jsonl and search.jsonl", "bad")]] if run.bad else []
+    return lines
+
+
+# ---- comparison -------------------------------------------------------------------------------------------------------
+
+
+def config_diff(a: Run, b: Run) -> list[tuple[str, object, object]]:
+    """The arguments that differ, and script, data digest, git where they do."""
+    found = []
+    for key in sorted({*a.args, *b.args}, key=str):
+        if a.args.get(key) != b.args.get(key):
+            found.append((clean(key, 30), a.args.get(key), b.args.get(key)))
+    for key in ("script", "data_digest", "device", "world_size"):
+        if a.config.get(key) != b.config.get(key):
+            found.append((key, a.config.get(key), b.config.get(key)))
+    git = [get(r.config, "git", "sha") for r in (a, b)]
+    if git[0] != git[1]:
+        found.append(("git", *git))
+    return found
+
+
+def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
+    """Scores at an equal step, differing arguments, genotypes, sizes, sources."""
+    lines: list[Line] = [[(" scores", "bold"), ("   at the last step that both have", "dim")]]
+    rows = []
+    for metric in [m for m in metrics(a) if m in metrics(b) and (is_score(m) or m.startswith(("loss/", "perf/")))]:
+        xa, xb = points(a, metric)[0], points(b, metric)[0]
+        at = min(xa[-1], xb[-1]) if view.at is None else view.at
+        va, vb = value_at(a, metric, at), value_at(b, metric, at)
+        delta = human(va - vb, 4) if va is not None and vb is not None else "—"
+        rows.append((metric, human(va, 4), human(vb, 4), ("+" if delta[0] not in "-—0" else "") + delta, human(at)))
+    others = [m for m in dict.fromkeys([*metrics(a), *metrics(b)]) if is_score(m) and (m in metrics(a)) != (m in metrics(b))]
+    lines += (
+        _indent(table(["", "A", "B", "A - B", "step"], rows, "lrrrr")) if rows else [[("   nothing that both measured", "dim")]]
+    )
+    lines += [
+        [(f"   {m}: only {'A' if m in metrics(a) else 'B'}; another network's score does not compare", "dim")] for m in others
+    ]
+    differing = config_diff(a, b)
+    lines += [[], [(f" arguments and code: {count(len(differing), 'difference')}", "bold")]]
+    shown = []
+    for key, va, vb in differing:
+        na, nb = number(va), number(vb)
+        delta = human(na - nb, 4) if na is not None and nb is not None else "≠"
+        shown.append((key, clean("—" if va is None else va, 30), clean("—" if vb is None else vb, 30), delta))
+    lines += _indent(table(["", "A", "B", "Δ"], shown)) if shown else []
+    for net in "GD":
+        ca, cb = cells(a, a.genotype_at(view.at), net), cells(b, b.genotype_at(view.at), net)
+        if ca and cb:
+            d, n = hamming(ca, cb)
+            told = f"{n - d} of {n} edges equal, Hamming distance {d}" if a.method == b.method else "two different spaces"
+            lines += [[], [(f" genotype {net}: {told}", "bold")]]
+            for letter, mine, other in (("A", ca, cb), ("B", cb, ca)):
+                lines += [[(f" {letter} ", "bold"), *line[1:]] for line in genotype_table(mine, width - 3, dict(flat(other)))]
+        elif ca or cb:
+            lines += [[], [(f" genotype {net}: only {'A' if ca else 'B'} has one", "dim")]]
+    sizes = []
+    for what in ("params", "macs"):
+        for net in "GD":
+            va, vb = (number(get(r.genotype, what, net)) for r in (a, b))
+            if va and vb:
+                sizes.append((f"{what} {net}", human(va), human(vb), f"{100 * (va / vb - 1):+.0f} %"))
+    lines += [[], [(" size", "bold")], *_indent(table(["", "A", "B", "A against B"], sizes, "lrrr"))] if sizes else []
+    return lines
+
+
+def _indent(lines: list[Line], by: int = 3) -> list[Line]:
+    return [[(" " * by, ""), *line] for line in lines]
+
+
+def source_diff(a: Run, b: Run) -> list[Line]:
+    """The scripts as they ran, line by line where they differ."""
+    one, two = a.source(), b.source()
+    if not one or not two:
+        return [[(" a run has no source/ to compare", "dim")]]
+    lines: list[Line] = []
+    for name in sorted({*one, *two}):
+        for text in difflib.unified_diff(
+            one.get(name, "").splitlines(), two.get(name, "").splitlines(), f"A/{name}", f"B/{name}", lineterm="", n=2
+        ):
+            style = {"+": "good", "-": "bad", "@": "info"}.get(text[:1], "")
+            lines.append([(" " + clean(text), style)])
+        if len(lines) > 5000:
+            break
+    return lines or [[(" the sources are the same", "good")]]
+
+
+def distances(runs: list[Run], net: str = "G") -> list[Line]:
+    """Hamming distance between the genotypes of each pair."""
+    having = [(r, c) for r in runs if (c := cells(r, r.genotype, net))][:26]
+    if len(having) < 2:
+        return []
+    letters = [chr(97 + i) for i in range(len(having))]
+    rows = []
+    for i, (run, mine) in enumerate(having):
+        rows.append(
+            [
+                f"{letters[i]} {run.name}",
+                *("·" if i == k else str(hamming(mine, other)[0]) for k, (_, other) in enumerate(having)),
+            ]
+        )
+    return [[(f" genotype {net}: edges that differ", "bold")], *_indent(table(["", *letters], rows, "l" + "r" * len(having)))]
+
+
+def seeds(runs: list[Run]) -> list[Line]:
+    """Runs that differ in the seed alone: mean ± standard deviation of the last scores."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        if run.last.get("fid") is not None:
+            key = (same_but_seed(run), clean(run.last.get("net")), run.last.get("phase"), number(run.last.get("n")))
+            groups.setdefault(key, []).append(run)
+    tables: dict[str, list[tuple]] = {}
+    for (_, net, _, n), members in groups.items():
+        first = members[0]
+        fids = [r.last["fid"] for r in members]
+        iss = [r.last["is"] for r in members if r.last.get("is") is not None]
+        numbers = " ".join(str(r.seed) for r in sorted(members, key=lambda r: r.seed or 0))
+        row = (first.method, first.dataset, clean(first.config.get("preset")), spread(fids), spread(iss), human(n), numbers)
+        tables.setdefault(net, []).append(row)
+    lines: list[Line] = []
+    for net, rows in sorted(tables.items()):  # a table for each network: their scores do not compare
+        head = ["method", "dataset", "preset", fid_label(net), fid_label(net, "IS"), "images", "seeds"]
+        lines += [*([[]] if lines else []), *table(head, sorted(rows), "lllrrrl")]
+    return lines
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return "—"
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"

@@ -1,0 +1,249 @@
+"""The same facts as text: lines for pipes and screen readers, CSV, rows for a paper, one HTML file."""
+
+import base64
+import csv
+import html
+import io
+import math
+from collections.abc import Iterable
+
+from ui import pages
+from ui.draw import count, duration, human, plain, score, size
+from ui.launch import Machine
+from ui.runs import STATES, Run, Store, clean, fid_label, number, read_bytes
+
+# ---- --plain ----------------------------------------------------------------------------------------------------------
+
+
+def summary(runs: Iterable[Run]) -> str:
+    """`5 runs: 1 running, 3 done, 1 failed`."""
+    states = [r.state for r in runs]
+    parts = [f"{states.count(s)} {s}" for s in STATES if s in states]
+    return f"{count(len(states), 'run')}{': ' if parts else ''}{', '.join(parts)}"
+
+
+def trend(run: Run) -> str:
+    """How the score has moved over its last evaluations, in words."""
+    last = run.last
+    same = [
+        e["fid"]
+        for e in run.columns.evals
+        if (e["net"], e["phase"]) == (last.get("net"), last.get("phase")) and e["fid"] is not None
+    ]
+    if len(same) < 2:
+        return ""
+    recent = same[-5:]
+    way = "falling" if recent[-1] < recent[0] else "rising" if recent[-1] > recent[0] else "level"
+    return f"{fid_label(last['net'])} {way} over the last {len(recent)} evaluations, {score(recent[0])} to {score(recent[-1])}, lowest {score(min(same))}"
+
+
+def plain_lines(store: Store, runs: list[Run], machine: Machine | None = None) -> list[str]:
+    """One line a run, more below it where there is more to say."""
+    lines = [f"{store.root}: {store.problem or summary(runs)}"]
+    for run in runs:
+        step = f"step {human(run.step)}" + (f" of {human(run.total)}" if run.total else "") if run.step is not None else ""
+        facts = [
+            run.method,
+            run.dataset,
+            f"seed {run.seed}" if run.seed is not None else "",
+            run.phase,
+            step,
+            pages.scores(run),
+        ]
+        facts += [
+            f"{duration(run.eta)} left" if run.eta is not None else "",
+            f"memory {size(run.memory)}" if run.memory else "",
+        ]
+        state = run.state + (f" ({run.why})" if run.why else "")
+        lines.append(f"{state:<10} {clean(run.name)}  " + ", ".join(f for f in facts if f))
+        for more in (run.error, trend(run), f"tags: {' '.join(run.labels)}" if run.labels else ""):
+            lines += [f"{'':<10} {more}"] if more else []
+        problems = [f"{k} {v}" for k, v in run.problems.items()] + ([count(run.bad, "unreadable line")] if run.bad else [])
+        lines += [f"{'':<10} cannot read: {', '.join(problems)}"] if problems else []
+    if machine:
+        lines += host_lines(machine)
+    return lines
+
+
+def host_lines(machine: Machine) -> list[str]:
+    lines = []
+    for g in machine.gpus:
+        more = [f"{g['percent']} %" if g["percent"] is not None else "", f"{size(g['used'])} of {size(g['total'])}"]
+        more += [f"{g['degrees']} °C" if g["degrees"] is not None else "", f"{g['watts']:.0f} W" if g["watts"] else ""]
+        lines.append(f"GPU {g['index']} {g['name']}: " + ", ".join(m for m in more if m))
+    if machine.gpu_note:
+        lines.append(machine.gpu_note)
+    h = machine.host
+    if h:
+        lines.append(
+            f"CPU {h['cpu']:.0f} % of {h['cores']:.0f} cores, memory {size(h['used'])} of {size(h['total'])}, disk {size(h['disk'])} free"
+        )
+    return lines
+
+
+# ---- tables -----------------------------------------------------------------------------------------------------------
+
+
+def metrics_csv(runs: Iterable[Run]) -> str:
+    """Every logged value, one a line: run, metric, step, seconds, value (empty where it was not finite)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "metric", "step", "seconds", "value"])
+    for run in runs:
+        for metric in run.columns.keys:
+            for step, t, value in zip(*(c.tolist() for c in run.column(metric)), strict=True):
+                writer.writerow([clean(run.name), metric, _exact(step), _exact(t), _exact(value)])
+    return out.getvalue()
+
+
+def _exact(x: float) -> str:
+    return "" if not math.isfinite(x) else str(int(x)) if x == int(x) and abs(x) < 2**53 else repr(x)
+
+
+def row(run: Run) -> list[tuple[str, str]]:
+    """What a paper's table says of a run."""
+    last = run.last
+    std = f" ± {last['is_std']:.2f}" if last.get("is_std") is not None else ""
+    return [
+        *(
+            ("run", clean(run.name)),
+            ("method", run.method),
+            ("dataset", run.dataset),
+            ("seed", "" if run.seed is None else str(run.seed)),
+        ),
+        *(
+            (fid_label(last["net"], "IS") + " ↑", score(last.get("is")) + std),
+            (fid_label(last["net"]) + " ↓", score(last.get("fid"))),
+        )
+        * bool(last),
+        *(("images", human(number(last.get("n")))), ("step", human(last.get("step") or run.step)), ("state", run.state)),
+    ]
+
+
+def markdown(runs: Iterable[Run]) -> str:
+    """A Markdown table for each network that scored: their numbers do not compare."""
+    return _tables(
+        runs, lambda cells: "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |", lambda n: "|---" * n + "|"
+    )
+
+
+def latex(runs: Iterable[Run]) -> str:
+    """Rows of a LaTeX table, its head as a comment."""
+    text = _tables(runs, lambda cells: " & ".join(_tex(c) for c in cells) + r" \\", lambda n: "")
+    return "\n".join(
+        ("% " + line if i == 0 or before == "" else line)
+        for i, (before, line) in enumerate(zip(["", *text.split("\n")], text.split("\n"), strict=False))
+        if line
+    )
+
+
+def _tables(runs: Iterable[Run], line, rule) -> str:
+    groups: dict[tuple, list[list[str]]] = {}
+    for run in runs:
+        cells = row(run)
+        groups.setdefault(tuple(k for k, _ in cells), []).append([v for _, v in cells])
+    blocks = []
+    for head, rows in groups.items():
+        under = rule(len(head))
+        blocks.append("\n".join([line(head), *([under] if under else []), *(line(r) for r in rows)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
+    more = {
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "—": "--",
+    }
+    return "".join((special | more).get(c, c) for c in text)
+
+
+# ---- one HTML file ----------------------------------------------------------------------------------------------------
+
+COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a00", "#666666"]
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#1b1f24}
+table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;border-bottom:1px solid #d5dae0;text-align:left}
+pre{background:#f3f5f7;padding:1em;overflow-x:auto;font:12px/1.35 ui-monospace,monospace}img{image-rendering:pixelated;max-width:100%}"""
+
+
+def html_report(runs: list[Run], title: str) -> str:
+    """Scores, curves, samples, architectures and configurations of some runs in one file without links to the outside."""
+    body = [f"<h1>{_h(title)}</h1>"]
+    groups: dict[tuple, list[list[str]]] = {}
+    for run in runs:
+        cells = row(run)
+        groups.setdefault(tuple(k for k, _ in cells), []).append([v for _, v in cells])
+    for head, rows in groups.items():
+        body.append("<table><tr>" + "".join(f"<th>{_h(c)}</th>" for c in head) + "</tr>")
+        body += ["<tr>" + "".join(f"<td>{_h(c)}</td>" for c in r) + "</tr>" for r in rows] + ["</table>"]
+    metrics = list(dict.fromkeys(m for run in runs for m in pages.metrics(run) if pages.is_score(m) or m.startswith("loss/")))
+    for metric in metrics[:12]:
+        having = [(i, run) for i, run in enumerate(runs) if metric in pages.metrics(run)]
+        body.append(
+            f"<h3>{_h(metric)} over step</h3>{curves_svg([(COLORS[i % 8], run.name, *pages.points(run, metric)) for i, run in having])}"
+        )
+    for run in runs:
+        body.append(f"<h2>{_h(run.name)}</h2><p>{_h(pages.state_word(run))} {_h(run.error)}</p>")
+        samples = run.files("samples", ".png")
+        if samples:
+            try:
+                data = read_bytes(samples[-1][1], 8 << 20)
+            except OSError:
+                data = b""
+            if data.startswith(b"\x89PNG\r\n\x1a\n"):
+                body.append(
+                    f'<p>Samples at step {samples[-1][0]}:<br><img alt="samples" src="data:image/png;base64,{base64.b64encode(data).decode()}"></p>'
+                )
+        for name, lines in (
+            ("Architecture", pages.architecture(run, 110, pages.View())),
+            ("Search", pages.search(run, 110, 40, pages.View())),
+            ("Configuration", pages.configuration(run, 110)),
+        ):
+            body.append(f"<h3>{name}</h3><pre>{_h(chr(10).join(plain(line) for line in lines))}</pre>")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"/><title>{_h(title)}</title><style>{STYLE}</style></head><body>'
+        + "\n".join(body)
+        + "</body></html>\n"
+    )
+
+
+def _h(text: object) -> str:
+    return html.escape("\n".join(clean(part, 10_000) for part in str(text).split("\n")))
+
+
+def curves_svg(curves: list[tuple], width: int = 900, height: int = 260) -> str:
+    """Curves (colour, name, x, y) as a small SVG with its own axes."""
+    from ui.draw import ticks
+
+    good = [(c, n, [(a, b) for a, b in zip(x.tolist(), y.tolist(), strict=True) if math.isfinite(a)]) for c, n, x, y in curves]
+    values = [(a, b) for _, _, points in good for a, b in points if math.isfinite(b)]
+    if not values:
+        return "<p>no values</p>"
+    x0, x1 = min(a for a, _ in values), max(a for a, _ in values)
+    y0, y1 = min(b for _, b in values), max(b for _, b in values)
+    x1, y1 = x1 if x1 > x0 else x0 + 1, y1 if y1 > y0 else y0 + 1
+    px = lambda a: 60 + (a - x0) / (x1 - x0) * (width - 70)  # noqa: E731
+    py = lambda b: 10 + (y1 - b) / (y1 - y0) * (height - 60)  # noqa: E731
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="100%" font-size="11">']
+    for t in ticks(y0, y1, 5):
+        parts.append(
+            f'<path d="M60 {py(t):.1f}H{width - 10}" stroke="#e2e6ea"/><text x="54" y="{py(t) + 4:.1f}" text-anchor="end">{human(t)}</text>'
+        )
+    for t in ticks(x0, x1, 8):
+        parts.append(f'<text x="{px(t):.1f}" y="{height - 34}" text-anchor="middle">{human(t)}</text>')
+    for k, (color, name, points) in enumerate(good):
+        path, pen = "", "M"
+        for a, b in points[:: max(1, len(points) // 2000)]:
+            if math.isfinite(b):
+                path, pen = f"{path}{pen}{px(a):.1f} {py(b):.1f}", "L"
+            else:
+                pen = "M"
+        parts.append(f'<path d="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+        parts.append(
+            f'<text x="{60 + 280 * (k % 3)}" y="{height - 18 + 13 * (k // 3)}" fill="{color}">{_h(clean(name, 44))}</text>'
+        )
+    return "".join(parts) + "</svg>"

@@ -1,0 +1,408 @@
+"""Textual widgets on the line API: a document of lines, the table of runs, the view of a log.
+
+They compare new lines with those on the screen and redraw only what changed: over SSH every byte counts.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.geometry import Region
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from ui.draw import Line, fit
+from ui.runs import Log, clean
+
+# ---- styles -----------------------------------------------------------------------------------------------------------
+
+OKABE_ITO = ["#56b4e9", "#e69f00", "#009e73", "#f0e442", "#cc79a7", "#0072b2", "#d55e00", "#bbbbbb"]
+DARK = {
+    **{f"s{i}": color for i, color in enumerate(OKABE_ITO)},
+    **{"dim": "#8a8f98", "faint": "#4a505a", "key": "#56b4e9", "info": "#8ab4f8", "good": "#4cc38a", "warn": "#e6a700"},
+    **{"bad": "#ff6b6b", "sel": "on #24405e", "bar": "on #1c232d", "bold": "bold"},
+}
+LIGHT = DARK | {
+    **{
+        f"s{i}": c
+        for i, c in enumerate(["#0072b2", "#b36b00", "#00795a", "#8a7d00", "#a8447f", "#3a8fc4", "#b84700", "#666666"])
+    },
+    **{"dim": "#5c6370", "faint": "#b4bac4", "key": "#005f9e", "info": "#0057b8", "good": "#00795a", "warn": "#8a5a00"},
+    **{"bad": "#b3261e", "sel": "on #cfe3f7", "bar": "on #e8ecf1"},
+}
+ANSI = {
+    **{f"s{i}": c for i, c in enumerate(["cyan", "yellow", "green", "magenta", "blue", "red", "bright_cyan", "bright_yellow"])},
+    **{"dim": "dim", "faint": "dim", "key": "cyan", "info": "blue", "good": "green", "warn": "yellow", "bad": "red"},
+    **{"sel": "reverse", "bar": "", "bold": "bold"},
+}
+PALETTES = {
+    "dark": DARK,
+    "light": LIGHT,
+    "colour-blind": DARK | {"good": "#56b4e9", "warn": "#f0e442", "bad": "#e69f00"},  # blue, yellow, orange
+    "ansi": ANSI,
+}
+THEMES = {"dark": "textual-dark", "light": "textual-light", "colour-blind": "textual-dark", "ansi": "ansi-dark"}
+_palette = {"now": "dark"}
+
+
+def use_palette(name: str) -> None:
+    _palette["now"] = name
+    style_of.cache_clear()
+
+
+@lru_cache(2048)
+def style_of(words: str) -> Style:
+    palette = PALETTES[_palette["now"]]
+    made = Style()
+    for word in words.split():
+        made += Style.parse(palette.get(word, word))
+    return made
+
+
+def to_strip(line: Line, width: int, base: str = "") -> Strip:
+    """The line on exactly `width` cells; whatever its texts hold, nothing of it reaches the terminal as a command."""
+    under, segments, left = style_of(base), [], width
+    for text, style in line:
+        if not text.isprintable():
+            text = clean(text, 4096)
+        have = len(text) if text.isascii() else cell_len(text)
+        if have > left:
+            text, have = set_cell_size(text, left), left
+        if text:
+            segments.append(Segment(text, under + (style_of(style) if isinstance(style, str) else style)))
+        left -= have
+        if left <= 0:
+            break
+    if left > 0:
+        segments.append(Segment(" " * left, under))
+    return Strip(segments, width)
+
+
+# ---- a document -------------------------------------------------------------------------------------------------------
+
+
+class Doc(Widget, can_focus=False):
+    """Lines that a function makes for a size. `show` redraws what differs. Scrolls by lines; says what is below."""
+
+    def __init__(self, make: Callable[[int, int], list[Line]] | None = None, base: str = "", **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.make, self.base = make, base
+        self.lines: list[Line] = []
+        self.strips: list[Strip] = []
+        self.top = 0
+
+    def rebuild(self) -> None:
+        if self.make and self.size.width and self.size.height:
+            self.show(self.make(self.size.width, self.size.height))
+
+    def show(self, lines: list[Line]) -> None:
+        self.lines = lines
+        self._draw()
+
+    def _draw(self) -> None:
+        w, h = self.size
+        if not w or not h:
+            return
+        self.top = max(0, min(self.top, len(self.lines) - h))
+        shown = self.lines[self.top : self.top + h]
+        strips = [to_strip(line, w, self.base) for line in shown]
+        below = len(self.lines) - self.top - h
+        if below > 0 and self.top + h < len(self.lines):
+            strips[-1] = to_strip([(fit(f" ↓ {below + 1} more lines", w), "dim")], w, self.base)
+        old, self.strips = self.strips, strips
+        if len(old) != len(strips):
+            self.refresh()
+            return
+        changed = [y for y, (a, b) in enumerate(zip(old, strips, strict=True)) if a != b]
+        if changed:
+            self.refresh(*(Region(0, y, w, 1) for y in changed))
+
+    def render_line(self, y: int) -> Strip:
+        if y < len(self.strips) and self.strips[y].cell_length == self.size.width:
+            return self.strips[y]
+        return to_strip([], self.size.width, self.base)
+
+    def on_resize(self, _: events.Resize) -> None:
+        self.strips = []
+        self.rebuild() if self.make else self._draw()
+        self.refresh()
+
+    def restyle(self) -> None:
+        """After another palette: nothing on the screen holds."""
+        self.strips = []
+        self._draw()
+        self.refresh()
+
+    def move(self, key: str) -> None:
+        page = max(1, self.size.height - 2)
+        step = {"up": -1, "down": 1, "pageup": -page, "pagedown": page, "home": -(10**9), "end": 10**9}[key]
+        self.top += step
+        self._draw()
+
+    def on_mouse_scroll_down(self, _: events.MouseScrollDown) -> None:
+        self.move("down")
+
+    def on_mouse_scroll_up(self, _: events.MouseScrollUp) -> None:
+        self.move("up")
+
+    @property
+    def text(self) -> str:
+        """What is on the screen, for tests and copies."""
+        return "\n".join(strip.text.rstrip() for strip in self.strips)
+
+
+# ---- the table of runs ------------------------------------------------------------------------------------------------
+
+
+class Table(Widget, can_focus=False):
+    """Rows of texts under a head. rows: (key, [(text, style), ...]) with the cells already as wide as the columns."""
+
+    class Picked(Message):
+        """The cursor moved; entered: it was clicked a second time."""
+
+        def __init__(self, entered: bool = False) -> None:
+            super().__init__()
+            self.entered = entered
+
+    class Sorted(Message):
+        """The head was clicked at this cell."""
+
+        def __init__(self, x: int) -> None:
+            super().__init__()
+            self.x = x
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.head: Line = []
+        self.rows: list[tuple[str, Line]] = []
+        self.cursor, self.top = 0, 0
+        self.empty: list[Line] = []
+        self.strips: dict[int, tuple[tuple, Strip]] = {}
+
+    @property
+    def key(self) -> str | None:
+        return self.rows[self.cursor][0] if self.rows else None
+
+    def show(self, head: Line, rows: list[tuple[str, Line]]) -> None:
+        """New contents; the cursor stays on its key."""
+        key = self.key
+        self.rows, self.head = rows, head
+        if key is not None and (self.cursor >= len(rows) or rows[self.cursor][0] != key):
+            self.cursor = next((i for i, (k, _) in enumerate(rows) if k == key), self.cursor)
+        self._draw()
+
+    def _draw(self) -> None:
+        w, h = self.size
+        if not w or not h:
+            return
+        self.cursor = max(0, min(self.cursor, len(self.rows) - 1))
+        room = h - 1
+        self.top = max(0, min(self.top, len(self.rows) - room))
+        self.top = min(self.top, self.cursor) if self.cursor < self.top else max(self.top, self.cursor - room + 1)
+        changed = []
+        for y in range(h):
+            i = self.top + y - 1
+            if y == 0:
+                line, base = self.head, "bar"
+            elif i < len(self.rows):
+                line, base = self.rows[i][1], "sel" if i == self.cursor else ""
+            else:
+                line, base = self.empty[y - 1] if not self.rows and y - 1 < len(self.empty) else [], ""
+            mark = (tuple(line), base, w)
+            if y not in self.strips or self.strips[y][0] != mark:
+                self.strips[y] = (mark, to_strip(line, w, base))
+                changed.append(Region(0, y, w, 1))
+        if changed:
+            self.refresh(*changed)
+
+    def render_line(self, y: int) -> Strip:
+        strip = self.strips[y][1] if y in self.strips else to_strip([], self.size.width)
+        return strip if strip.cell_length == self.size.width else to_strip([], self.size.width)
+
+    def on_resize(self, _: events.Resize) -> None:
+        self.restyle()
+
+    def restyle(self) -> None:
+        self.strips.clear()
+        self._draw()
+        self.refresh()
+
+    def move(self, key: str) -> None:
+        page = max(1, self.size.height - 3)
+        step = {"up": -1, "down": 1, "pageup": -page, "pagedown": page, "home": -(10**9), "end": 10**9}[key]
+        self.go(self.cursor + step)
+
+    def go(self, row: int) -> None:
+        before = self.cursor
+        self.cursor = max(0, min(row, len(self.rows) - 1))
+        self._draw()
+        if self.cursor != before:
+            self.post_message(self.Picked())
+
+    def on_click(self, event: events.Click) -> None:
+        if event.y == 0:
+            self.post_message(self.Sorted(event.x))
+            return
+        row = self.top + event.y - 1
+        if row == self.cursor and self.rows:
+            self.post_message(self.Picked(entered=True))
+        elif row < len(self.rows):
+            self.go(row)
+
+    def on_mouse_scroll_down(self, _: events.MouseScrollDown) -> None:
+        self.move("down")
+
+    def on_mouse_scroll_up(self, _: events.MouseScrollUp) -> None:
+        self.move("up")
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.strips[y][1].text.rstrip() for y in sorted(self.strips))
+
+
+# ---- a log ------------------------------------------------------------------------------------------------------------
+
+BAD_WORDS = ("error", "traceback", "exception", "failed", "nan", "diverged", "out of memory")
+
+
+class LogView(Widget, can_focus=False):
+    """A log of any size: follows its end until the user scrolls, and then nothing but the user moves it."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.log_file: Log | None = None
+        self.follow, self.top, self.left = True, 0, 0
+        self.pattern = self.filter = ""
+        self.shown: Sequence[int] | None = None  # line numbers, when lines that do not match are hidden
+        self.searched = 0  # lines that the filter has seen
+        self.seen = 0  # lines when the user last followed
+        self.hit = -1
+        self.strips: list[Strip] = []
+
+    def open(self, log: Log) -> None:
+        self.log_file, self.follow, self.top, self.left, self.shown, self.filter = log, True, 0, 0, None, ""
+        self.pattern, self.hit, self.searched, self.seen = "", -1, 0, 0
+
+    def __len__(self) -> int:
+        return len(self.shown) if self.shown is not None else len(self.log_file) if self.log_file else 0
+
+    def number(self, row: int) -> int:
+        return self.shown[row] if self.shown is not None else row
+
+    def tick(self) -> None:
+        """Look for new lines and draw."""
+        log = self.log_file
+        if log is None:
+            return
+        anew = log.update()
+        if anew and self.filter and self.shown is not None:
+            if self.searched > len(log):
+                self.shown, self.searched = [], 0
+            first = max(0, self.searched - 1)  # the last one may have been unfinished
+            self.shown = [i for i in self.shown if i < first] + log.matching(self.filter, first)
+            self.searched = len(log)
+        self.draw()
+
+    def set_filter(self, pattern: str, lines: list[int] | None) -> None:
+        """Show only these lines; None: all."""
+        at = self.number(self.top) if len(self) else 0
+        self.filter, self.shown = pattern, lines
+        self.searched = len(self.log_file) if self.log_file else 0
+        if lines is not None:
+            self.top = next((k for k, i in enumerate(lines) if i >= at), max(0, len(lines) - 1))
+        else:
+            self.top = at
+        self.draw()
+
+    def draw(self) -> None:
+        w, h = self.size
+        if not w or not h or self.log_file is None:
+            return
+        last = max(0, len(self) - h)
+        if self.follow:
+            self.top, self.seen = last, len(self)
+        self.top = max(0, min(self.top, max(0, len(self) - 1)))
+        rows = range(self.top, min(len(self), self.top + h))
+        numbers = [self.number(r) for r in rows]
+        digits = len(str(max(1, len(self.log_file))))
+        strips = []
+        for number, text in zip(numbers, self.log_file.lines(numbers), strict=True):
+            low = text.lower()
+            style = "bad" if any(word in low for word in BAD_WORDS) else "warn" if "warn" in low else ""
+            if number == self.hit:
+                style += " reverse"
+            body = text[self.left :] if self.left else text
+            strips.append(to_strip([(f"{number + 1:>{digits}} ", "dim"), (body, style)], w))
+        if not strips:
+            strips = [to_strip([(" nothing here yet" if not self.filter else f" no line matches {self.filter}", "dim")], w)]
+        old, self.strips = self.strips, strips
+        if len(old) != len(strips):
+            self.refresh()
+        elif changed := [Region(0, y, w, 1) for y, (a, b) in enumerate(zip(old, strips, strict=True)) if a != b]:
+            self.refresh(*changed)
+
+    def render_line(self, y: int) -> Strip:
+        if y < len(self.strips) and self.strips[y].cell_length == self.size.width:
+            return self.strips[y]
+        return to_strip([], self.size.width)
+
+    def on_resize(self, _: events.Resize) -> None:
+        self.restyle()
+
+    def restyle(self) -> None:
+        self.strips = []
+        self.draw()
+        self.refresh()
+
+    def move(self, key: str) -> None:
+        page = max(1, self.size.height - 1)
+        last = max(0, len(self) - self.size.height)
+        if key == "end":
+            self.follow = True
+        else:
+            step = {"up": -1, "down": 1, "pageup": -page, "pagedown": page, "home": -(10**9)}[key]
+            if key in ("up", "pageup", "home"):
+                self.follow = False
+            if not self.follow:
+                self.top = max(0, min(self.top + step, last))
+        self.draw()
+
+    def sideways(self, by: int) -> None:
+        self.left = max(0, self.left + by)
+        self.draw()
+
+    def toggle_follow(self) -> None:
+        self.follow = not self.follow
+        self.draw()
+
+    def show_line(self, number: int) -> None:
+        """Bring a line into view and mark it; the view no longer follows."""
+        self.follow, self.hit = False, number
+        row = number if self.shown is None else next((k for k, i in enumerate(self.shown) if i >= number), 0)
+        if not self.top <= row < self.top + self.size.height:
+            self.top = max(0, row - self.size.height // 3)
+        self.draw()
+
+    def on_mouse_scroll_down(self, _: events.MouseScrollDown) -> None:
+        for _i in range(3):
+            self.move("down")
+
+    def on_mouse_scroll_up(self, _: events.MouseScrollUp) -> None:
+        for _i in range(3):
+            self.move("up")
+
+    @property
+    def status(self) -> str:
+        total = len(self.log_file) if self.log_file else 0
+        mode = "FOLLOW" if self.follow else f"PAUSED +{max(0, len(self) - self.seen)} lines"
+        only = f" · only {len(self)} that match {clean(self.filter, 30)}" if self.shown is not None else ""
+        side = f" · from column {self.left + 1}" if self.left else ""
+        return f"{mode} · {total} lines{only}{side}"
+
+    @property
+    def text(self) -> str:
+        return "\n".join(strip.text.rstrip() for strip in self.strips)
