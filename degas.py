@@ -140,9 +140,10 @@ PRESETS = {
     },
     "smoke": {
         **{"preset": "smoke", "dataset": "shapes", "evaluator": "compact", "z_dim": 32},
-        **{"search_images": 512, "search_size": 16, "search_batch": 32, "search_ch": 12, "search_epochs": 8, "arch_lr": 1e-2},
-        **{"iters": 201, "g_ch": 24, "d_ch": 16, "d_batch": 32, "g_batch": 32, "n_critic": 2, "g_lr": 1e-3, "d_lr": 1e-3},
-        **{"ema": 0.98, "eval_n": 1000, "eval_every": 100, "sample_every": 50, "log_every": 10},
+        **{"search_images": 128, "search_size": 16, "search_batch": 32, "search_ch": 12, "arch_lr": 1e-2},
+        **{"search_epochs": 8, "epoch_batches": 20},
+        **{"iters": 201, "g_ch": 24, "d_ch": 24, "d_batch": 32, "g_batch": 32, "n_critic": 2, "g_lr": 2e-3, "d_lr": 2e-3},
+        **{"ema": 0.9, "eval_n": 1000, "eval_every": 100, "sample_every": 50, "log_every": 10},
     },
 }
 
@@ -236,14 +237,15 @@ def check_genotype(nodes: object, n: object, source: str) -> Genotype:
         raise UserError(f"{source}: n is {n!r:.40}, must be the number of normal maps between two up-sampled ones, 1 to 8")
     wanted = into(n)
     if not isinstance(nodes, dict) or nodes.keys() != wanted.keys():
-        raise UserError(f"{source}: nodes must be those of n = {n}, {', '.join(wanted)}; found {list(nodes or ())!r:.80}")
+        raise UserError(f"{source}: nodes must be those of n = {n}, {', '.join(wanted)}; found {nodes!r:.80}")
     for node, entries in wanted.items():
         inputs = nodes[node]
         may_be = {c.source: c for c in entries}
         if not isinstance(inputs, list | tuple) or not 1 <= len(inputs) <= 2:
             raise UserError(f"{source}: {node} needs one or two inputs, found {inputs!r:.80}")
         for i, entry in enumerate(inputs):
-            if not isinstance(entry, list | tuple) or len(entry) != 2 or entry[0] not in may_be:
+            pair = isinstance(entry, list | tuple) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
+            if not pair or entry[0] not in may_be:
                 raise UserError(f"{source}: {node}: {entry!r:.60} is no input; use [node, op] with {', '.join(may_be)}")
             c = may_be[entry[0]]
             if c.direct != (i == 0):
@@ -251,11 +253,11 @@ def check_genotype(nodes: object, n: object, source: str) -> Genotype:
             ops = [op for op in c.ops() if op != "none"]
             if entry[1] not in ops:
                 raise UserError(f"{source}: {node} from {c.source}: unknown op {entry[1]!r:.40}; use {', '.join(ops)}")
-    return {node: tuple((str(s), str(op)) for s, op in nodes[node]) for node in wanted}
+    return {node: tuple((source, op) for source, op in nodes[node]) for node in wanted}
 
 
 def named(name: str) -> Genotype | Literal["baseline"]:
-    """ "baseline", or the genotype in a file. UserError: neither."""
+    """The genotype in a file, or "baseline". UserError: neither."""
     if name == "baseline":
         return name
     if Path(name).suffix != ".json":
@@ -1037,7 +1039,7 @@ def search(args: Args, ranks: Ranks, run: Run, data: Dataset, state: State, save
         if args.alpha_data != "same":
             low = first if args.alpha_data == "val" else 0
             g = stream(args.seed, "alpha images", state.step, device=ranks.device)
-            i = torch.randint(low, len(images), (args.search_batch,), generator=g, device=ranks.device)
+            i = low + torch.randperm(len(images) - low, generator=g, device=ranks.device)[: args.search_batch]
         if args.alpha_data == "val":
             zw_step(args, ranks, net, alpha, None, Z, images, i, lr)
         alpha_loss = alpha_step(args, ranks, net, alpha, a_opt, Z, images, i)
