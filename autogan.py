@@ -1164,7 +1164,7 @@ def check_size(args: Args) -> None:
     """Refuse images that do not come about by doubling, cell by cell, something that an instance norm can work on."""
     if args.size % 2**args.cells or args.size < 2 ** (args.cells + 1):
         raise UserError(
-            f"--size {args.size}: G of {args.cells} cells makes a multiple of {2**args.cells} px, from {2 ** (args.cells + 1)} on"
+            f"--size {args.size}: with {args.cells} cells a multiple of {2**args.cells} px, {2 ** (args.cells + 1)} or more"
         )
 
 
