@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from math import cos, inf, isfinite, log, pi, prod, sqrt
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -191,6 +192,7 @@ class Connection(NamedTuple):
         return {"normal": normal, "up": UP, "residual": ("none", *UP)}[self.kind]
 
 
+@cache
 def connections(n: int = 1) -> list[Connection]:
     """All connections, ordered by target; into each node the direct one first, then the residual ones by source.
 
@@ -208,6 +210,7 @@ def connections(n: int = 1) -> list[Connection]:
     return found
 
 
+@cache
 def into(n: int) -> dict[str, list[Connection]]:
     """The connections that enter each node."""
     nodes: dict[str, list[Connection]] = {}
@@ -690,8 +693,7 @@ def prune(alpha: dict[str, list[float]], n: int, normal: tuple[str, ...] = NORMA
     for node, entries in into(n).items():
         kept = []
         for c in entries:
-            values = torch.tensor(alpha[c.name], dtype=torch.float64)
-            values = (values.softmax(0) if score == "softmax" else values).tolist()
+            values = torch.tensor(alpha[c.name]).softmax(0).tolist() if score == "softmax" else alpha[c.name]
             options = dict(zip(c.ops(normal), values, strict=True))
             none = options.pop("none", None)
             op = max(options, key=options.get)  # the first of equals
@@ -807,7 +809,7 @@ def dequantise(images: Tensor, g: torch.Generator) -> Tensor:
 
 
 def quantise(x: Tensor) -> Tensor:
-    """Images in [-1, 1] to bytes, the inverse of `dequantise`; NaN becomes 0. [CT-GAN]"""
+    """Images in [-1, 1] to bytes, as good as the inverse of `dequantise`; NaN becomes 0. [CT-GAN]"""
     return ((x.float() + 1) * 127.995).clamp(0, 255).nan_to_num(0).to(torch.uint8)
 
 

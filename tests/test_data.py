@@ -108,6 +108,9 @@ def test_rank_slices_concatenate_to_the_batch(n: int, world: int, steps: int, la
         whole = list(chain(*parts))
         assert len(whole) == (6 if i < steps - 1 else last)
         assert whole == numbers(one(i))[: len(whole)]
+        for batches, part in zip(ranks, parts, strict=True):
+            assert batches.indices(i).tolist() == whole  # image number k shows k
+            assert batches.indices(i).chunk(world)[batches.rank].tolist() == part
 
 
 @pytest.mark.gpu
