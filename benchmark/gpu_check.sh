@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What there is to check on a machine with a GPU, without a network: tests, speed, a short training, stop and resume.
-#   benchmark/gpu_check.sh [MINUTES=5] [DATASET=shapes]      takes MINUTES and about 3 more; DATASET needs labels
+#   benchmark/gpu_check.sh [MINUTES=5] [DATASET=shapes]      takes MINUTES and about 10 more; DATASET needs labels
 set -euo pipefail
 minutes=${1:-5} dataset=${2:-shapes} python=${PYTHON:-python3}
 [[ $dataset == *[./]* ]] && dataset=$(realpath -m "$dataset") # a path, not a name
@@ -15,7 +15,7 @@ failed=()
 
 echo "== tests"
 if "$python" -c 'import pytest' 2>/dev/null; then
-    "$python" -m pytest -m "gpu and not slow" tests/test_gpu.py || failed+=(tests)
+    "$python" -m pytest -m "gpu and not slow" tests/test_gpu.py tests/test_*_gpu.py || failed+=(tests)
 else
     echo "skipped: no pytest"
 fi

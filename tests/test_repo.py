@@ -5,11 +5,15 @@ import importlib
 import re
 import shlex
 import subprocess
+import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import common.data
+from benchmark import steps
 from common.run import cli
 
 ROOT = Path(__file__).parents[1]
@@ -120,3 +124,14 @@ def test_no_file_of_the_project_names_a_machine() -> None:
         if name.endswith((".png", ".svg")) or name == "tests/test_repo.py":
             continue
         assert not re.search(r"/work/|/root/|/home/\w", (ROOT / name).read_text()), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [f.stem for f in METHODS])
+def test_the_speed_of_every_loop_can_be_measured(method: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.data, "shapes", partial(common.data.shapes, 256))
+    monkeypatch.setattr(sys, "argv", ["steps", method, "--preset", "smoke", "--seconds", "0.1", "--device", "cpu"])
+    steps.main()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"| {method}")]
+    assert len(table) == 2 * len(steps.ROWS[method])
+    assert all(float(line.split("|")[4].split()[0]) > 0 for line in table)
