@@ -1,6 +1,6 @@
 """A run in its own process, interrupted by SIGINT in the search and in the training, equals one that was left alone.
 
-python tests/resume_check.py METHOD: about a minute. The tests of each method have the same for every phase, in one process.
+About a minute on two cores. tests/test_eagan_runs.py has the same for every phase, in one process.
 """
 
 import json
@@ -15,12 +15,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-CASES = {  # method: (flags beside --preset smoke, beginnings of the stages in which it is interrupted)
-    "eagan": (
-        "--search-n 200 --final-n 200 --train-epochs 3 --eval-every 1 --log-every 5",
-        ("stage 1 round 1", "stage 2 warm-up", "training"),
-    ),
-}
+FLAGS = shlex.split("--preset smoke --search-n 200 --final-n 200 --train-epochs 3 --eval-every 1 --log-every 5")
 
 
 def launch(words: list[str]) -> subprocess.Popen:
@@ -28,7 +23,7 @@ def launch(words: list[str]) -> subprocess.Popen:
 
 
 def only_run(runs: Path) -> Path:
-    (run,) = runs.glob("*-s0-*")
+    (run,) = runs.glob("eagan-*")
     return run
 
 
@@ -50,27 +45,21 @@ def rows(run: Path, name: str) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "t" and not k.startswith("perf/")} for row in lines]
 
 
-def check(method: str) -> None:
-    flags, stages = CASES[method]
-    with tempfile.TemporaryDirectory() as folder:
-        alone, stopped = Path(folder, "alone"), Path(folder, "stopped")
-        words = [f"{method}.py", "--preset", "smoke", *shlex.split(flags), "--data-dir", str(Path(folder, "data"))]
-        assert launch([*words, "--runs-dir", str(alone)]).wait() == 0
-        words += ["--runs-dir", str(stopped)]
-        for stage in stages:
-            interrupt_in(launch(words), stopped, stage)
-            status = json.loads((only_run(stopped) / "status.json").read_text())
-            assert status["state"] == "stopped", status
-            print(f"{method}: stopped in {status['stage']} at step {status['step']}", flush=True)
-            words = shlex.split(status["resume_command"])[1:]
-        assert launch(words).wait() == 0
-        a, b = only_run(alone), only_run(stopped)
-        for name in ("metrics.jsonl", "search.jsonl"):
-            assert rows(a, name) == rows(b, name), name
-        one, two = (torch.load(run / "weights.pt", weights_only=True) for run in (a, b))
-        assert one["genotype"] == two["genotype"]
-        assert all(torch.equal(one["G"][k], two["G"][k]) for k in one["G"])
-        print(f"{method}: equal: {len(one['G'])} tensors, {len(rows(a, 'metrics.jsonl'))} rows of metrics")
-
-
-check(sys.argv[1])
+with tempfile.TemporaryDirectory() as folder:
+    alone, stopped, data = Path(folder, "alone"), Path(folder, "stopped"), ["--data-dir", str(Path(folder, "data"))]
+    assert launch(["eagan.py", *FLAGS, *data, "--runs-dir", str(alone)]).wait() == 0
+    words = ["eagan.py", *FLAGS, *data, "--runs-dir", str(stopped)]
+    for stage in ("stage 1 round 1", "stage 2 warm-up", "training"):
+        interrupt_in(launch(words), stopped, stage)
+        status = json.loads((only_run(stopped) / "status.json").read_text())
+        assert status["state"] == "stopped", status
+        print(f"stopped in {status['stage']} at step {status['step']}", flush=True)
+        words = shlex.split(status["resume_command"])[1:]
+    assert launch(words).wait() == 0
+    a, b = only_run(alone), only_run(stopped)
+    for name in ("metrics.jsonl", "search.jsonl"):
+        assert rows(a, name) == rows(b, name), name
+    one, two = (torch.load(run / "weights.pt", weights_only=True) for run in (a, b))
+    assert one["genotype"] == two["genotype"]
+    assert all(torch.equal(one["G"][k], two["G"][k]) for k in one["G"])
+    print(f"equal: {len(one['G'])} tensors, {len(rows(a, 'metrics.jsonl'))} rows of metrics")

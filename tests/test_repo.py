@@ -129,6 +129,7 @@ def test_no_file_of_the_project_names_a_machine() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [f.stem for f in METHODS])
 def test_the_speed_of_every_loop_can_be_measured(method: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "REPEATS", 1)
     monkeypatch.setattr(common.data, "shapes", partial(common.data.shapes, 256))
     monkeypatch.setattr(sys, "argv", ["steps", method, "--preset", "smoke", "--seconds", "0.1", "--device", "cpu"])
     steps.main()
