@@ -12,6 +12,7 @@ This file      the screens, top to bottom as one meets them: runs, one run, comp
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -67,14 +68,17 @@ AXES = ("step", "hours", "GPU-hours")
 ZOOMS = ("all", "tail", "low")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MOVES = [
-    *(Binding(k, f"move('{m}')", "up / down", show=False) for k, m in (("up,k", "up"), ("down,j", "down"))),
-    *(Binding(k, f"move('{m}')", "a page", show=False) for k, m in (("pageup", "pageup"), ("pagedown", "pagedown"))),
-    *(Binding(k, f"move('{m}')", "first / last", show=False) for k, m in (("home,g", "home"), ("end,G", "end"))),
+    Binding("up,k", "move('up')", "up", show=False),
+    Binding("down,j", "move('down')", "down", show=False),
+    Binding("pageup", "move('pageup')", "a page up", show=False),
+    Binding("pagedown", "move('pagedown')", "a page down", show=False),
+    Binding("home,g", "move('home')", "to the first", show=False),
+    Binding("end,G", "move('end')", "to the last; in the log: follow", show=False),
 ]
 CURVES = [
-    Binding("m", "metric", "next metric"),
-    Binding("e", "ema", "smoothing 0, .6, .9, .99"),
-    Binding("y", "log", "log or linear y"),
+    Binding("m", "metric", "metric: the next one"),
+    Binding("e", "ema", "smooth: 0, .6, .9, .99"),
+    Binding("y", "log", "log y: or linear"),
     Binding("t", "axis", "x: step, hours, GPU-hours", show=False),
     Binding("z", "zoom", "zoom: all, last 20 %, lowest values", show=False),
     Binding("b", "band", "raw values behind the smoothed", show=False),
@@ -84,13 +88,13 @@ CURVES = [
 ]
 ACTS = [  # upper case: on the process or the directory of a run; off with --readonly
     Binding("I", "act('stop')", "stop: finish the step, save, exit"),
-    Binding("Z", "act('pause')", "pause or go on"),
-    Binding("R", "act('resume')", "resume from the checkpoint"),
+    Binding("Z", "act('pause')", "pause, or let it go on"),
+    Binding("R", "act('resume')", "resume: from its checkpoint"),
     Binding("T", "act('terminate')", "terminate (SIGTERM)", show=False),
     Binding("K", "act('kill')", "kill (SIGKILL), asks first", show=False),
     Binding("D", "act('trash')", "move to runs/.trash", show=False),
     Binding("U", "act('undo')", "undo the last move to the trash", show=False),
-    Binding("r", "rerun", "run again with changes"),
+    Binding("r", "rerun", "re-run: with changes"),
     Binding("d", "derive", "train this run's genotype", show=False),
 ]
 
@@ -246,7 +250,7 @@ class Page(Screen):
         for binding in self.BINDINGS:
             if not self.offered(binding) or (self.app.readonly and touches(binding)):
                 continue
-            label = binding.description.split(":")[0].split(",")[0]
+            label = re.split("[:,;]", binding.description)[0]
             part: Line = [(key_name(binding.key), "key"), (f" {label}  ", "")]
             if draw.width_of(line) + draw.width_of(part) + draw.width_of(last) <= width:
                 line += part
@@ -345,7 +349,7 @@ class Runs(Page):
         Binding("enter", "open", "open"),
         Binding("slash", "query", "filter"),
         Binding("s", "sort", "sort"),
-        Binding("c", "compare", "compare the first two overlaid"),
+        Binding("c", "compare", "compare: two overlaid, or one with the cursor's"),
         *ACTS,
         *CURVES,
         Binding("0", "clear", "clear the overlay", show=False),
@@ -371,6 +375,8 @@ class Runs(Page):
 
     def changed(self, names: set[str]) -> None:
         self.app.safely("table", self.fill)
+        spare = self.query_one("#left").size.height - len(self.app.listed()) - 6
+        self.query_one("#preview").styles.height = max(5, min(14, spare))
         self.update("top", "status", "preview", "host", "host-below")
         if names & {run.name for run, _, _ in self.drawn()} or not self.query_one("#charts", Doc).lines:
             self.update("charts")
@@ -536,7 +542,7 @@ class Runs(Page):
         h = machine.host
         host = f" CPU {h['cpu']:.0f}% of {h['cores']:.0f} · RAM {draw.size(h['used'])}/{draw.size(h['total'])} · " if h else " "
         host += f"disk {draw.size(h['disk'])} free · " if h else ""
-        host += (f"{machine.gpu_note} · " if machine.gpu_note else "") + f"poll {1000 * self.app.poll_seconds:.0f} ms"
+        host += ("GPU n/a · " if machine.gpu_note else "") + f"poll {1000 * self.app.poll_seconds:.0f} ms"
         if height == 1:
             short = [f" GPU{g['index']} {g['percent']}% {draw.size(g['used'])}/{draw.size(g['total'])}" for g in machine.gpus]
             return [[(fit("".join(short) + host, width), "dim")]]
@@ -582,7 +588,7 @@ class Runs(Page):
                 else:
                     lines += curves.lines([d for d in drawn if name in pages.metrics(d[0])], name, width, h)
         if self.app.group:
-            extra = pages.seeds([r for r, _, _ in drawn])
+            extra = [*pages.seeds([r for r, _, _ in drawn]), [], *pages.distances([r for r, _, _ in drawn])]
             lines = [*lines[: height - len(extra) - 1], [], *extra]
         return [crop(line, width) for line in lines + values]
 
@@ -712,19 +718,19 @@ class OneRun(Page):
     BINDINGS: ClassVar = [
         Binding("escape", "back", "back"),
         *(Binding(str(i), f"tab('{t}')", t, show=False) for i, t in enumerate(TABS, 1)),
-        Binding("comma", "scrub(-1)", "earlier step, in all tabs"),
-        Binding("full_stop", "scrub(1)", "later step; past the last: now"),
+        Binding("comma", "scrub(-1)", "earlier: an earlier step in all tabs"),
+        Binding("full_stop", "scrub(1)", "later: a later step, past the last now"),
         Binding("asterisk", "best", "the step of the lowest FID", show=False),
-        Binding("left_square_bracket", "pick(-1)", "previous cell, edge, individual"),
-        Binding("right_square_bracket", "pick(1)", "next cell, edge, individual"),
-        Binding("o", "other", "generator or discriminator; log or output; axes"),
+        Binding("left_square_bracket", "pick(-1)", "previous: cell, edge or individual"),
+        Binding("right_square_bracket", "pick(1)", "next: cell, edge or individual"),
+        Binding("o", "other", "other: generator or discriminator, log or output, axes"),
         Binding("plus", "size(1)", "fewer, larger samples", show=False),
         Binding("minus", "size(-1)", "more, smaller samples", show=False),
         Binding("f", "follow", "follow the log"),
         Binding("slash", "find", "search"),
         Binding("n", "match(1)", "next match"),
         Binding("N", "match(-1)", "previous match", show=False),
-        Binding("ampersand", "only", "show only lines that match"),
+        Binding("ampersand", "only", "only: lines that match"),
         Binding("exclamation_mark", "trouble", "next error"),
         Binding("ctrl+g", "line", "go to a line", show=False),
         *ACTS,
@@ -834,7 +840,7 @@ class OneRun(Page):
         if page:
             return page(width, height)
         if self.tab == "architecture":
-            return pages.architecture(self.run, width, self.view)
+            return pages.architecture(self.run, width, height, self.view)
         return pages.search(self.run, width, height, self.view)
 
     def sets(self) -> list[tuple[str, ...]]:
@@ -1042,7 +1048,7 @@ class OneRun(Page):
             self.update("tabs")
             return ""
 
-        self.app.ask("show only lines that match", log.filter, done, hint="a regular expression; empty: all lines")
+        self.app.ask("only: lines that match", log.filter, done, hint="a regular expression; empty: all lines")
 
     def action_line(self) -> None:
         log = self.query_one(LogView)
@@ -1087,6 +1093,8 @@ def sample_lines(run: Run, at: float | None, width: int, height: int, across: in
     head: Line = [(facts, "bold"), ("   + - size, , . step, * best", "dim")]
     if not images:
         return [head, [], [(f" no colours here: open {path}", "dim")]]
+    if width < 60:
+        head = [(f" step {human(step)}", "bold")]
     return [crop(head, width), *draw.half_blocks(image, width - 1, height - 1, across)]
 
 
@@ -1099,8 +1107,8 @@ class Compare(Page):
     BINDINGS: ClassVar = [
         Binding("escape", "back", "back"),
         Binding("p", "sources", "differences of the sources"),
-        Binding("comma", "scrub(-1)", "earlier step"),
-        Binding("full_stop", "scrub(1)", "later step; past the last: now"),
+        Binding("comma", "scrub(-1)", "earlier: an earlier step"),
+        Binding("full_stop", "scrub(1)", "later: a later step, past the last now"),
         Binding("s", "swap", "swap A and B"),
         *CURVES,
         *MOVES,
@@ -1150,7 +1158,7 @@ class Compare(Page):
             sides.append([crop(line, half) for line in sample_lines(run, self.view.at, half, tall, across, self.app.images)])
         pictures = draw.beside(sides[0], sides[1], half, " ")
         lines = draw.beside(chart, pictures, wide) if width >= 100 else [*chart, *pictures]
-        return [*lines, [], *pages.compare(self.a, self.b, width, self.view), [], *pages.distances([self.a, self.b])]
+        return [*lines, [], *pages.compare(self.a, self.b, width, self.view)]
 
     def action_back(self) -> None:
         if self.sources:
@@ -1227,7 +1235,7 @@ class Form(Page):
         self.cursor, self.found = 0, ""
 
     def body(self) -> ComposeResult:
-        yield Doc(self.title, base="bar", id="top")
+        yield Doc(self.top_line, base="bar", id="top")
         yield Table(id="options")
         yield Doc(self.foot, id="foot")
 
@@ -1308,7 +1316,7 @@ class Form(Page):
 
     # -- what is shown
 
-    def title(self, width: int, _: int) -> list[Line]:
+    def top_line(self, width: int, _: int) -> list[Line]:
         wrong = len(self.problems())
         text = f" New run: {self.script.about}" if not self.about else f" {self.about}"
         right = draw.count(wrong, "problem") + " " if wrong else "ready: ctrl+r launches "
@@ -1903,7 +1911,7 @@ class Tui(App):
         for screen in self.screen_stack:
             if isinstance(screen, Runs):
                 screen.fill()
-                screen.update("status")
+                screen.update("status", "preview", "charts")
         return ""
 
     def choose_metric(self, metric: str) -> None:

@@ -313,7 +313,7 @@ def chart(
             taken.add(spot)
             chars[spot], owner[spot] = ord(letter), index
     rows: dict[int, str] = {}
-    for t in ticks(y0, y1, max(2, h // 3), log):
+    for t in ticks(y0, y1, max(3, h // 3), log):
         v = math.log10(t) if log else t
         row = round((a1 - v) / (a1 - a0) * (H - 1)) // 4
         if 0 <= row < h:

@@ -229,70 +229,79 @@ def hamming(a: list[Cell], b: list[Cell]) -> tuple[int, int]:
     return sum(p.get(k) != q.get(k) for k in every), len(every)
 
 
-def architecture(run: Run, width: int, view: View) -> list[Line]:
-    """The rails of a cell, every cell as a table, sizes, and how it has changed."""
+def architecture(run: Run, width: int, height: int, view: View) -> list[Line]:
+    """The rails of as many cells as fit, every cell as a table, sizes, and how it has changed."""
     genotype = run.genotype_at(view.at)
     found = cells(run, genotype, view.net)
-    nets = [n for n in "GD" if cells(run, genotype, n)]
     if not found:
-        other = f" · o shows {nets[0]}" if nets else ""
+        other = next((f" · o shows {n}" for n in "GD" if cells(run, genotype, n)), "")
         fixed = clean(genotype.get("fixed_d"), 30)
         why = f"the discriminator is the fixed one ({fixed})" if view.net == "D" and fixed else f"no genotype of {view.net} yet"
         return [[(f" {why}{other}", "dim")]]
     history = [s for s, _ in run.files("genotypes", ".json") if view.at is None or s <= view.at]
     before = cells(run, run.genotype_at(history[-2]), view.net) if len(history) > 1 else []
     old = dict(flat(before))
-    i = view.cell % len(found)
-    title, nodes, links = found[i]
     row = run.search.row(run.search.at(view.at)) if run.search.kind == "probabilities" else {}
     p = edges(row, view.net)
-    name = {"G": "generator", "D": "discriminator"}[view.net]
-    lines: list[Line] = [[(f" {name} · {title}", "bold"), (f"   as of step {human(history[-1])}" if history else "", "dim")]]
+    head: Line = [(f" {NETS[view.net]}", "bold"), (f"   as of step {human(history[-1])}" if history else "", "dim")]
+    head += [(f"   * = changed since step {human(history[-2])}", "dim")] if before else []
+    below = [*genotype_table(found, width, old), [], *_facts(run, genotype, width)]
     if before:
-        lines[0].append((f"   * = changed since step {human(history[-2])}", "dim"))
-    shown = []
-    for k, (a, b, op) in enumerate(links):
-        changed = old and old.get(f"{title} {a}->{b} {k}") != op
-        shown.append((a, b, op + (" *" if changed else ""), "warn" if changed else "key"))
-    picture = draw.rails(nodes, shown, min(width, 110) - (28 if p else 2))
+        d, n = hamming(found, before)
+        below.append([(f" {d} of {n} edges differ from the genotype of step {human(history[-2])}", "")])
     if p:
-        side: list[Line] = [[("edge        p      H", "dim")]]
-        for a, b, op in links:
-            q = p.get(f"{i + 1}/{a}->{b}") or p.get(f"{a}->{b}") or {}
-            side.append([(f"{fit(f'{a}->{b}', 9)} {q.get(op, 0):5.2f}  {entropy(q):5.2f}" if q else f"{a}->{b}", "")])
-        picture = beside(picture, side, min(width, 110) - 28)
-    lines += [[], *picture, []]
-    lines += genotype_table(found, width, old)
-    lines.append([])
+        below.append(_decided(p))
+    tall = max(len(links) for _, _, links in found) + 3
+    fits = max(1, min(len(found), (height - 2 - len(below)) // tall))
+    lines = [head]
+    wide = min(width, 110)
+    for k in range(fits):
+        i = (view.cell + k) % len(found)
+        title, nodes, links = found[i]
+        shown = []
+        for j, (a, b, op) in enumerate(links):
+            changed = old and old.get(f"{title} {a}->{b} {j}") != op
+            shown.append((a, b, op + (" *" if changed else ""), "warn" if changed else "key"))
+        picture = draw.rails(nodes, shown, wide - (28 if p else 2))
+        if p:
+            side: list[Line] = [[("edge         p     H", "dim")]]
+            for a, b, op in links:
+                q = p.get(f"{i + 1}/{a}->{b}") or p.get(f"{a}->{b}") or {}
+                side.append([(f"{fit(f'{a}->{b}', 9)} {q.get(op, 0):5.2f} {entropy(q):5.2f}" if q else f"{a}->{b}", "")])
+            picture = beside(picture, side, wide - 28)
+        lines += [
+            [(f" {title}", "bold key"), ("   [ ] another cell" if len(found) > fits and k == 0 else "", "dim")],
+            *picture,
+            [],
+        ]
+    return [*lines, *below]
+
+
+NETS = {"G": "generator", "D": "discriminator"}
+
+
+def _facts(run: Run, genotype: dict, width: int) -> list[Line]:
+    """Sizes, scores when found, AutoGAN's vector."""
     facts = []
     for n in "GD":
         params, macs = number(get(genotype, "params", n)), number(get(genotype, "macs", n))
         if params:
             facts.append(f"{n} {human(params)} parameters" + (f", {human(macs)} MACs" if macs else ""))
-    if isinstance(genotype.get("scores"), dict):
-        s = {k: number(v) for k, v in genotype["scores"].items()}
-        net = clean(run.last.get("net"), 30)
-        if s.get("fid") is not None:
-            facts.append(
-                f"{fid_label(net)} {score(s['fid'])} when found"
-                + (f", {fid_label(net, 'IS')} {score(s['is'])}" if s.get("is") else "")
-            )
-    if genotype.get("vector"):
-        facts.append(f"vector {clean(genotype['vector'], 80)}")
-    lines += [[(" " + text, "")] for text in wrapped(facts, width - 2)] if facts else []
-    if before:
-        d, n = hamming(found, before)
-        lines.append([(f" {d} of {n} edges differ from the genotype of step {human(history[-2])}", "")])
-    if p:
-        top = [max(q.values()) for q in p.values()]
-        dead = [max(q, key=q.get) for q in p.values()]
-        share = sum(op in ("none", "skip_connect") for op in dead) / len(dead)
-        sure = sum(t > 0.5 for t in top)
-        text = f" edges decided (p > 0.5) {sure}/{len(top)} {draw.bar(sure / len(top), 8)}"
-        lines.append([(text, ""), (f"   skip and none on {100 * share:.0f} % of edges", "bad" if share > 0.6 else "")])
-        if share > 0.6:
-            lines[-1].append((" collapse?", "bad"))
-    return lines
+    found, net = genotype.get("scores"), run.last.get("net")
+    for key in ("fid", "is"):
+        if (value := number(get(found, key))) is not None and net:
+            facts.append(f"{fid_label(net, key.upper())} {score(value)} when found")
+    facts += [f"vector {clean(genotype['vector'], 80)}"] if genotype.get("vector") else []
+    return [[(" " + text, "")] for text in wrapped(facts, width - 2)] if facts else []
+
+
+def _decided(p: dict[str, dict[str, float]]) -> Line:
+    """How many edges have an op above one half, and whether skip and none take over."""
+    sure = sum(max(q.values()) > 0.5 for q in p.values())
+    share = sum(max(q, key=q.get) in ("none", "skip_connect") for q in p.values()) / len(p)
+    line: Line = [(f" edges decided (p > 0.5) {sure}/{len(p)} {draw.bar(sure / len(p), 8)}", "")]
+    text = f"   skip and none on {100 * share:.0f} % of edges" + (": collapse?" if share > 0.6 else "")
+    return [*line, (text, "bad" if share > 0.6 else "")]
 
 
 def genotype_table(found: list[Cell], width: int, old: dict[str, str] | None = None) -> list[Line]:
@@ -414,7 +423,8 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
         axes = ("fid", "params")
     names = {"fid": label + " ↓", "is": is_label + " ↑", "params": "parameters ↓"}
     tall = max(6, min(16, height - 10 if width < 100 else height - 7))
-    wide = width if width < 100 else width - 58
+    listing = max(draw.width_of(line) for line in listed) + 3
+    wide = width if width < 100 else max(44, width - listing)
     age = {x["id"]: i for i, r in enumerate(of_stage) for x in r["population"]}
     dots = []
     for x in sorted(shown, key=lambda x: (x["id"] in last["front"], x is pick, age[x["id"]])):
@@ -430,14 +440,11 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
         if x["id"] in last["front"] and x[axes[0]] is not None and x[axes[1]] is not None
     )
     path = _staircase(path, falling=axes == ("fid", "params"))
-    legend: Line = [
-        (f" {names[axes[1]]} over {names[axes[0]]}   ", "dim"),
-        ("◆ front ", "key"),
-        ("★ picked ", "warn"),
-        ("· ∘ ○ older to newer", "dim"),
-    ]
-    cloud = [legend, *draw.scatter(dots, wide, tall, log_x=axes[0] == "fid" and all(d[0] > 0 for d in dots), path=path)]
-    lines += beside(cloud, [[], *listed], wide) if width >= 100 else [*cloud, *listed]
+    legend: Line = [(f" {names[axes[1]]} over {names[axes[0]]}   ", "bold"), ("◆ front  ", "key"), ("★ picked  ", "warn")]
+    legend += [("· ∘ ○ older to newer   o other axes", "dim")]
+    cloud = draw.scatter(dots, wide, tall, log_x=axes[0] == "fid" and all(d[0] > 0 for d in dots), path=path)
+    lines.append(legend)
+    lines += beside(cloud, listed, wide) if width >= 100 else [*cloud, *listed]
     lines += [[], *_pedigree(of_stage, pick, width, run)]
     return lines
 
@@ -485,7 +492,7 @@ def probabilities(run: Run, width: int, height: int, view: View) -> list[Line]:
         return [[(f" no probabilities of {view.net}" + (f" · o shows {other[0]}" if other else " yet"), "dim")]]
     names = list(p)
     pick = view.pick % len(names)
-    facts = [f"{ {'G': 'generator', 'D': 'discriminator'}[view.net] } · step {human(number(row.get('step')))}"]
+    facts = [f"{NETS[view.net]} · step {human(number(row.get('step')))}"]
     facts += [f"tau {human(number(row.get('tau')))}"] if number(row.get("tau")) is not None else []
     flips = number(get(row, "flips", view.net))
     facts += [f"{human(flips)} top-1 flips so far"] if flips is not None else []

@@ -24,17 +24,14 @@ def summary(runs: Iterable[Run]) -> str:
 
 def trend(run: Run) -> str:
     """How the score has moved over its last evaluations, in words."""
-    last = run.last
-    same = [
-        e["fid"]
-        for e in run.columns.evals
-        if (e["net"], e["phase"]) == (last.get("net"), last.get("phase")) and e["fid"] is not None
-    ]
-    if len(same) < 2:
+    of = (run.last.get("net"), run.last.get("phase"))
+    fids = [e["fid"] for e in run.columns.evals if (e["net"], e["phase"]) == of and e["fid"] is not None]
+    if len(fids) < 2:
         return ""
-    recent = same[-5:]
-    way = "falling" if recent[-1] < recent[0] else "rising" if recent[-1] > recent[0] else "level"
-    return f"{fid_label(last['net'])} {way} over the last {len(recent)} evaluations, {score(recent[0])} to {score(recent[-1])}, lowest {score(min(same))}"
+    first, last = fids[-5:][0], fids[-1]
+    way = "falling" if last < first else "rising" if last > first else "level"
+    many = f"the last {min(5, len(fids))} evaluations"
+    return f"{fid_label(of[0])} {way} over {many}, {score(first)} to {score(last)}, lowest {score(min(fids))}"
 
 
 def plain_lines(store: Store, runs: list[Run], machine: Machine | None = None) -> list[str]:
@@ -73,11 +70,9 @@ def host_lines(machine: Machine) -> list[str]:
         lines.append(f"GPU {g['index']} {g['name']}: " + ", ".join(m for m in more if m))
     if machine.gpu_note:
         lines.append(machine.gpu_note)
-    h = machine.host
-    if h:
-        lines.append(
-            f"CPU {h['cpu']:.0f} % of {h['cores']:.0f} cores, memory {size(h['used'])} of {size(h['total'])}, disk {size(h['disk'])} free"
-        )
+    if h := machine.host:
+        memory = f"memory {size(h['used'])} of {size(h['total'])}"
+        lines.append(f"CPU {h['cpu']:.0f} % of {h['cores']:.0f} cores, {memory}, disk {size(h['disk'])} free")
     return lines
 
 
@@ -100,66 +95,45 @@ def _exact(x: float) -> str:
     return "" if not math.isfinite(x) else str(int(x)) if x == int(x) and abs(x) < 2**53 else repr(x)
 
 
-def row(run: Run) -> list[tuple[str, str]]:
-    """What a paper's table says of a run."""
-    last = run.last
-    std = f" ± {last['is_std']:.2f}" if last.get("is_std") is not None else ""
-    return [
-        *(
-            ("run", clean(run.name)),
-            ("method", run.method),
-            ("dataset", run.dataset),
-            ("seed", "" if run.seed is None else str(run.seed)),
-        ),
-        *(
-            (fid_label(last["net"], "IS") + " ↑", score(last.get("is")) + std),
-            (fid_label(last["net"]) + " ↓", score(last.get("fid"))),
-        )
-        * bool(last),
-        *(("images", human(number(last.get("n")))), ("step", human(last.get("step") or run.step)), ("state", run.state)),
-    ]
+def row(run: Run) -> dict[str, str]:
+    """What a paper's table says of a run, by column."""
+    last, cells = run.last, {"run": clean(run.name), "method": run.method, "dataset": run.dataset}
+    cells["seed"] = "" if run.seed is None else str(run.seed)
+    if last:
+        std = f" ± {last['is_std']:.2f}" if last.get("is_std") is not None else ""
+        cells[fid_label(last["net"], "IS") + " ↑"] = score(last.get("is")) + std
+        cells[fid_label(last["net"]) + " ↓"] = score(last.get("fid"))
+        cells["images"] = human(number(last.get("n")))
+    return cells | {"step": human(last.get("step") or run.step), "state": run.state}
+
+
+def tables(runs: Iterable[Run]) -> list[list[list[str]]]:
+    """[[head, row, ...], ...]: a table for each network that scored, because their numbers do not compare."""
+    groups: dict[tuple, list[list[str]]] = {}
+    for run in runs:
+        cells = row(run)
+        groups.setdefault(tuple(cells), []).append(list(cells.values()))
+    return [[list(head), *rows] for head, rows in groups.items()]
 
 
 def markdown(runs: Iterable[Run]) -> str:
-    """A Markdown table for each network that scored: their numbers do not compare."""
-    return _tables(
-        runs, lambda cells: "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |", lambda n: "|---" * n + "|"
+    line = lambda cells: "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |\n"  # noqa: E731
+    return "\n".join(
+        line(head) + "|---" * len(head) + "|\n" + "".join(line(cells) for cells in rows) for head, *rows in tables(runs)
     )
 
 
 def latex(runs: Iterable[Run]) -> str:
-    """Rows of a LaTeX table, its head as a comment."""
-    text = _tables(runs, lambda cells: " & ".join(_tex(c) for c in cells) + r" \\", lambda n: "")
-    return "\n".join(
-        ("% " + line if i == 0 or before == "" else line)
-        for i, (before, line) in enumerate(zip(["", *text.split("\n")], text.split("\n"), strict=False))
-        if line
-    )
-
-
-def _tables(runs: Iterable[Run], line, rule) -> str:
-    groups: dict[tuple, list[list[str]]] = {}
-    for run in runs:
-        cells = row(run)
-        groups.setdefault(tuple(k for k, _ in cells), []).append([v for _, v in cells])
-    blocks = []
-    for head, rows in groups.items():
-        under = rule(len(head))
-        blocks.append("\n".join([line(head), *([under] if under else []), *(line(r) for r in rows)]))
-    return "\n\n".join(blocks) + "\n"
+    """Rows of a LaTeX table; the head as a comment."""
+    line = lambda cells: " & ".join(map(_tex, cells)) + " \\\\\n"  # noqa: E731
+    return "\n".join("% " + line(head) + "".join(line(cells) for cells in rows) for head, *rows in tables(runs))
 
 
 def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
-    more = {
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$",
-        "—": "--",
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+        c: "\\" + c for c in "_%&#${}"
     }
-    return "".join((special | more).get(c, c) for c in text)
+    return "".join((special | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "—": "--"}).get(c, c) for c in text)
 
 
 # ---- one HTML file ----------------------------------------------------------------------------------------------------
@@ -173,19 +147,16 @@ pre{background:#f3f5f7;padding:1em;overflow-x:auto;font:12px/1.35 ui-monospace,m
 def html_report(runs: list[Run], title: str) -> str:
     """Scores, curves, samples, architectures and configurations of some runs in one file without links to the outside."""
     body = [f"<h1>{_h(title)}</h1>"]
-    groups: dict[tuple, list[list[str]]] = {}
-    for run in runs:
-        cells = row(run)
-        groups.setdefault(tuple(k for k, _ in cells), []).append([v for _, v in cells])
-    for head, rows in groups.items():
-        body.append("<table><tr>" + "".join(f"<th>{_h(c)}</th>" for c in head) + "</tr>")
+    for head, *rows in tables(runs):
+        cells = "".join(f"<th>{_h(c)}</th>" for c in head)
+        body.append(f"<table><tr>{cells}</tr>")
         body += ["<tr>" + "".join(f"<td>{_h(c)}</td>" for c in r) + "</tr>" for r in rows] + ["</table>"]
-    metrics = list(dict.fromkeys(m for run in runs for m in pages.metrics(run) if pages.is_score(m) or m.startswith("loss/")))
+    metrics = [
+        m for m in dict.fromkeys(m for r in runs for m in pages.metrics(r)) if pages.is_score(m) or m.startswith("loss/")
+    ]
     for metric in metrics[:12]:
-        having = [(i, run) for i, run in enumerate(runs) if metric in pages.metrics(run)]
-        body.append(
-            f"<h3>{_h(metric)} over step</h3>{curves_svg([(COLORS[i % 8], run.name, *pages.points(run, metric)) for i, run in having])}"
-        )
+        having = [(COLORS[i % 8], r.name, *pages.points(r, metric)) for i, r in enumerate(runs) if metric in pages.metrics(r)]
+        body.append(f"<h3>{_h(metric)} over step</h3>{curves_svg(having)}")
     for run in runs:
         body.append(f"<h2>{_h(run.name)}</h2><p>{_h(pages.state_word(run))} {_h(run.error)}</p>")
         samples = run.files("samples", ".png")
@@ -195,11 +166,10 @@ def html_report(runs: list[Run], title: str) -> str:
             except OSError:
                 data = b""
             if data.startswith(b"\x89PNG\r\n\x1a\n"):
-                body.append(
-                    f'<p>Samples at step {samples[-1][0]}:<br><img alt="samples" src="data:image/png;base64,{base64.b64encode(data).decode()}"></p>'
-                )
+                image = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+                body.append(f'<p>Samples at step {samples[-1][0]}:<br/><img alt="samples" src="{image}"/></p>')
         for name, lines in (
-            ("Architecture", pages.architecture(run, 110, pages.View())),
+            ("Architecture", pages.architecture(run, 110, 60, pages.View())),
             ("Search", pages.search(run, 110, 40, pages.View())),
             ("Configuration", pages.configuration(run, 110)),
         ):
@@ -230,9 +200,8 @@ def curves_svg(curves: list[tuple], width: int = 900, height: int = 260) -> str:
     py = lambda b: 10 + (y1 - b) / (y1 - y0) * (height - 60)  # noqa: E731
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="100%" font-size="11">']
     for t in ticks(y0, y1, 5):
-        parts.append(
-            f'<path d="M60 {py(t):.1f}H{width - 10}" stroke="#e2e6ea"/><text x="54" y="{py(t) + 4:.1f}" text-anchor="end">{human(t)}</text>'
-        )
+        parts.append(f'<path d="M60 {py(t):.1f}H{width - 10}" stroke="#e2e6ea"/>')
+        parts.append(f'<text x="54" y="{py(t) + 4:.1f}" text-anchor="end">{human(t)}</text>')
     for t in ticks(x0, x1, 8):
         parts.append(f'<text x="{px(t):.1f}" y="{height - 34}" text-anchor="middle">{human(t)}</text>')
     for k, (color, name, points) in enumerate(good):

@@ -20,17 +20,24 @@ from ui.runs import Log, clean
 
 # ---- styles -----------------------------------------------------------------------------------------------------------
 
-OKABE_ITO = ["#56b4e9", "#e69f00", "#009e73", "#f0e442", "#cc79a7", "#0072b2", "#d55e00", "#bbbbbb"]
+TOL_LIGHT = ["#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#dddddd"]  # for a dark ground
+OKABE_ITO = [
+    "#0072b2",
+    "#b36b00",
+    "#00795a",
+    "#8a7d00",
+    "#a8447f",
+    "#3a8fc4",
+    "#b84700",
+    "#666666",
+]  # darkened, for a light one
 DARK = {
-    **{f"s{i}": color for i, color in enumerate(OKABE_ITO)},
+    **{f"s{i}": color for i, color in enumerate(TOL_LIGHT)},
     **{"dim": "#8a8f98", "faint": "#4a505a", "key": "#56b4e9", "info": "#8ab4f8", "good": "#4cc38a", "warn": "#e6a700"},
     **{"bad": "#ff6b6b", "sel": "on #24405e", "bar": "on #1c232d", "bold": "bold"},
 }
 LIGHT = DARK | {
-    **{
-        f"s{i}": c
-        for i, c in enumerate(["#0072b2", "#b36b00", "#00795a", "#8a7d00", "#a8447f", "#3a8fc4", "#b84700", "#666666"])
-    },
+    **{f"s{i}": color for i, color in enumerate(OKABE_ITO)},
     **{"dim": "#5c6370", "faint": "#b4bac4", "key": "#005f9e", "info": "#0057b8", "good": "#00795a", "warn": "#8a5a00"},
     **{"bad": "#b3261e", "sel": "on #cfe3f7", "bar": "on #e8ecf1"},
 }
