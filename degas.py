@@ -101,9 +101,9 @@ class Args:
     ] = "alpha"
 
     conditional: Annotated[bool, opt("Train with labels: conditional BatchNorm, class head. [paper §4]", "Train")] = False
-    iters: Annotated[int, opt("Iterations: n-critic critic steps, and a G step but in the first. [CT-GAN]", "Train", min=1)] = (
-        100_000
-    )
+    iters: Annotated[
+        int, opt("Iterations: n-critic critic steps and, but for the first, a G step. [CT-GAN]", "Train", min=2)
+    ] = 100_000
     g_ch: Annotated[int, opt("Channels of G. [inferred: docs/degas.md]", "Train", min=1)] = 128
     d_ch: Annotated[int, opt("Channels of the critic. [CT-GAN]", "Train", min=1)] = 128
     z_dim: Annotated[int, opt("Latent size, in search and training. [CT-GAN]", "Train", min=1)] = 128
