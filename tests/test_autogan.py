@@ -435,10 +435,8 @@ def taught(args: Args, reward: object, steps: int) -> list[Tensor]:
     return [p.mean(0) for p in made(200, stream(0, "policy"), []).policy]
 
 
-@pytest.mark.parametrize(
-    ("loss", "sign"),
-    [("fixed", 1), *(pytest.param(*x, marks=pytest.mark.slow) for x in (("fixed", -1), ("reference", 1), ("reference", -1)))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "sign"), list(product(("fixed", "reference"), (1, -1))))
 def test_fact_19_reward_sign(loss: str, sign: int) -> None:
     p_pre = taught(Args(controller_loss=loss), lambda vector, _: sign * float(vector[0] == 1), 750)[0][1].item()
     assert p_pre > 0.85 if sign > 0 else p_pre < 0.15
@@ -457,10 +455,12 @@ def test_fact_19_toy_reward(loss: str) -> None:
     assert mean.item() >= 3.70
 
 
-def test_bug_2_several_architectures_a_step_learn() -> None:
-    """In the authors' code any number but 1 ends in an error of shapes."""
-    p = taught(Args(ctrl_batch=8, ctrl_lr=2e-3), toy, 150)
-    assert (3 + 0.3 * p[0][1] + 0.2 * p[1][0] + 0.2 * p[2][1] + 0.1 * p[3][1]).item() > 3.7
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bug_2_several_architectures_a_step_learn(sign: int) -> None:
+    """In the authors' code any number but 1 ends in an error of shapes. A negated reward teaches the opposite."""
+    p = taught(Args(ctrl_batch=8, ctrl_lr=3e-3), lambda vector, rng: sign * toy(vector, rng), 80)
+    mean = 3 + 0.3 * p[0][1] + 0.2 * p[1][0] + 0.2 * p[2][1] + 0.1 * p[3][1]
+    assert mean.item() > 3.6 if sign > 0 else mean.item() < 3.15  # uniform: 3.333
 
 
 def test_bug_3_entropy_is_a_bonus() -> None:
@@ -733,6 +733,7 @@ def test_fact_22_sixteen_evaluations(epoch: int, train_epochs: int, eval_every: 
     assert len(seen) == 1 + 16
 
 
+@pytest.mark.slow
 def test_bug_11_a_search_at_48_pixels_has_stages_of_12_24_48(watched, tiny: dict) -> None:
     """Here 24 pixels, for time: in the authors' code the stages are 8, 16 and 32 whatever the size of G's images."""
     assert [autogan.stage_size(Args(size=48), stage) for stage in range(3)] == [12, 24, 48]

@@ -33,12 +33,12 @@ pytestmark = pytest.mark.usefixtures("quick_compact")
 
 @pytest.fixture(scope="module")
 def tiny(tiny_data: dict) -> dict:
-    """Flags of a search, choice and training of some thirty steps; --runs-dir is up to the test. It meets a dynamic reset."""
+    """Flags of a search, choice and training of some twenty steps; --runs-dir is up to the test. It meets a dynamic reset."""
     return {
         **tiny_data,
         **{"g_ch": 4, "d_ch": 4, "search_g_ch": 4, "search_d_ch": 4, "z_dim": 6, "g_batch": 4, "d_batch": 4, "n_critic": 2},
-        **{"iterations": 4, "grow": "1,2", "gan_epochs": 1, "epoch_batches": 6, "ctrl_steps": 2, "candidates": 3, "beam": 2},
-        **{"reward_n": 20, "derive_epochs": 1, "final_n": 20, "proxy_n": 1, "reset_window": 5, "reset_variance": 0.05},
+        **{"iterations": 3, "grow": "1,2", "gan_epochs": 1, "epoch_batches": 4, "ctrl_steps": 2, "candidates": 3, "beam": 2},
+        **{"reward_n": 20, "derive_epochs": 1, "final_n": 20, "proxy_n": 1, "reset_window": 3, "reset_variance": 9.0},
         **{"train_epochs": 2, "eval_n": 30, "eval_every": 1, "sample_every": 2, "log_every": 1},
     }
 
@@ -71,9 +71,9 @@ def test_search_rows_show_controller_beam_reset_and_choice(whole: Path) -> None:
     found = rows(whole, "search.jsonl")
     assert [r["kind"] for r in found if r["kind"] != "reset"] == [
         *("controller", "controller", "beam", "controller", "controller", "beam"),
-        *("controller", "controller", "controller", "controller", "beam", "derive"),
+        *("controller", "controller", "beam", "derive"),
     ]
-    assert any(r["kind"] == "reset" for r in found)
+    assert [r["stage"] for r in found if r["kind"] == "reset"] == [1]
     for row in found:
         assert row["stage"] in (0, 1, 2)
         if row["kind"] == "controller":
@@ -87,7 +87,7 @@ def test_search_rows_show_controller_beam_reset_and_choice(whole: Path) -> None:
             lengths = {len(read_vector(x["vector"])) for x in row["beam"]}
             assert lengths == {(4, 9, 14)[row["stage"]]}
         elif row["kind"] == "reset":
-            assert min(row["window"]["var_g"], row["window"]["var_d"]) < 0.05
+            assert min(row["window"]["var_g"], row["window"]["var_d"]) < 9
     derive = found[-1]
     assert [x["how"] for x in derive["beam"]].count("proxy") == 1
     assert all(x["shared"] > 0 and x["score"] > 0 for x in derive["beam"])
@@ -132,7 +132,7 @@ def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "flags",
     [
-        *({"search": "random", "random_n": 2, "phase": "search"}, {"reward": "fid", "ctrl_batch": 2, "phase": "search"}),
+        *({"search": "random", "random_n": 2, "phase": "search"}, slow({"reward": "fid", "ctrl_batch": 2})),
         *(slow({"search": "slas"}), slow({"search": "random-shared"}), slow({"search": "random", "random_n": 2})),
         *(slow({"reward": "is-cost", "cost": "macs"}), slow({"controller_loss": "reference"}), slow({"dedupe": False})),
         *(slow({"tap": "before"}), slow({"bn_batches": 2}), slow({"amp": True}), slow({"dynamic_reset": False})),
@@ -168,7 +168,7 @@ def test_bug_8_one_seed_is_one_run_and_another_seed_is_another(tiny: dict, whole
     assert_same_run(whole, start(autogan, tiny, tmp_path))
     other = start(autogan, tiny, tmp_path, seed=1)
     drawn = [[x["vector"] for r in rows(run, "search.jsonl") for x in r.get("scored", [])] for run in (whole, other)]
-    assert len(drawn[0]) == len(drawn[1]) == 8
+    assert len(drawn[0]) == len(drawn[1]) == 6
     assert drawn[0] != drawn[1]
 
 
@@ -184,9 +184,9 @@ def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, 
 @pytest.mark.parametrize(
     ("stage", "call"),
     [
-        *(("stage 1 iteration 2/4", 2), ("stage 0 iteration 1/4 controller", 3), ("stage 1 iteration 2/4 candidates", 3)),
-        *(("finalist 2/3", 2), ("training", 3), slow("stage 0 iteration 1/4", 2), slow("stage 2 iteration 3/4", 1)),
-        *(slow("stage 2 iteration 4/4 controller", 1), slow("stage 2 iteration 4/4 candidates", 4), slow("proxy", 1)),
+        *(("stage 1 iteration 2/3 candidates", 3), ("finalist 2/3", 2), slow("stage 1 iteration 2/3", 2), slow("training", 3)),
+        *(slow("stage 0 iteration 1/3", 2), slow("stage 0 iteration 1/3 controller", 3), slow("stage 2 iteration 3/3", 1)),
+        *(slow("stage 2 iteration 3/3 controller", 1), slow("stage 2 iteration 3/3 candidates", 2), slow("proxy", 1)),
         *(slow("finalist 1/3 scoring", 1), slow("finalist 3/3", 1), slow("preparing", 2)),
         *(slow("evaluation (untrained)", 1), slow("evaluation (training)", 1), slow("evaluation (last)", 1)),
     ],
@@ -202,8 +202,8 @@ def test_bug_9_stopped_in_any_phase_and_resumed_equals_undisturbed(
     ("variant", "stage", "call"),
     [
         ({"search": "random", "random_n": 2, "proxy_n": 0}, "finalist 2/2", 2),
-        ({"search": "random-shared", "bn_batches": 1}, "stage 2 iteration 4/4 candidates", 6),
-        ({"controller_loss": "reference"}, "stage 0 iteration 1/4 controller", 3),
+        ({"search": "random-shared", "bn_batches": 1}, "stage 2 iteration 3/3 candidates", 6),
+        ({"controller_loss": "reference"}, "stage 0 iteration 1/3 controller", 3),
     ],
     ids=str,
 )
@@ -219,7 +219,7 @@ def test_bug_9_loss_windows_baseline_and_beam_are_in_the_checkpoint(tiny: dict, 
     args, seen, begin = {**tiny, "save_minutes": 0, "phase": "search", "reset_variance": 0.0}, [], Run.begin
 
     def look(run: Run, phase: str, stage: str, *rest: object, **more: object) -> None:
-        if stage == "stage 2 iteration 3/4 controller":
+        if stage == "stage 2 iteration 3/3 controller":
             run.save()
             seen.append(load(run.dir, "checkpoint.pt"))
         begin(run, phase, stage, *rest, **more)
@@ -228,13 +228,14 @@ def test_bug_9_loss_windows_baseline_and_beam_are_in_the_checkpoint(tiny: dict, 
     start(autogan, args, tmp_path)
     (saved,) = seen
     state = saved["state"]
-    assert [len(state["windows"][k]) for k in "gd"] == [5, 5]
-    assert (state["stage"], state["iteration"], state["turn"]) == (2, 2, 3)
+    assert [len(state["windows"][k]) for k in "gd"] == [3, 3]
+    assert (state["stage"], state["iteration"], state["turn"]) == (2, 2, 2)
     assert len(state["beam"]) == 2
     assert {"vector", "score", "h", "c"} <= state["beam"][0].keys()
     assert {"G", "D", "g_opt", "d_opt", "controller", "c_opt"} == saved["nets"].keys()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_line_and_resumes(tiny: dict, whole: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     save, calls = torch.save, []
 
@@ -265,7 +266,7 @@ def test_a_finished_run_can_be_trained_longer(tiny: dict, tmp_path: Path) -> Non
     assert_equal(load(short, "checkpoint.pt")["nets"], load(long, "checkpoint.pt")["nets"])
 
 
-@pytest.mark.parametrize("extra", [{"genotype": "A"}, {}], ids=str)
+@pytest.mark.parametrize("extra", [{"genotype": "A"}, slow({})], ids=str)
 def test_a_diverged_run_fails_with_the_step(tiny: dict, tmp_path: Path, capsys, extra: dict) -> None:
     words = flags({**tiny, "runs_dir": tmp_path, "g_lr": 1e30, "d_lr": 1e30, **extra})
     assert command(autogan, words) == 2
