@@ -51,7 +51,7 @@ class Option:
         """Type and range: `int ≥ 2`, `float 0 … 1`, `is,fid | fid`."""
         if self.choices:
             return " | ".join(self.choices)
-        low, high = (f"{x:g}" if x is not None else "" for x in (self.low, self.high))
+        low, high = (str(x) if x is not None else "" for x in (self.low, self.high))
         limits = f" {low} … {high}" if low and high else f" ≥ {low}" if low else f" ≤ {high}" if high else ""
         return self.kind + limits + (", or nothing" if self.optional else "")
 
@@ -76,9 +76,9 @@ class Option:
             if not value == value:
                 raise ValueError("must be a number")
             if self.low is not None and value < self.low:
-                raise ValueError(f"must be ≥ {self.low:g}")
+                raise ValueError(f"must be ≥ {self.low}")
             if self.high is not None and value > self.high:
-                raise ValueError(f"must be ≤ {self.high:g}")
+                raise ValueError(f"must be ≤ {self.high}")
             return value
         if not text:
             raise ValueError("must not be empty")
