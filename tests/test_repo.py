@@ -23,6 +23,20 @@ DIVERGES = {  # names that mean the same in each script and are another thing in
     "State": "what a resumed run needs",
     "main": "the plan: which stages, in which order",
     "check": "which values of its own arguments cannot go together",
+    "Generator": "the network that the method searches",
+    "g_params": "its closed form",
+    "g_macs": "its closed form",
+    "d_macs": "the closed form of the method's discriminators",
+    "d_step": "the hinge loss on the method's networks and paths",
+    "g_step": "the hinge loss on the method's networks and paths",
+    "search": "the method",
+    "derive": "how its search ends in one genotype",
+    "genotype_json": "what its genotypes are",
+    "train_gan": "the schedule of its paper",
+    "evaluate": "what its weights.pt holds",
+    "load_weights": "what its weights.pt holds",
+    "plan_of": "what its stages cost",
+    "sizes": "what its stages hold in memory",
 }
 
 
