@@ -769,7 +769,7 @@ def policy_row(args: Args, controller: Controller, state: State, cells: range) -
 POLICY_DRAWS = 64
 
 
-def told(candidates: list[dict]) -> list[dict]:
+def listed(candidates: list[dict]) -> list[dict]:
     """Candidates as search.jsonl has them."""
     return [{k: text_of(v) if k == "vector" else v for k, v in x.items() if k not in "hc"} for x in candidates]
 
@@ -884,7 +884,7 @@ def search(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, data: Datas
             c_opt.step()
             state.ctrl += 1
             mean, baseline = rewards.mean().item(), sum(state.baseline) / len(state.baseline)
-            evidence = {"window": window_row(state), "scored": told(scored), **policy_row(args, controller, state, cells)}
+            evidence = {"window": window_row(state), "scored": listed(scored), **policy_row(args, controller, state, cells)}
             run.search_row({"step": state.step, **row, "kind": "controller", "reward": mean, "baseline": baseline, **evidence})
 
         # -- the last iteration of a stage: the beam
@@ -895,7 +895,9 @@ def search(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, data: Datas
                 run.tick(state.step, f"candidate {len(state.scored) + 1} of {to_score}")
                 state.scored.append(score_one(x["vector"]))
             beam = best_of([{**x, **s} for x, s in zip(found, state.scored, strict=True)], args.beam)
-            run.search_row({"step": state.step, **row, "kind": "beam", "beam": told(beam), "candidates": told(state.scored)})
+            run.search_row(
+                {"step": state.step, **row, "kind": "beam", "beam": listed(beam), "candidates": listed(state.scored)}
+            )
             with recalibrated(args, ranks, G, names_of(beam[0]["vector"])):
                 run.samples(state.step, grid(args, ranks, G, names_of(beam[0]["vector"])))
             report_beam(args, run, judges[state.stage], state, beam)
@@ -945,7 +947,7 @@ def pair(args: Args, ranks: Ranks, vector: Vector, *name: object) -> Pair:
     return G, D, deepcopy(G).requires_grad_(False), adam(G, args.g_lr, args), adam(D, args.d_lr, args)
 
 
-def train_step(args: Args, ranks: Ranks, run: Run, batches: Batches, state: State, gan: Pair) -> None:
+def gan_step(args: Args, ranks: Ranks, run: Run, batches: Batches, state: State, gan: Pair) -> None:
     """n_critic steps of D, one of G and of its average."""
     G, D, G_ema, g_opt, d_opt = gan
     for _ in range(args.n_critic):
@@ -976,7 +978,7 @@ def derive(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Ba
         run.begin(phase, f"finalist {i + 1}/{n}", state.step, images_per_step=args.d_batch * args.n_critic)
         while state.step - state.began < steps:
             run.tick(state.step, f"its score in {steps - state.step + state.began} steps")
-            train_step(args, ranks, run, batches, state, gan)
+            gan_step(args, ranks, run, batches, state, gan)
         run.begin(phase, f"finalist {i + 1}/{n} scoring", state.step)
         ranks.average_buffers(G)
         ema_update(G_ema, G, 1.0)
@@ -990,7 +992,7 @@ def derive(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Ba
     chosen = next(x for x in ranked if x["how"] != "proxy")
     state.G = chosen["vector"]
     row = {"step": state.step, "stage": args.cells - 1, "iteration": args.iterations, "kind": "derive", "spearman": correlation}
-    run.search_row({**row, "beam": told(ranked), "eval/n": args.final_n, "eval/net": evaluator.net})
+    run.search_row({**row, "beam": listed(ranked), "eval/n": args.final_n, "eval/net": evaluator.net})
     run.genotype(state.step, genotype_json(args, state.G, chosen))
     if correlation:
         run.print(
@@ -1064,7 +1066,7 @@ def train_gan(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches:
         if last:
             break
         run.tick(state.step, f"evaluation in {min(every - done % every, total - done)} steps")
-        train_step(args, ranks, run, batches, state, gan)
+        gan_step(args, ranks, run, batches, state, gan)
         if (state.step - state.began) % args.sample_every == 0:
             run.samples(state.step, grid(args, ranks, G_ema))
     run.save()  # with more --train-epochs the run can go on
@@ -1160,7 +1162,7 @@ def check(args: Args, world: int) -> None:
         )
 
 
-def check_size(args: Args) -> None:
+def check_pixels(args: Args) -> None:
     """Refuse images that do not come about by doubling, cell by cell, something that an instance norm can work on."""
     if args.size % 2**args.cells or args.size < 2 ** (args.cells + 1):
         raise UserError(
@@ -1267,7 +1269,7 @@ def main(args: Args) -> dict | None:
         args, trained = load_weights(args, ranks.device)
         if args.size != data.images.shape[-1]:
             raise UserError(f"--weights {args.weights}: makes {args.size} px; use --size {args.size}")
-    check_size(args)
+    check_pixels(args)
     batches = Batches(data.images, args.d_batch, args.seed, ranks.device, ranks.rank, ranks.world)
     plan = [] if trained else plan_of(args, len(batches), state)
     memory = {} if trained else sizes(args, state)

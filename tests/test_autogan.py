@@ -723,7 +723,7 @@ def test_fact_22_sixteen_evaluations(epoch: int, train_epochs: int, eval_every: 
         seen.append((state.step, what))
         state.evaluated = state.step
 
-    monkeypatch.setattr(autogan, "train_step", quick)
+    monkeypatch.setattr(autogan, "gan_step", quick)
     monkeypatch.setattr(autogan, "evaluate", evaluate)
     run = SimpleNamespace(begin=lambda *_, **__: None, tick=lambda *_: None, save=lambda: None, keep=None)
     batches = type("Epoch", (), {"__len__": lambda _self: epoch})()

@@ -394,7 +394,7 @@ def test_presets_beat_defaults_and_flags_beat_presets() -> None:
     for values in PRESETS.values():
         args = Args(**values)
         autogan.check(args, 1)
-        autogan.check_size(replace(args, size=32))
+        autogan.check_pixels(replace(args, size=32))
     assert set(PUBLISHED) == {"A", "B", "C", "sngan"}
 
 
