@@ -359,17 +359,15 @@ def sources_of(skips: str) -> list[int]:
 
 
 class Generator(nn.Module):
-    """z: (B, z_dim) -> (B, 3, size, size) in [-1, 1], of one genotype of 1 cell or more."""
+    """z: (B, z_dim) -> (B, 3, size, size) in [-1, 1], of a genotype of one cell or more."""
 
-    def __init__(self, genotype: Genotype, ch: int = 256, z_dim: int = 128, size: int = 32, tap: str = "after") -> None:
+    def __init__(
+        self, genotype: Genotype | tuple[None, ...], ch: int = 256, z_dim: int = 128, size: int = 32, tap: str = "after"
+    ) -> None:
         super().__init__()
-        self.genotype = genotype
-        self._build([Cell(ch, i, row, tap) for i, row in enumerate(genotype)], ch, z_dim, size)
-
-    def _build(self, cells: list[Cell], ch: int, z_dim: int, size: int) -> None:
-        self.ch, self.bottom = ch, size // 2 ** len(cells)
+        self.genotype, self.ch, self.bottom = genotype, ch, size // 2 ** len(genotype)
         self.latent = nn.Linear(z_dim, ch * self.bottom**2)
-        self.cells = nn.ModuleList(cells)
+        self.cells = nn.ModuleList(Cell(ch, i, row, tap) for i, row in enumerate(genotype))
         self.bn = nn.BatchNorm2d(ch)
         self.to_rgb = Conv(ch, 3, 3, padding=1)
         init_weights(self)
@@ -387,9 +385,8 @@ class SuperGenerator(Generator):
     """The shared weights of all generators: forward(z, genotype); (B, 3, bottom 2^n, …) for a genotype of n cells."""
 
     def __init__(self, cells: int, ch: int = 128, z_dim: int = 128, size: int = 32, tap: str = "after") -> None:
-        nn.Module.__init__(self)
+        super().__init__((None,) * cells, ch, z_dim, size, tap)
         self.how = {"ch": ch, "z_dim": z_dim, "tap": tap}
-        self._build([Cell(ch, i, None, tap) for i in range(cells)], ch, z_dim, size)
 
     def extract(self, vector: Vector) -> Generator:
         """A stand-alone generator with copies of the weights that this architecture uses: the same images."""
@@ -428,15 +425,10 @@ def g_macs(genotype: Genotype, ch: int = 256, z_dim: int = 128, size: int = 32) 
 
 def d_macs(ch: int = 128, size: int = 32, stage: int = 2) -> int:
     """Multiply-adds of the discriminator of a stage for one image, as the paper writes them."""
-    half, side = 3 * ch * (size // 2) ** 2, size**2
-    total = (27 * ch + 9 * ch * ch) * side + half + ch
-    for block in range(stage):
-        if block == 0:
-            side //= 4
-            total += 18 * ch * ch * side + ch * ch * side
-        else:
-            total += 18 * ch * ch * (side // 4)
-    return total + 18 * ch * ch * (side // 4)
+    full, half, quarter = size**2, (size // 2) ** 2, (size // 4) ** 2
+    stem = (27 * ch + 9 * ch * ch) * full + 3 * ch * half
+    middle = [19 * ch * ch * half, 18 * ch * ch * quarter][:stage]
+    return stem + sum(middle) + 18 * ch * ch * (quarter if stage else half) + ch
 
 
 def largest(cells: int) -> Genotype:
@@ -627,7 +619,7 @@ def reward_of(args: Args, s: Score, genotype: Genotype, ch: int) -> float:
     if args.reward == "is":
         return s.is_mean
     cost = g_params if args.cost == "params" else g_macs
-    size = args.size * 2 ** len(genotype) // 2**args.cells
+    size = stage_size(args, len(genotype) - 1)
     return s.is_mean - args.cost_weight * cost(genotype, ch, args.z_dim, size) / cost(
         largest(len(genotype)), ch, args.z_dim, size
     )
@@ -709,8 +701,9 @@ def scored_by_mlas(args: Args) -> int:
     return args.iterations * args.ctrl_steps * args.ctrl_batch + args.cells * args.candidates
 
 
-def push(window: list[float], loss: float, length: int) -> None:
-    window.append(loss)
+def push(window: list[float], losses: list[float], length: int) -> None:
+    """Append, and keep the last `length`."""
+    window += losses
     del window[:-length]
 
 
@@ -729,14 +722,14 @@ def collapsed(args: Args, windows: dict[str, list[float]]) -> bool:
 def draw_candidates(draw: Callable[[int, int], list[dict]], n: int, distinct: bool) -> list[dict]:
     """n candidates. draw(n, i): the i-th n of them. distinct: as far as 50 n draws give them, then filled up with the rest."""
     # DEVIATES 4: the authors take what comes; a trained policy then gives about two architectures among ten
+    if not distinct:
+        return draw(n, 0)
     found: dict[Vector, dict] = {}
     spare = []
-    for i in range(50 if distinct else 1):
+    for i in range(50):
         for x in draw(n, i):
-            if distinct and x["vector"] in found:
+            if found.setdefault(x["vector"], x) is not x:
                 spare.append(x)
-            else:
-                found[x["vector"] if distinct else len(found)] = x
         if len(found) >= n:
             break
     return [*found.values(), *spare][:n]
@@ -754,6 +747,9 @@ def window_row(state: State) -> dict:
     }
 
 
+POLICY_DRAWS = 64
+
+
 def policy_row(args: Args, controller: Controller, state: State, cells: range) -> dict:
     """What the controller would decide now, over POLICY_DRAWS draws: mean probability of every option, mean entropy in nats."""
     with torch.no_grad():
@@ -766,12 +762,9 @@ def policy_row(args: Args, controller: Controller, state: State, cells: range) -
     }
 
 
-POLICY_DRAWS = 64
-
-
 def listed(candidates: list[dict]) -> list[dict]:
     """Candidates as search.jsonl has them."""
-    return [{k: text_of(v) if k == "vector" else v for k, v in x.items() if k not in "hc"} for x in candidates]
+    return [{k: text_of(v) if k == "vector" else v for k, v in x.items() if k not in ("h", "c")} for x in candidates]
 
 
 def uniform(args: Args, n: int, *name: object) -> list[dict]:
@@ -1025,7 +1018,7 @@ def table(vector: Vector) -> str:
 def genotype_json(args: Args, vector: Vector, scores: dict | None = None) -> dict:
     """What genotype.json holds; --genotype reads its vector back. params, macs: at the widths of training from scratch."""
     genotype = names_of(vector)
-    size = args.size * 2 ** len(genotype) // 2**args.cells
+    size = stage_size(args, len(genotype) - 1)
     cells = [dict(zip(decisions(0), row, strict=True)) for row in genotype]
     return {
         **{"method": "autogan", "vector": text_of(vector)},
@@ -1228,7 +1221,9 @@ def load_weights(args: Args, device: torch.device) -> tuple[Args, Generator]:
     """The generator in a weights.pt, and the arguments with its widths. UserError: not such a file."""
     try:
         saved = torch.load(args.weights, map_location=device, weights_only=True)
-        args = replace(args, **{k: int(saved[k]) for k in ("g_ch", "z_dim", "size")}, tap=str(saved["tap"]))
+        args = replace(args, **{k: int(saved[k]) for k in ("g_ch", "z_dim", "size")}, tap=saved["tap"])
+        if args.tap not in ("after", "before"):
+            raise ValueError(f"tap {args.tap!r:.20}")
         genotype = names_of(vector_of_names(saved["genotype"]["G"]))
         G = Generator(genotype, args.g_ch, args.z_dim, args.size, args.tap)
         G.load_state_dict(saved["G"])

@@ -504,8 +504,8 @@ def first_trigger(losses: np.ndarray, args: Args) -> int | None:
     windows, wide = {"g": [], "d": []}, np.random.default_rng(1).normal(0, 1, 5 * len(losses))
     for i, loss in enumerate(losses):
         for k in range(5):
-            autogan.push(windows["d"], wide[5 * i + k], args.reset_window)
-        autogan.push(windows["g"], loss, args.reset_window)
+            autogan.push(windows["d"], [wide[5 * i + k]], args.reset_window)
+        autogan.push(windows["g"], [loss], args.reset_window)
         if autogan.collapsed(args, windows):
             return i + 1
     return None

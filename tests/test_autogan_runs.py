@@ -229,6 +229,7 @@ def test_bug_9_loss_windows_baseline_and_beam_are_in_the_checkpoint(tiny: dict, 
     (saved,) = seen
     state = saved["state"]
     assert [len(state["windows"][k]) for k in "gd"] == [3, 3]
+    assert all(isinstance(loss, float) for window in state["windows"].values() for loss in window)
     assert (state["stage"], state["iteration"], state["turn"]) == (2, 2, 2)
     assert len(state["beam"]) == 2
     assert {"vector", "score", "h", "c"} <= state["beam"][0].keys()
