@@ -813,6 +813,7 @@ def search(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, data: Datas
         return [{"vector": v, "h": h, "c": c} for v, h, c in zip(drawn.vectors, drawn.h, drawn.c, strict=True)]
 
     def score_one(vector: Vector) -> dict:
+        # DEVIATES 5: of the same latents for all, so that candidates are compared in pairs; the authors draw new ones each time
         genotype = names_of(vector)
         with recalibrated(args, ranks, G, genotype):
             s = score(args, ranks, run, judges[state.stage], G, args.reward_n, genotype, split=True)
@@ -842,7 +843,7 @@ def search(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, data: Datas
                 genotype = names_of(draw(1, "path", state.batch)[0]["vector"])
                 losses.append(d_step(args, ranks, G, D, d_opt, batches(state.batch), state.batch, genotype, state.stage))
                 state.batch += 1
-            # DEVIATES 5: after the n_critic steps of D; the authors' first G step follows the first batch
+            # DEVIATES 6: after the n_critic steps of D; the authors' first G step follows the first batch
             losses.append(g_step(args, ranks, G, D, g_opt, state.step, genotype, state.stage))
             state.turn, state.step = state.turn + 1, state.step + 1
             if state.step % args.log_every == 0:
@@ -852,7 +853,7 @@ def search(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, data: Datas
             *of_d, of_g = (sum(x) / len(x) for x in zip(*ranks.gather(torch.stack(losses).tolist()), strict=True))
             push(state.windows["d"], of_d, args.reset_window)
             push(state.windows["g"], [of_g], args.reset_window)
-            # DEVIATES 6: looked at once a step of G; the authors do after every step of D
+            # DEVIATES 7: looked at once a step of G; the authors do after every step of D
             if args.dynamic_reset and collapsed(args, state.windows):
                 window = window_row(state)
                 state.reset, state.windows = True, {"g": [], "d": []}
@@ -900,7 +901,7 @@ def search(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, data: Datas
                 cells = range(state.stage, state.stage + 1)
                 controller, c_opt = new_controller()
 
-        # DEVIATES 7: the reset comes after the beam, as in the paper; the authors rank on weights that it has just wiped
+        # DEVIATES 8: the reset comes after the beam, as in the paper; the authors rank on weights that it has just wiped
         if state.reset and state.iteration + 1 < args.iterations:
             # PAPER §3.3: controller and beam stay; CODE: training goes on at this stage's size, without growing again
             state.resets += 1

@@ -136,7 +136,11 @@ def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path) ->
         *(slow({"search": "slas"}), slow({"search": "random-shared"}), slow({"search": "random", "random_n": 2})),
         *(slow({"reward": "is-cost", "cost": "macs"}), slow({"controller_loss": "reference"}), slow({"dedupe": False})),
         *(slow({"tap": "before"}), slow({"bn_batches": 2}), slow({"amp": True}), slow({"dynamic_reset": False})),
-        *(slow({"cells": 1, "grow": ""}), slow({"cells": 2, "grow": "2"}), slow({"cells": 4, "size": 32, "grow": "1,2,3"})),
+        *(
+            slow({"cells": 1, "grow": ""}),
+            slow({"cells": 2, "grow": "2"}),
+            slow({"cells": 4, "size": 32, "grow": "1,2,3", "iterations": 4}),
+        ),
         *(slow({"size": 48, "genotype": "A"}), slow({"derive_epochs": 0, "proxy_n": 0}), slow({"size": 24})),
         *(slow({"genotype": name}) for name in ("B", "C", "sngan", "1 1 2 1 1 1 2 1 1 1 1 2 1 3")),
     ],
