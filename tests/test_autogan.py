@@ -594,9 +594,9 @@ class Watched:
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, tiny: dict, folder: Path, resets: tuple[int, ...], **flags: object
     ) -> None:
-        self.weights, self.controllers, self.paths, self.scored, self.sizes = [], [], [], [], []
+        self.weights, self.begins, self.made, self.paths, self.scored, self.sizes = [], {}, [], [], [], []
         self.state = None
-        g_step, d_step, checkpoint = autogan.g_step, autogan.d_step, autogan.checkpoint
+        g_step, d_step, checkpoint, fresh = autogan.g_step, autogan.d_step, autogan.checkpoint, autogan.fresh
 
         def watch_g(args: Args, ranks: Ranks, G: nn.Module, *rest: object) -> Tensor:
             loss = g_step(args, ranks, G, *rest)
@@ -610,17 +610,23 @@ class Watched:
 
         def watch_state(state: State, **parts: object) -> object:
             self.state = state
-            self.controllers.append((state.iteration, autogan.clone(parts["controller"]), autogan.clone(parts["G"])))
+            self.begins[state.iteration] = (autogan.clone(parts["G"]), list(state.beam))
             return checkpoint(state, **parts)
+
+        def watch_fresh(args: Args, ranks: Ranks, make: object, *name: object) -> nn.Module:
+            self.made.append((self.state.iteration if self.state else 0, *name))
+            return fresh(args, ranks, make, *name)
 
         def collapsed(_args: Args, _windows: dict) -> bool:
             return self.state.iteration in resets
 
         def fake_score(_args, _ranks, _run, evaluator, G, n, genotype=None, split=False) -> Score:
+            assert split  # the images of a score are shared out over the processes
             self.scored.append((self.state.iteration, genotype))
             return Score(1.0, self.value(G.state_dict(), genotype), 0.0, n, evaluator.net, evaluator.ref)
 
-        for name, stub in (("g_step", watch_g), ("d_step", watch_d), ("checkpoint", watch_state), ("score", fake_score)):
+        stubs = {"g_step": watch_g, "d_step": watch_d, "checkpoint": watch_state, "fresh": watch_fresh, "score": fake_score}
+        for name, stub in stubs.items():
             monkeypatch.setattr(autogan, name, stub)
         if resets:
             monkeypatch.setattr(autogan, "collapsed", collapsed)
@@ -651,12 +657,15 @@ def test_facts_20_30_bug_1_a_reset_comes_after_the_beam_and_spares_controller_an
             genotype = names_of(read_vector(x["vector"]))
             assert x["score"] == found.value(last[row["iteration"]], genotype)
         assert [x["score"] for x in row["beam"]] == sorted((x["score"] for x in row["candidates"]), reverse=True)[:2]
-    begins = {i: (controller, G) for i, controller, G in found.controllers}
     for before, after, was_reset in ((1, 2, True), (2, 3, False), (3, 4, False), (4, 5, True)):
-        same = all(torch.equal(v, last[before][k]) for k, v in begins[after][1].items())
+        same = all(torch.equal(v, last[before][k]) for k, v in found.begins[after][0].items())
         assert same != was_reset
-    # the controller that iteration 4 trained is the one that iteration 5 begins with, reset or not
-    assert not all(torch.equal(v, begins[4][0][k]) for k, v in begins[5][0].items())
+    assert found.made == [  # a reset makes G and D anew and no controller; a stage's end makes a controller alone
+        *((0, "G", 0), (0, "D", 0), (0, "controller", 0)),
+        *((1, "controller", 1), (1, "G", 1), (1, "D", 1)),
+        *((2, "controller", 2), (4, "G", 2), (4, "D", 2)),
+    ]
+    assert found.begins[5][1] == found.begins[4][1] == found.begins[3][1]  # the beam
     status = found.state
     assert status.resets == 2  # none after the last iteration
     assert len(found.weights) < 12
