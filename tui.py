@@ -1728,7 +1728,7 @@ class Tui(App):
         self.stopping: dict[str, float] = {}
         self.trashed: list[tuple[Path, Path]] = []
         self.wanted: dict[str, None] = {}
-        self.poll_seconds = 0.0
+        self.poll_seconds, self.interval = 0.0, 1.0
         self.wake, self.leaving = threading.Event(), threading.Event()
         self.complaints: set[str] = set()
         self._scripts: tuple[float, tuple] = (0.0, ([], {}))
@@ -1766,7 +1766,7 @@ class Tui(App):
                 self.complain("reading runs", e)
             first = False
             behind = any(not r.loaded for r in self.store.ordered())
-            self.wake.wait(0.05 if behind else 1.0)
+            self.wake.wait(0.05 if behind else self.interval)
             self.wake.clear()
 
     def load_more(self) -> set[str]:

@@ -135,7 +135,7 @@ class Doc(Widget, can_focus=False):
 
     def on_resize(self, _: events.Resize) -> None:
         self.strips = []
-        self.rebuild() if self.make else self._draw()
+        self.app.safely(self.id, self.rebuild if self.make else self._draw)
         self.refresh()
 
     def restyle(self) -> None:
@@ -231,7 +231,7 @@ class Table(Widget, can_focus=False):
         return strip if strip.cell_length == self.size.width else to_strip([], self.size.width)
 
     def on_resize(self, _: events.Resize) -> None:
-        self.restyle()
+        self.app.safely(self.id, self.restyle)
 
     def restyle(self) -> None:
         self.strips.clear()
@@ -283,6 +283,7 @@ class LogView(Widget, can_focus=False):
         super().__init__(**kwargs)
         self.log_file: Log | None = None
         self.follow, self.top, self.left = True, 0, 0
+        self.digits = 0  # of line numbers; they do not widen while the view is paused
         self.pattern = self.filter = ""
         self.shown: Sequence[int] | None = None  # line numbers, when lines that do not match are hidden
         self.searched = 0  # lines that the filter has seen
@@ -335,7 +336,9 @@ class LogView(Widget, can_focus=False):
         self.top = max(0, min(self.top, max(0, len(self) - 1)))
         rows = range(self.top, min(len(self), self.top + h))
         numbers = [self.number(r) for r in rows]
-        digits = len(str(max(1, len(self.log_file))))
+        if self.follow:
+            self.digits = 0
+        self.digits = digits = max(self.digits, len(str(max(numbers, default=0) + 1)))
         strips = []
         for number, text in zip(numbers, self.log_file.lines(numbers), strict=True):
             low = text.lower()
@@ -358,7 +361,7 @@ class LogView(Widget, can_focus=False):
         return to_strip([], self.size.width)
 
     def on_resize(self, _: events.Resize) -> None:
-        self.restyle()
+        self.app.safely(self.id, self.restyle)
 
     def restyle(self) -> None:
         self.strips = []

@@ -1,0 +1,306 @@
+"""Measure the terminal UI against its targets: start, redraw, logs, live load, latency, memory, traffic.
+
+python -m benchmark.tui     prints a Markdown table, a line as soon as it is measured; exits 1 where a target is missed
+
+Directories are made in a temporary folder: 100 runs of 10,000 rows, a log of 48 MB. The UI itself runs in a pseudo-terminal
+of 120 x 36. Times are CPU seconds of the process unless they are waited for, medians of several repeats.
+"""
+
+import fcntl
+import json
+import math
+import os
+import pty
+import random
+import re
+import select
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import numpy as np
+from fake_trainer import grid_png, make_run, me, write
+
+from ui import draw, launch, pages
+from ui.runs import Log, Run, Store
+from ui.widgets import Doc, LogView, Table, to_strip
+
+RUNS, ROWS = 100, 10_000
+missed = []
+
+
+def report(what: str, target: float, measured: float, unit: str) -> None:
+    verdict = "" if measured <= target else " **missed**"
+    if verdict:
+        missed.append(what)
+    print(f"| {what} | < {target:g} {unit} | {measured:.3g} {unit}{verdict} |", flush=True)
+
+
+def cpu(do: Callable[[], object], repeats: int = 7) -> float:
+    """Median CPU milliseconds of a call; the first one warms up."""
+    do()
+    spent = []
+    for _ in range(repeats):
+        began = time.process_time()
+        do()
+        spent.append(1000 * (time.process_time() - began))
+    return statistics.median(spent)
+
+
+def many_runs(root: Path) -> None:
+    """The first run is written row by row; the others are copies with their own seed and values of the same length."""
+    first = make_run(root, seed=0, rows=ROWS, samples=1)
+    lines = (first / "metrics.jsonl").read_text()
+    for seed in range(1, RUNS):
+        run = make_run(root, ("eagan", "adversarialnas", "autogan", "degas")[seed % 4], seed=seed, rows=10)
+        (run / "metrics.jsonl").write_text(lines)
+        status = json.loads((run / "status.json").read_text())
+        write(run / "status.json", {**status, "step": 10 * ROWS, "total": 10 * ROWS})
+
+
+class Terminal:
+    """tui.py in a pseudo-terminal; what it writes is counted and kept."""
+
+    def __init__(self, root: Path, size: tuple[int, int] = (120, 36)) -> None:
+        self.began = time.perf_counter()
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            os.chdir(ROOT)
+            os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "TEXTUAL_ANIMATIONS": "none"}
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+            os.execv(sys.executable, [sys.executable, "tui.py", str(root)])
+        self.data = b""
+
+    def read(self, seconds: float, until: bytes | None = None) -> float:
+        """Read for so long, or until these bytes came; the seconds that took."""
+        began, seen = time.perf_counter(), len(self.data)
+        while (left := began + seconds - time.perf_counter()) > 0:
+            if select.select([self.master], [], [], left)[0]:
+                self.data += os.read(self.master, 1 << 16)
+                if until and until in self.data[max(0, seen - 100) :]:
+                    break
+        return time.perf_counter() - began
+
+    def press(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def cpu(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> float:
+        """Megabytes resident."""
+        return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[1]) / 1024
+
+    def close(self) -> None:
+        self.press("\x1b\x1b\x1bq")
+        self.read(1.0)
+        with_kill = lambda: os.kill(self.pid, 9)  # noqa: E731
+        timer = threading.Timer(3, with_kill)
+        timer.start()
+        while True:
+            try:
+                if not os.read(self.master, 1 << 16):
+                    break
+            except OSError:
+                break
+        os.waitpid(self.pid, 0)
+        timer.cancel()
+        os.close(self.master)
+
+
+def first_paint(root: Path) -> None:
+    empty, whole = [], []
+    for _ in range(5):
+        terminal = Terminal(root)
+        terminal.read(20, b"looking for runs")
+        empty.append(time.perf_counter() - terminal.began)
+        terminal.read(20, b"100 done")
+        whole.append(time.perf_counter() - terminal.began)
+        terminal.close()
+    report("start to the first paint, 100 runs on disk, waited", 1.0, statistics.median(empty), "s")
+    report("start to the last scores of all 100 runs, waited", 2.0, statistics.median(whole), "s")
+
+
+def charts() -> None:
+    rng = np.random.default_rng(0)
+    x = np.arange(ROWS, dtype=float)
+    made = []
+    for k in range(100):
+        y = 10 + (100 + k) * np.exp(-x / 2000) + rng.normal(0, 2, ROWS)
+        made.append(draw.Series(x, np.abs(y), f"s{k % 8}", chr(97 + k % 26)))
+    for n, target in ((10, 15), (100, 50)):
+        redraw = lambda n=n: [to_strip(line, 120) for line in draw.chart(made[:n], 120, 36, log=True)[0]]  # noqa: E731
+        report(f"chart of {n} runs x 10,000 points, redraw", target, cpu(redraw), "ms")
+
+
+def table_tick() -> None:
+    """The widget alone: 100 rows of 14 columns, ten of them changed."""
+    from textual.geometry import Size
+
+    table = Table()
+    table._size = Size(200, 101)
+    table.refresh = lambda *a, **k: None
+    tick = [0]
+
+    def show() -> None:
+        tick[0] += 1
+        rows = []
+        for r in range(100):
+            value = tick[0] if r < 10 else 0
+            rows.append((str(r), [(f" {r * c + value:>10}", "s1" if c % 3 else "") for c in range(14)]))
+        table.show([(" head", "bold")], rows)
+
+    report("table of 100 rows x 14 columns, 10 changed, tick", 10, cpu(show), "ms")
+
+
+def logs(folder: Path) -> None:
+    file = folder / "log.txt"
+    line = "2026-01-01 12:00:00 INFO step {:>7} loss/d 0.71234 loss/g -0.41234 images/s 912.3 some more words here\n"
+    with open(file, "w") as f:
+        f.writelines(line.format(i) for i in range(468_829))
+    code = (
+        "import sys, time, resource; from pathlib import Path; from ui.runs import Log; import numpy\n"
+        "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096 / 1e6\n"
+        "before, began = rss(), time.perf_counter()\n"
+        f"log = Log(Path({str(file)!r})); log.update(); log.lines(range(len(log) - 40, len(log)))\n"
+        "print(time.perf_counter() - began, rss() - before, len(log))"
+    )
+    opened, memory = [], []
+    for _ in range(5):
+        out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        opened.append(float(out[0]))
+        memory.append(float(out[1]))
+    report(f"open a log of {file.stat().st_size / 1e6:.0f} MB, waited", 0.3, statistics.median(opened), "s")
+    report("memory that takes", 50, statistics.median(memory), "MB")
+    log = Log(file)
+    log.update()
+    report("show only its lines that match", 150, cpu(lambda: log.matching(r"step +\d*77 "), 3), "ms")
+    from textual.geometry import Size
+
+    view = LogView()
+    view._size = Size(120, 36)
+    view.refresh = lambda *a, **k: None
+    view.open(log)
+
+    def append() -> None:
+        with open(file, "a") as f:
+            f.writelines(line.format(i) for i in range(100))
+        view.tick()
+
+    report("100 lines more while following", 20, cpu(append), "ms")
+    endless = folder / "endless.txt"
+    endless.write_bytes(b"x" * 10_000_000)
+
+    def one_line() -> None:
+        log = Log(endless)
+        log.update()
+        log.lines(range(len(log)))
+
+    report("a log of one line of 10 MB", 100, cpu(one_line), "ms")
+
+
+def samples(folder: Path) -> None:
+    file = folder / "grid.png"
+    file.write_bytes(grid_png())
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, draw.open_image(file).shape, dtype=np.uint8)
+    report("64 samples in half-blocks, 70 x 34", 30, cpu(lambda: draw.half_blocks(noise, 70, 34)), "ms")
+
+
+def polling(root: Path) -> None:
+    store = Store(root, launch.records)
+    store.scan()
+    store.refresh()
+    report("poll of 100 runs", 10, cpu(lambda: (store.scan(), store.refresh()), 9), "ms")
+
+
+def whole(root: Path) -> None:
+    """100 runs read whole: key presses meanwhile, memory afterwards."""
+    terminal = Terminal(root)
+    terminal.read(20, b"100 done")
+    delays = []
+    for i in range(20):
+        terminal.press("j" if i % 2 == 0 else "k")
+        seen = len(terminal.data)
+        began = time.perf_counter()
+        while len(terminal.data) == seen and time.perf_counter() - began < 2:
+            terminal.read(0.001)
+        delays.append(1000 * (time.perf_counter() - began))
+        terminal.read(0.05)
+    report("key to screen while 100 runs are read, median, waited", 100, statistics.median(delays), "ms")
+    report("the same, slowest of 20", 300, max(delays), "ms")
+    before = terminal.memory()
+    for _ in range(60):
+        terminal.read(2)
+        now = terminal.memory()
+        if now - before < 0.2:
+            break
+        before = now
+    report("memory with 100 runs x 10,000 rows read", 200, terminal.memory(), "MB")
+    terminal.close()
+
+
+def live(root: Path) -> None:
+    """Ten writers of 20 rows a second, all ten overlaid."""
+    end = threading.Event()
+    for path in list(root.glob("*"))[10:]:
+        shutil.rmtree(path)
+    runs = sorted(p for p in root.iterdir() if not p.name.startswith("."))
+    for path in runs:
+        status = json.loads((path / "status.json").read_text())
+        write(path / "status.json", {**status, "state": "running", "process": me()})
+    writer = (
+        "import json, sys, time\nfiles = [open(p + '/metrics.jsonl', 'a') for p in sys.argv[1:]]\nstep = 100000\n"
+        "while True:\n    step += 1\n    for f in files:\n        row = {'step': step, 'phase': 'train', 'loss/g': 0.5 + step % 7 / 10, 't': step / 10}\n"
+        "        if step % 20 == 0:\n            row |= {'eval/fid': 12 + step % 11 / 10, 'eval/is': 8.0, 'eval/net': 'inception-2048'}\n"
+        "        f.write(json.dumps(row) + '\\n')\n        f.flush()\n    time.sleep(0.05)\n"
+    )
+    writing = subprocess.Popen([sys.executable, "-c", writer, *map(str, runs)])
+    try:
+        terminal = Terminal(root)
+        terminal.read(10, b"10 running")
+        terminal.press(" " * 10)
+        terminal.read(8)
+        before, began, seen = terminal.cpu(), time.perf_counter(), len(terminal.data)
+        terminal.read(20)
+        seconds = time.perf_counter() - began
+        report("10 runs x 20 rows a second, all shown: load", 8, 100 * (terminal.cpu() - before) / seconds, "% of a core")
+        report("what that sends to the terminal", 10, (len(terminal.data) - seen) / seconds / 1000, "kB/s")
+        terminal.close()
+    finally:
+        end.set()
+        writing.kill()
+        writing.wait()
+
+
+def main() -> None:
+    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}\n")
+    print("| quantity | target | measured |\n|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "runs"
+        charts()
+        table_tick()
+        samples(Path(folder))
+        logs(Path(folder))
+        many_runs(root)
+        first_paint(root)
+        polling(root)
+        whole(root)
+        live(root)
+    sys.exit(f"missed: {', '.join(missed)}" if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
