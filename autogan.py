@@ -742,9 +742,8 @@ def best_of(candidates: list[dict], n: int) -> list[dict]:
 
 def window_row(state: State) -> dict:
     """What a dynamic reset watches; None before the first loss."""
-    return {f"var_{k}": variance(window) if window else None for k, window in state.windows.items()} | {
-        "n": len(state.windows["g"])
-    }
+    variances = {f"var_{k}": variance(window) if window else None for k, window in state.windows.items()}
+    return {**variances, "n": len(state.windows["g"])}
 
 
 POLICY_DRAWS = 64
@@ -889,11 +888,11 @@ def search(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, data: Datas
                 run.tick(state.step, f"candidate {len(state.scored) + 1} of {to_score}")
                 state.scored.append(score_one(x["vector"]))
             beam = best_of([{**x, **s} for x, s in zip(found, state.scored, strict=True)], args.beam)
-            run.search_row(
-                {"step": state.step, **row, "kind": "beam", "beam": listed(beam), "candidates": listed(state.scored)}
-            )
-            with recalibrated(args, ranks, G, names_of(beam[0]["vector"])):
-                run.samples(state.step, grid(args, ranks, G, names_of(beam[0]["vector"])))
+            evidence = {"beam": listed(beam), "candidates": listed(state.scored)}
+            run.search_row({"step": state.step, **row, "kind": "beam", **evidence})
+            best = names_of(beam[0]["vector"])
+            with recalibrated(args, ranks, G, best):
+                run.samples(state.step, grid(args, ranks, G, best))
             report_beam(args, run, judges[state.stage], state, beam)
             state.beam, state.scored = beam, []
             if state.iteration + 1 < args.iterations:
