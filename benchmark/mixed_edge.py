@@ -1,0 +1,167 @@
+"""Measure the mixed edges of adversarialnas.py: op by op against merged kernels, forward and backward, in one run.
+
+python -m benchmark.mixed_edge     prints a Markdown table, a line as soon as it is measured
+
+plain         every op of every edge is computed, and their weighted sum taken (--mixed plain)
+pair          an edge as two convolutions, dense 5x5 and dilated 5x5: 50 taps
+ring          an edge as three, the 41 taps that are in use: what `merge` gives
+ring, shared  the edges that leave a node as one wide convolution of the ring form (--mixed merged)
+
+All forms compute the same sum; the run fails where they do not. They are measured by turns, so that a busy machine slows
+all of them alike. "kept" is what autograd holds for the backward pass, weights left out; on CUDA the peak beside it is that
+of the allocator.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import adversarialnas as nas
+from common.run import device_name, start_ranks
+
+
+def leave_pair(
+    x: Tensor, edges: Sequence[nas.MixedEdge], mix: Sequence[Tensor], merged: bool, stride: int = 1, relu: bool = True
+) -> list[Tensor]:
+    """Each edge as a dense 5x5 and a dilated 5x5 convolution."""
+    source, carried = x.relu() if relu else x, []
+    for edge, w in zip(edges, mix, strict=True):
+        terms = [(op, w_k, edge[op].conv) for op, w_k in zip(edge.ops, w, strict=False) if op in nas.CONVS]
+        kernels = {op: w_k * conv.weight for op, w_k, conv in terms}
+        bias = nas.add(*(w_k * conv.bias for _, w_k, conv in terms))
+        dense = kernels["conv_5x5"] + F.pad(kernels["conv_3x3"], (1, 1, 1, 1))
+        if "conv_1x1" in kernels:
+            dense = dense + F.pad(kernels["conv_1x1"], (2, 2, 2, 2))
+        wide = kernels["dil_conv_5x5"] + F.pad(kernels["dil_conv_3x3"], (1, 1, 1, 1))
+        y = F.conv2d(source, dense, bias, stride, padding=2) + F.conv2d(source, wide, None, stride, padding=4, dilation=2)
+        others = (w_k * edge[op](x) for op, w_k in zip(edge.ops, w, strict=False) if op in edge and op not in nas.CONVS)
+        carried.append(nas.add(y, *others))
+    return carried
+
+
+leave_script = nas.leave
+
+
+def leave_ring(
+    x: Tensor, edges: Sequence[nas.MixedEdge], mix: Sequence[Tensor], merged: bool, stride: int = 1, relu: bool = True
+) -> list[Tensor]:
+    """Each edge by itself in the form of the script."""
+    return [leave_script(x, [edge], [w], True, stride, relu)[0] for edge, w in zip(edges, mix, strict=True)]
+
+
+def leave_plain(
+    x: Tensor, edges: Sequence[nas.MixedEdge], mix: Sequence[Tensor], merged: bool, stride: int = 1, relu: bool = True
+) -> list[Tensor]:
+    return leave_script(x, edges, mix, False, stride, relu)
+
+
+FORMS = {"plain": leave_plain, "pair": leave_pair, "ring": leave_ring, "ring, shared": leave_script}
+
+
+def cases(args: argparse.Namespace, device: torch.device) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
+    """name: (network, its forward pass)."""
+    torch.manual_seed(0)
+    alpha, beta = nas.Logits(nas.G_SPACE).to(device), nas.Logits(nas.D_SPACE).to(device)
+    noise = torch.Generator(device).manual_seed(0)
+    g, d = args.g_ch, args.d_ch
+
+    def made(net: nn.Module) -> nn.Module:
+        return net.to(device, memory_format=torch.channels_last)
+
+    def maps(ch: int, side: int) -> Tensor:
+        x = torch.randn(args.batch, ch, side, side, device=device)
+        return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def mixes(logits: nas.Logits) -> nas.Mix:
+        return logits.mix(1.0, "prob", noise.manual_seed(1))
+
+    up, down, first = made(nas.UpCell(g, None, 0)), made(nas.DownCell(d, None, 1)), made(nas.DownCell(d, None, 0))
+    G, D = made(nas.Generator(None, g)), made(nas.Discriminator(None, d))
+    x_up, x_down, image = maps(g, args.side // 2), maps(d, args.side), maps(3, 32)
+    z = torch.randn(args.batch, 120, device=device)
+    for net in (up, down, first, G, D):
+        net.eval()  # spectral norm without its power iteration, so that all forms see the same weights
+    return {
+        f"Up-Cell, {args.side // 2} to {args.side} px": (up, lambda: up(x_up, mixes(alpha)[0], [])[1]),
+        f"Down-Cell, {args.side} to {args.side // 2} px": (down, lambda: down(x_down, mixes(beta)[1])),
+        "first Down-Cell, 32 to 16 px": (first, lambda: first(image, mixes(beta)[0])),
+        "Super-G, 32 px": (G, lambda: G(z, mixes(alpha))),
+        "Super-D, 32 px": (D, lambda: D(image, mixes(beta))),
+    }
+
+
+def kept(net: nn.Module, forward: Callable[[], Tensor]) -> float:
+    """MB that autograd keeps of a forward pass, each storage once, parameters left out."""
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = forward()
+    del y
+    return sum(found.values()) / 1e6
+
+
+def timed(net: nn.Module, forward: Callable[[], Tensor], device: torch.device) -> float:
+    net.zero_grad(set_to_none=True)
+    start = time.perf_counter()
+    forward().square().mean().backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--g-ch", type=int, default=160)
+    parser.add_argument("--d-ch", type=int, default=80)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--side", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    args = parser.parse_args()
+    device = start_ranks(args.device).device
+    print(f"{device_name(device)}, torch {torch.__version__}, {'bfloat16 autocast' if args.amp else 'float32'}")
+    print(f"channels G {args.g_ch}, D {args.d_ch}, batch {args.batch}; median of {args.repeats}\n")
+    widths = (30, 13, 12, 8, 8, 9)
+    head = ("what", "form", "ms fwd + bwd", "speed-up", "kept MB", "peak MB")
+    print("| " + " | ".join(f"{text:{w}}" for text, w in zip(head, widths, strict=True)) + " |")
+    print("|" + "|".join("-" * (w + 2) for w in widths) + "|", flush=True)
+    for what, (net, forward) in cases(args, device).items():
+        times: dict[str, list[float]] = {form: [] for form in FORMS}
+        memory, peaks, outputs = {}, {}, {}
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+            for _ in range(args.repeats + 1):  # the first is a warm-up
+                for form, nas.leave in FORMS.items():
+                    if device.type == "cuda":
+                        torch.cuda.reset_peak_memory_stats(device)
+                    times[form].append(timed(net, forward, device))
+                    if device.type == "cuda":
+                        peaks[form] = torch.cuda.max_memory_allocated(device) / 1e6
+            for form, nas.leave in FORMS.items():
+                memory[form] = kept(net, forward)
+                outputs[form] = forward().detach().float()
+        nas.leave = leave_script
+        tolerance = (0.1 if args.amp else 1e-3) * outputs["plain"].abs().max()
+        for form in FORMS:
+            if (outputs[form] - outputs["plain"]).abs().max() > tolerance:
+                raise SystemExit(f"{what}: {form} is not the same sum as plain")
+            middle, base = median(times[form][1:]), median(times["plain"][1:])
+            peak = f"{peaks[form]:,.0f}" if peaks else "-"
+            cells = (what, form, f"{1e3 * middle:,.1f}", f"{base / middle:.2f}", f"{memory[form]:,.1f}", peak)
+            print("| " + " | ".join(f"{text:{w}}" for text, w in zip(cells, widths, strict=True)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
