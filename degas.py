@@ -378,8 +378,13 @@ class UpSample(nn.Module):
         self.bn = BatchNorm(ch, affine, classes)
         if name.startswith("deconv"):
             self.conv = nn.ConvTranspose2d(ch, ch, k, stride=factor, padding=(k - factor) // 2)
-        else:
+        else:  # nearest makes a pixel f equal ones, which the convolution spreads: its weight d reaches f places of 6
             self.conv = Conv(ch, ch, k, padding=k // 2)
+            first = (6 - (k + factor - 1)) // 2
+            reach = torch.zeros(k, 6)
+            for d in range(k):
+                reach[d, first + k - 1 - d : first + k - 1 - d + factor] = 1
+            self.register_buffer("spread", torch.kron(reach, reach), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         x = self.bn(x, y).relu()
@@ -389,13 +394,9 @@ class UpSample(nn.Module):
 
     def kernel(self) -> Tensor:
         """What the op does behind its ReLU, as the (C, C, 6, 6) kernel of a transposed convolution of stride f."""
-        kernel = self.conv.weight
-        if self.name.startswith("nn_conv"):  # each pixel becomes f x f equal ones, which the convolution then spreads
-            c, k = len(kernel), kernel.shape[-1]
-            box = kernel.new_ones(1, 1, self.factor, self.factor)
-            kernel = F.conv2d(kernel.transpose(0, 1).flip(2, 3).reshape(c * c, 1, k, k), box, padding=self.factor - 1)
-            kernel = kernel.view(c, c, *kernel.shape[2:])
-        return F.pad(kernel, [(6 - kernel.shape[-1]) // 2] * 4)
+        if self.name.startswith("deconv"):
+            return F.pad(self.conv.weight, [(6 - self.conv.kernel_size[0]) // 2] * 4)
+        return (self.conv.weight.transpose(0, 1).flatten(2) @ self.spread).unflatten(2, (6, 6))
 
 
 def make_op(name: str, ch: int, factor: int, affine: bool = True, classes: int = 0) -> nn.Module:
@@ -428,7 +429,9 @@ class MixedOp(nn.ModuleDict):
         linear = [(op, p_o) for op, p_o in terms if isinstance(op, PreActConv | UpSample)]
         out = sum(p_o * op(x) for op, p_o in terms if not isinstance(op, PreActConv | UpSample))
         if linear:
-            kernel, bias = sum(p_o * op.kernel() for op, p_o in linear), sum(p_o * op.conv.bias for op, p_o in linear)
+            with torch.autocast(x.device.type, enabled=False):
+                kernel = sum(p_o * op.kernel() for op, p_o in linear)
+            bias = sum(p_o * op.conv.bias for op, p_o in linear)
             if self.kind == "normal":
                 return out + F.conv2d(active, kernel, bias, padding=1)
             return F.conv_transpose2d(active, kernel, bias, stride=self.factor, padding=(6 - self.factor) // 2)

@@ -362,10 +362,10 @@ def test_fact_18_the_search_overfits_a_handful_of_images():
     s = parts_of_search(args, 8)
     s.images = degas.quantise(F.interpolate(normal(8, 3, 4, 4).float(), size=16, mode="bilinear"))  # not noise
     i, losses = torch.arange(8), []
-    for _ in range(40):
+    for _ in range(25):
         losses.append(degas.zw_step(args, ONE, s.net, s.alpha, s.w_opt, s.Z, s.images, i, 0.3).item())
         degas.alpha_step(args, ONE, s.net, s.alpha, s.a_opt, s.Z, s.images, i)
-    assert losses[-1] < 0.5 * degas.mean_image_loss(args, s.images, i) < losses[0]
+    assert losses[-1] < 0.75 * degas.mean_image_loss(args, s.images, i) < losses[0]
 
 
 def test_the_gradient_of_alpha_is_that_of_finite_differences():
