@@ -117,7 +117,7 @@ class Args:
     search_g_ch: Annotated[int, opt("Channels of Super-G. [authors' code]", "Search", min=1)] = 160
     search_d_ch: Annotated[int, opt("Channels of Super-D, or of the fixed D. [authors' code]", "Search", min=1)] = 80
     arch_lr: Annotated[float, opt("Adam learning rate of alpha and beta. [paper §4.1]", "Search", min=0)] = 3e-4
-    arch_b1: Annotated[float, opt("Adam beta 1 of alpha and beta. [paper §4.1]", "Search", min=0, max=1)] = 0.5
+    arch_beta1: Annotated[float, opt("Adam beta 1 of alpha and beta. [paper §4.1]", "Search", min=0, max=1)] = 0.5
     arch_beta2: Annotated[float, opt("Adam beta 2 of alpha and beta. [authors' code; paper 0.9]", "Search", min=0, max=1)] = (
         0.999
     )
@@ -192,10 +192,10 @@ PRESETS = {
         **{"amp": True, "sample_every": 500, "search_eval_every": 24},
     },
     "smoke": {
-        **{"preset": "smoke", "dataset": "shapes", "evaluator": "compact", "search_epochs": 6, "epoch_batches": 12},
-        **{"search_batch": 24, "search_g_ch": 12, "search_d_ch": 8, "derive_every": 12, "search_eval_every": 5},
-        **{"arch_lr": 3e-3, "candidates": 2, "g_ch": 24, "d_ch": 16, "d_batch": 32, "g_batch": 32, "n_critic": 1},
-        **{"g_lr": 1e-3, "d_lr": 1e-3, "ema": 0.98, "train_epochs": 12, "eval_n": 1000, "eval_every": 4},
+        **{"preset": "smoke", "dataset": "shapes", "evaluator": "compact", "search_epochs": 5, "epoch_batches": 12},
+        **{"search_batch": 16, "search_g_ch": 8, "search_d_ch": 8, "derive_every": 12, "search_eval_every": 4},
+        **{"arch_lr": 3e-3, "candidates": 2, "g_ch": 16, "d_ch": 16, "d_batch": 32, "g_batch": 32, "n_critic": 1},
+        **{"g_lr": 5e-4, "d_lr": 5e-4, "ema": 0.95, "train_epochs": 12, "eval_n": 1000, "eval_every": 6},
         **{"sample_every": 50, "log_every": 10},
     },
 }
@@ -645,7 +645,7 @@ def adam(net: nn.Module, lr: float, args: Args) -> torch.optim.Adam:
 
 def arch_adam(logits: Logits, args: Args) -> torch.optim.Adam:
     """Of alpha or beta; the decay is an L2 penalty within Adam."""
-    betas = (args.arch_b1, args.arch_beta2)
+    betas = (args.arch_beta1, args.arch_beta2)
     return torch.optim.Adam(logits.parameters(), args.arch_lr, betas=betas, weight_decay=args.arch_decay)
 
 
