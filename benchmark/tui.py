@@ -8,10 +8,8 @@ of 120 x 36. Times are CPU seconds of the process unless they are waited for, me
 
 import fcntl
 import json
-import math
 import os
 import pty
-import random
 import re
 import select
 import shutil
@@ -26,16 +24,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
 import numpy as np
-from fake_trainer import grid_png, make_run, me, write
+from textual.geometry import Size
 
-from ui import draw, launch, pages
-from ui.runs import Log, Run, Store
-from ui.widgets import Doc, LogView, Table, to_strip
+from tests.fake_trainer import grid_png, make_run, me, write
+from ui import draw, launch
+from ui.runs import Log, Store
+from ui.widgets import LogView, Table, to_strip
 
+ROOT = Path(__file__).resolve().parents[1]
 RUNS, ROWS = 100, 10_000
 missed = []
 
@@ -147,11 +144,14 @@ def charts() -> None:
 
 def table_tick() -> None:
     """The widget alone: 100 rows of 14 columns, ten of them changed."""
-    from textual.geometry import Size
 
-    table = Table()
-    table._size = Size(200, 101)
-    table.refresh = lambda *a, **k: None
+    class Alone(Table):
+        size = Size(200, 101)
+
+        def refresh(self, *_: object, **__: object) -> None:
+            pass
+
+    table = Alone()
     tick = [0]
 
     def show() -> None:
@@ -187,11 +187,14 @@ def logs(folder: Path) -> None:
     log = Log(file)
     log.update()
     report("show only its lines that match", 150, cpu(lambda: log.matching(r"step +\d*77 "), 3), "ms")
-    from textual.geometry import Size
 
-    view = LogView()
-    view._size = Size(120, 36)
-    view.refresh = lambda *a, **k: None
+    class Alone(LogView):
+        size = Size(120, 36)
+
+        def refresh(self, *_: object, **__: object) -> None:
+            pass
+
+    view = Alone()
     view.open(log)
 
     def append() -> None:
@@ -254,19 +257,27 @@ def whole(root: Path) -> None:
 
 def live(root: Path) -> None:
     """Ten writers of 20 rows a second, all ten overlaid."""
-    end = threading.Event()
-    for path in list(root.glob("*"))[10:]:
+    runs = sorted(root.glob("*-s*"))
+    for path in runs[10:]:
         shutil.rmtree(path)
-    runs = sorted(p for p in root.iterdir() if not p.name.startswith("."))
+    runs = runs[:10]
     for path in runs:
         status = json.loads((path / "status.json").read_text())
         write(path / "status.json", {**status, "state": "running", "process": me()})
-    writer = (
-        "import json, sys, time\nfiles = [open(p + '/metrics.jsonl', 'a') for p in sys.argv[1:]]\nstep = 100000\n"
-        "while True:\n    step += 1\n    for f in files:\n        row = {'step': step, 'phase': 'train', 'loss/g': 0.5 + step % 7 / 10, 't': step / 10}\n"
-        "        if step % 20 == 0:\n            row |= {'eval/fid': 12 + step % 11 / 10, 'eval/is': 8.0, 'eval/net': 'inception-2048'}\n"
-        "        f.write(json.dumps(row) + '\\n')\n        f.flush()\n    time.sleep(0.05)\n"
-    )
+    writer = """
+import json, sys, time
+files = [open(p + "/metrics.jsonl", "a") for p in sys.argv[1:]]
+step = 100000
+while True:
+    step += 1
+    for f in files:
+        row = {"step": step, "phase": "train", "loss/g": 0.5 + step % 7 / 10, "t": step / 10}
+        if step % 20 == 0:
+            row |= {"eval/fid": 12 + step % 11 / 10, "eval/is": 8.0, "eval/net": "inception-2048"}
+        f.write(json.dumps(row) + "\\n")
+        f.flush()
+    time.sleep(0.05)
+"""
     writing = subprocess.Popen([sys.executable, "-c", writer, *map(str, runs)])
     try:
         terminal = Terminal(root)
@@ -280,7 +291,6 @@ def live(root: Path) -> None:
         report("what that sends to the terminal", 10, (len(terminal.data) - seen) / seconds / 1000, "kB/s")
         terminal.close()
     finally:
-        end.set()
         writing.kill()
         writing.wait()
 
@@ -299,6 +309,8 @@ def main() -> None:
         polling(root)
         whole(root)
         live(root)
+        if (root / ".tui.log").exists():
+            sys.exit(f"the UI complained: {(root / '.tui.log').read_text()}")
     sys.exit(f"missed: {', '.join(missed)}" if missed else 0)
 
 

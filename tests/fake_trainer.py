@@ -129,7 +129,8 @@ def make_run(
     command = f"python {method}.py --seed {seed} --dataset {dataset}"
     write(run / "config.json", {
         **{"schema": 1, "script": f"{method}.py", "method": method, "preset": "quick", "dataset": dataset, "seed": seed},
-        **{"args": args, "argv": [], "command": command, "git": {"sha": "1a2b3c4d5e6f", "dirty": False}, "device": "CPU, 1 threads"},
+        **{"args": args, "argv": [], "command": command, "git": {"sha": "1a2b3c4d5e6f", "dirty": False}},
+        "device": "CPU, 1 threads",
         **{"versions": {"python": "3.12", "torch": "2.11"}, "world_size": 1, "params": {"G": 4_100_000, "D": 1_000_000}},
         **{"net": net, "created": "2026-01-01T00:00:00+00:00"}, **(config or {}),
     })  # fmt: skip
@@ -149,7 +150,8 @@ def make_run(
     write(run / "status.json", {
         **{"state": state, "phase": "train", "stage": "training", "step": total, "total": total, "rate": None, "eta_s": None},
         **{"process": {"pid": 2**22 + 7, "start_time": 1, "host": socket.gethostname(), "boot_id": me()["boot_id"]}},
-        **{"started": now(), "updated": now(), "gpu_mem": None, "peak_mem": 3 * 2**30, "last": last or {"fid": None, "is": None}},
+        **{"started": now(), "updated": now(), "gpu_mem": None, "peak_mem": 3 * 2**30},
+        "last": last or {"fid": None, "is": None},
         **{"resume_command": f"python {method}.py --resume runs/{run.name}", "next": "", "error": None}, **(status or {}),
     })  # fmt: skip
     (run / "log.txt").write_text("".join(f"line {i} of {run.name}\n" for i in range(1, 31)))

@@ -269,7 +269,7 @@ def test_pause_and_go_on(begin: Callable[..., dict]) -> None:
     until(lambda: judged(run) == "paused")
     assert run.eta is None
     (worker,) = launch._descendants(run.process["pid"])
-    assert process_stat(worker["pid"])[0] == "T"
+    until(lambda: process_stat(worker["pid"])[0] == "T")
     send(run.process, signal.SIGCONT, family=True)
     until(lambda: judged(run) == "running")
     assert run.eta is not None

@@ -201,8 +201,7 @@ def span(series: list[Series], x: tuple[float, float], log: bool) -> tuple[float
     """Lowest and highest value within x; None where there is nothing to draw."""
     low, high = math.inf, -math.inf
     for s in series:
-        inside = (s.x >= x[0]) & (s.x <= x[1])
-        y = s.y[inside]
+        y = s.y[int(s.x.searchsorted(x[0])) :]
         y = y[(y > 0) & (y < math.inf)] if log else y[abs(y) < math.inf]
         if len(y):
             low, high = min(low, float(y.min())), max(high, float(y.max()))
@@ -246,51 +245,52 @@ def chart(
     W, H = 2 * w, 4 * h
     bits, owner = np.zeros((h, w), np.uint8), np.full((h, w), -1, np.int16)
     clipped = dropped = 0
-    ends: list[tuple[int, int, int]] = []
+    ends: list[tuple[int, int, int, str]] = []  # row, column, index of the style, letter
+    styles: list[str] = []
 
-    def pixels(x: "np.ndarray", y: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+    def dots(x: "np.ndarray", y: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+        """Columns and rows of the dots of values."""
         with np.errstate(all="ignore"):
-            v = np.log10(y) if log else y
-            py = (a1 - v) / (a1 - a0) * (H - 1)
-        px = (x - x0) / (x1 - x0) * (W - 1)
-        return px, np.where(np.isfinite(py), py, np.nan)
+            rows = (a1 - (np.log10(y) if log else y)) * ((H - 1) / (a1 - a0))
+        return ((x - x0) * ((W - 1) / (x1 - x0))).astype(np.int64), rows
 
-    def paint(canvas: "np.ndarray", index: int) -> None:
-        cells = (canvas.reshape(h, 4, w, 2) * BITS).sum(axis=(1, 3), dtype=np.uint8)
+    def paint(canvas: "np.ndarray", style: str) -> None:
+        """Lay a picture of dots over what is there; a cell has the style of what came last."""
+        cells = np.zeros((h, w), np.uint8)
+        for (dy, dx), bit in BRAILLE.items():
+            cells |= canvas[dy::4, dx::2] * np.uint8(bit)
         there = cells > 0
         bits[there] |= cells[there]
-        owner[there] = index
+        owner[there] = len(styles)
+        styles.append(style)
 
-    BITS = np.array([[1, 8], [2, 16], [4, 32], [64, 128]], np.uint8)[None, :, None, :]
-    styles: list[str] = []
     for s in series:
-        for behind, style in ((s.raw, "faint"), (None if s.spread is None else s.y + s.spread, "faint")):
-            if behind is None:
-                continue
+        first = max(0, int(np.searchsorted(s.x, x0)) - 1)  # one before, so that the curve comes in from the left
+        x, y = s.x[first:], s.y[first:]
+        if s.spread is not None:
             canvas = np.zeros((H, W), bool)
-            if s.spread is not None:
-                for k in range(-4, 5):
-                    curve(canvas, *pixels(s.x, s.y + s.spread * k / 4))
-            else:
-                px, py = pixels(s.x, behind)
-                ok = (px >= 0) & (px < W) & (py >= 0) & (py < H)
-                canvas[py[ok].astype(int), px[ok].astype(int)] = True
-            styles.append(style)
-            paint(canvas, len(styles) - 1)
-        px, py = pixels(s.x, s.y)
-        visible = (px >= 0) & (px <= W - 1)
-        finite = np.isfinite(s.y) & visible
-        dropped += int((finite & ~np.isfinite(py)).sum())
-        clipped += int((finite & np.isfinite(py) & ((py < -0.5) | (py > H - 0.5))).sum())
+            for k in range(-4, 5):
+                curve(canvas, *dots(x, y + s.spread[first:] * k / 4))
+            paint(canvas, "faint")
+        if s.raw is not None:
+            canvas = np.zeros((H, W), bool)
+            columns, rows = dots(x, s.raw[first:])
+            inside = (columns >= 0) & (rows >= 0) & (rows < H)
+            canvas[rows[inside].astype(int), columns[inside]] = True
+            paint(canvas, "faint")
+        if log:
+            dropped += int((y <= 0).sum())
+        if zoom == "low":
+            clipped += int((y > y1).sum())
+        columns, y, part = means(((x - x0) * ((W - 1) / (x1 - x0))).astype(np.int64), y)
+        rows = dots(columns, y)[1]
         canvas = np.zeros((H, W), bool)
-        curve(canvas, px, py)
-        styles.append(s.style)
-        paint(canvas, len(styles) - 1)
-        good = np.flatnonzero(np.isfinite(py) & visible & (py > -0.5) & (py < H - 0.5))
-        if len(good) and s.letter:
-            ends.append((int(py[good[-1]]) // 4, int(px[good[-1]]) // 2, len(styles) - 1))
+        curve(canvas, columns, rows, part)
+        paint(canvas, s.style)
+        seen = np.flatnonzero((columns >= 0) & (rows > -0.5) & (rows < H - 0.5))
+        if len(seen) and s.letter:
+            ends.append((int(rows[seen[-1]]) // 4, int(columns[seen[-1]]) // 2, len(styles) - 1, s.letter))
 
-    letters = [s.letter for s in series if s.letter]
     chars = np.where(bits > 0, bits.astype(np.int32) + 0x2800, 32)
     at = {round((m - x0) / (x1 - x0) * (W - 1)) // 2 for m in marks if x0 <= m <= x1}
     if cursor is not None and x0 <= cursor <= x1:
@@ -299,7 +299,7 @@ def chart(
         free = bits[:, column] == 0
         chars[free, column], owner[free, column] = ord("┊"), -2
     taken: set[tuple[int, int]] = set()
-    for (row, column, index), letter in zip(ends, letters, strict=False):
+    for row, column, index, letter in ends:
         spots = [
             (row, column + 1),
             (row - 1, column),
@@ -349,32 +349,48 @@ def _x_axis(x0: float, x1: float, w: int, gutter: int, cursor: float | None) -> 
     return [("".join(axis), "dim")]
 
 
-def curve(canvas: "np.ndarray", px: "np.ndarray", py: "np.ndarray") -> None:
-    """Draw a line through pixels (H, W): points of one column are averaged, columns connected, NaN breaks it."""
+BRAILLE = {(0, 0): 1, (1, 0): 2, (2, 0): 4, (0, 1): 8, (1, 1): 16, (2, 1): 32, (3, 0): 64, (3, 1): 128}  # (row, column): bit
+
+
+def means(columns: "np.ndarray", y: "np.ndarray") -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+    """Mean of what falls into a column of dots: (columns, means, part). part counts the NaN passed: curves break there."""
+    import numpy as np
+
+    good = abs(y) < math.inf
+    part = None
+    if not good.all():
+        part = np.cumsum(~good)[good]
+        columns, y = columns[good], y[good]
+    if not len(y):
+        return columns, y, columns
+    new = np.diff(columns) != 0
+    if part is not None:
+        new |= np.diff(part) != 0
+    starts = np.concatenate([[0], np.flatnonzero(new) + 1])
+    mean = np.add.reduceat(y, starts) / np.diff(np.append(starts, len(y)))
+    return columns[starts], mean, np.zeros(len(starts), np.int64) if part is None else part[starts]
+
+
+def curve(canvas: "np.ndarray", x: "np.ndarray", y: "np.ndarray", part: "np.ndarray | None" = None) -> None:
+    """Connect dots on a canvas (H, W) of bool: x columns, y rows, rows may lie outside. Lines stay within their part."""
     import numpy as np
 
     H, W = canvas.shape
-    good = np.isfinite(py) & (px > -W) & (px < 2 * W)
-    part = np.cumsum(~good)[good]  # number of breaks before each point
-    px, py = px[good].astype(np.int64), np.clip(py[good], -H, 2 * H)
-    if not len(px):
+    good = abs(y) < math.inf
+    x, y = x[good], np.clip(y[good], -H, 2 * H)
+    if not len(x):
         return
-    starts = np.flatnonzero(np.concatenate([[True], (np.diff(px) != 0) | (np.diff(part) != 0)]))
-    x, g = px[starts], part[starts]
-    y = np.add.reduceat(py, starts) / np.diff(np.append(starts, len(py)))
+    g = np.cumsum(~good)[good] + (0 if part is None else part[good])
     steps = np.where((np.diff(g) == 0) & (np.diff(x) > 0), np.diff(x), 0)
     within = np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps) + 1
     i = np.repeat(np.arange(len(steps)), steps)
-    cx = x[i] + within
-    cy = np.rint(y[i] + (y[i + 1] - y[i]) * within / steps[i]).astype(np.int64)
-    before = np.rint(y[i] + (y[i + 1] - y[i]) * (within - 1) / steps[i]).astype(np.int64)
-    low, high = np.minimum(before, cy), np.maximum(before, cy)
-    low = np.where(high > low, np.where(cy > before, low + 1, low), low)  # the pixel of the column before is drawn there
-    high = np.where((cy < before) & (high > low), high - 1, high)
+    slope = (y[i + 1] - y[i]) / steps[i]
+    here, before = np.rint(y[i] + slope * within).astype(np.int64), np.rint(y[i] + slope * (within - 1)).astype(np.int64)
+    low, high = np.where(here > before, before + 1, here), np.where(here < before, before - 1, here)
     low, high = np.clip(low, 0, H), np.clip(high, -1, H - 1)
     tall = np.maximum(high - low + 1, 0)
     rows = np.repeat(low, tall) + np.arange(tall.sum()) - np.repeat(np.cumsum(tall) - tall, tall)
-    columns = np.repeat(cx, tall)
+    columns = np.repeat(x[i] + within, tall)
     rows, columns = np.append(rows, np.rint(y).astype(np.int64)), np.append(columns, x)
     inside = (columns >= 0) & (columns < W) & (rows >= 0) & (rows < H)
     canvas[rows[inside], columns[inside]] = True

@@ -116,11 +116,9 @@ def points(run: Run, metric: str, axis: str = "step") -> "tuple":
         seconds = np.interp(x, *_clock(run)) if axis != "step" and len(run.columns.step) else x
     else:
         x, seconds, y = run.column(metric)
-        if is_score(metric) and len(x):
-            phases = [e["phase"] for e in run.columns.evals if fid_label(e["net"], metric[:3].rstrip("-(").strip()) == metric]
-            if len(phases) == len(x):
-                cuts = [i for i, (a, b) in enumerate(pairwise(phases), 1) if a != b]
-                x, seconds, y = (np.insert(v, cuts, w) for v, w in ((x, x[cuts]), (seconds, seconds[cuts]), (y, np.nan)))
+        cuts = [c for c in run.columns.breaks.get(metric, ()) if c < len(x)]
+        if cuts:
+            x, seconds, y = (np.insert(v, cuts, w) for v, w in ((x, x[cuts]), (seconds, seconds[cuts]), (y, np.nan)))
     if axis != "step":
         world = number(run.config.get("world_size")) or 1
         x = seconds / 3600 * (world if axis == "GPU-hours" else 1)

@@ -141,7 +141,8 @@ def _tex(text: str) -> str:
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a00", "#666666"]
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#1b1f24}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;border-bottom:1px solid #d5dae0;text-align:left}
-pre{background:#f3f5f7;padding:1em;overflow-x:auto;font:12px/1.35 ui-monospace,monospace}img{image-rendering:pixelated;max-width:100%}"""
+pre{background:#f3f5f7;padding:1em;overflow-x:auto;font:12px/1.35 ui-monospace,monospace}
+img{image-rendering:pixelated;max-width:100%}"""
 
 
 def html_report(runs: list[Run], title: str) -> str:
@@ -175,9 +176,8 @@ def html_report(runs: list[Run], title: str) -> str:
         ):
             body.append(f"<h3>{name}</h3><pre>{_h(chr(10).join(plain(line) for line in lines))}</pre>")
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"/><title>{_h(title)}</title><style>{STYLE}</style></head><body>'
-        + "\n".join(body)
-        + "</body></html>\n"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"/><title>{_h(title)}</title>'
+        f"<style>{STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n"
     )
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import stat
+import sys
 import threading
 import time
 import zlib
@@ -184,14 +185,43 @@ def fid_label(net: object, what: str = "FID") -> str:
     return f"{what}-{net.removeprefix('inception-')}" if net.startswith("inception-") else f"{what}({net})"
 
 
+class Evaluations:
+    """The evaluations of a run, in little memory; each is handed out as a dict."""
+
+    NUMBERS, WORDS = ("step", "t", "fid", "is", "is_std"), ("phase", "net", "what", "n", "ema", "bn")
+
+    def __init__(self) -> None:
+        self.numbers = {k: array("d") for k in self.NUMBERS}
+        self.words: dict[str, list] = {k: [] for k in self.WORDS}
+
+    def add(self, step: float, t: float | None, row: dict) -> None:
+        for key, column in self.numbers.items():
+            value = {"step": step, "t": t}.get(key) if key in ("step", "t") else number(row.get(f"eval/{key}"))
+            column.append(math.nan if value is None else value)
+        for key, column in self.words.items():
+            value = row.get("phase") if key == "phase" else row.get(f"eval/{key}")
+            column.append(sys.intern(clean(value, 40)) if isinstance(value, str) else value if isinstance(value, int) else None)
+
+    def __len__(self) -> int:
+        return len(self.numbers["step"])
+
+    def __getitem__(self, i: int) -> dict:
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        found = {k: None if math.isnan(c[i]) else c[i] for k, c in self.numbers.items()}
+        return found | {k: c[i] for k, c in self.words.items()}
+
+
 class Columns:
     """metrics.jsonl as columns of doubles: per key, the rows that have it and their values."""
 
     def __init__(self) -> None:
         self.step, self.t = array("d"), array("d")
         self.keys: dict[str, tuple[array, array]] = {}
+        self.breaks: dict[str, list[int]] = {}  # of a score: where another phase begins, so that another thing is measured
+        self.phases: dict[str, object] = {}
         self.stages: list[tuple[float, str]] = []  # (first step, name), in order
-        self.evals: list[dict] = []
+        self.evals = Evaluations()
         self.bad = self.nans = 0
         self.cache: dict[str, tuple] = {}
 
@@ -201,44 +231,35 @@ class Columns:
             if step is None:
                 self.bad += 1
                 continue
-            i = len(self.step)
+            i, t = len(self.step), number(row.get("t"))
             self.step.append(step)
-            t = number(row.get("t"))
             self.t.append(math.nan if t is None else t)
             stage = row.get("stage") or row.get("phase")
-            if (
-                isinstance(stage, str)
-                and not stage.startswith("evaluation")
-                and (not self.stages or self.stages[-1][1] != stage)
-            ):
+            if isinstance(stage, str) and not stage.startswith("evaluation") and stage != self.phases.get("stage"):
+                self.phases["stage"] = stage
                 self.stages.append((step, clean(stage, 40)))
-            net = row.get("eval/net")
             if "eval/fid" in row or "eval/is" in row:
-                self.evals.append(
-                    {
-                        "step": step,
-                        "t": t,
-                        "phase": row.get("phase"),
-                        "what": clean(row.get("eval/what")),
-                        "n": row.get("eval/n"),
-                    }
-                    | {"net": net, "fid": number(row.get("eval/fid")), "is": number(row.get("eval/is"))}
-                    | {"is_std": number(row.get("eval/is_std")), "ema": row.get("eval/ema"), "bn": row.get("eval/bn")}
-                )
+                self.evals.add(step, t, row)
             for key, value in row.items():
                 if "/" not in key or (value is not None and type(value) not in (float, int)):
                     continue
                 kind, _, name = key.partition("/")
-                if kind == "eval" and name not in ("fid", "is"):
-                    continue
-                key = fid_label(net, name.upper()) if kind == "eval" else clean(key, 60)
+                if kind == "eval":
+                    if name not in ("fid", "is"):
+                        continue
+                    key = fid_label(row.get("eval/net"), name.upper())
                 column = self.keys.get(key)
                 if column is None:
-                    if len(self.keys) >= 200:
+                    key = clean(key, 60)
+                    if len(self.keys) >= 200 and key not in self.keys:
                         continue
-                    column = self.keys[key] = (array("d"), array("d"))
+                    column = self.keys.setdefault(key, (array("I"), array("d")))
                 value = number(value)
-                if value is None and kind != "eval":
+                if kind == "eval":
+                    if column[0] and self.phases.get(key) != row.get("phase"):
+                        self.breaks.setdefault(key, []).append(len(column[0]))
+                    self.phases[key] = row.get("phase")
+                elif value is None:
                     self.nans += 1
                 column[0].append(i)
                 column[1].append(math.nan if value is None else value)
@@ -343,7 +364,10 @@ class Run:
             os.close(fd)
         columns = Columns()
         columns.add(parse_lines([x for x in data.split(b"\n")[size > 8192 : -1] if x.strip()])[0])
-        self.peeked = {"eval": columns.evals[-1] if columns.evals else None, "step": columns.step[-1] if columns.step else None}
+        self.peeked = {
+            "eval": columns.evals[-1] if len(columns.evals) else None,
+            "step": columns.step[-1] if columns.step else None,
+        }
 
     def load(self, seconds: float = 0.05) -> bool:
         """Read on in metrics.jsonl and search.jsonl for about so long. Whether there was anything new."""
@@ -376,7 +400,7 @@ class Run:
                 return cached
             if not n:
                 return (np.empty(0),) * 3
-            rows = np.array(c.keys[key][0]).astype(np.int64)
+            rows = np.array(c.keys[key][0])
             c.cache[key] = (np.array(c.step)[rows], np.array(c.t)[rows], np.array(c.keys[key][1]))
             return c.cache[key]
 
@@ -441,7 +465,7 @@ class Run:
     @property
     def last(self) -> dict:
         """The last evaluation: fid, is, net, and where known n, step, what. {} if there was none."""
-        if self.columns.evals:
+        if len(self.columns.evals):
             return self.columns.evals[-1]
         if get(self.peeked, "eval"):
             return self.peeked["eval"]

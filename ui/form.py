@@ -1,0 +1,312 @@
+"""The launch form: a new run, a run again with changes, a found genotype to train."""
+
+import shlex
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+
+from ui import draw, launch
+from ui.base import MOVES, Page
+from ui.draw import Line, duration, fit
+from ui.runs import clean
+from ui.widgets import Doc, Table
+
+# ---- the launch form --------------------------------------------------------------------------------------------------
+
+
+class Form(Page):
+    """A new run: any script's options by panel, checked as they are typed, and the command that they make."""
+
+    BINDINGS: ClassVar = [
+        Binding("ctrl+r", "go", "launch"),
+        Binding("enter", "edit", "change"),
+        Binding("space,right", "cycle(1)", "next choice"),
+        Binding("left", "cycle(-1)", "previous choice", show=False),
+        Binding("slash", "find", "find an option"),
+        Binding("n", "next", "next option found", show=False),
+        Binding("u", "undo", "value of the preset"),
+        Binding("ctrl+y", "copy", "copy the command"),
+        Binding("p", "paste", "paste a command"),
+        Binding("escape", "back", "back"),
+        *MOVES,
+    ]
+
+    def __init__(self, script: launch.Script, values: dict[str, Any], gpu: str = "", about: str = "") -> None:
+        super().__init__()
+        self.script, self.about = script, about
+        self.texts = {name: o.write(values.get(name, o.default)) for name, o in script.options.items()}
+        self.seeds = self.texts.get("seed", "0")
+        self.gpu, self.wait, self.need, self.after = gpu, "now", "8", ""
+        self.cursor, self.found = 0, ""
+
+    def body(self) -> ComposeResult:
+        yield Doc(self.top_line, base="bar", id="top")
+        yield Table(id="options")
+        yield Doc(self.foot, id="foot")
+
+    def changed(self, names: set[str]) -> None:
+        self.app.safely("form", self.fill)
+        self.update("top", "foot")
+
+    # -- rows: name, text, kind of what is chosen before the options, then the options by panel
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(key, title) of every row."""
+        first = [("script", "script"), ("preset", "preset"), ("seeds", "seeds"), ("wait", "start"), ("gpu", "GPU")]
+        first += [("need", "GiB free")] if self.wait == "gpu" else [("after", "after run")] if self.wait == "after" else []
+        rest = [(f"-{n}", n) for n in self.script.options if n not in ("preset", "seed", "resume", "dry_run")]
+        return [r for r in first if r[0] != "preset" or "preset" in self.script.options] + rest
+
+    def value(self, key: str) -> str:
+        if key.startswith("-"):
+            return self.texts[key[1:]]
+        return {"script": self.script.path.name, "preset": self.texts.get("preset", ""), "seeds": self.seeds, "wait": self.wait,
+                "gpu": self.gpu or "any", "need": self.need, "after": self.after or "(choose)"}[key]  # fmt: skip
+
+    def choices(self, key: str) -> list[str]:
+        if key == "script":
+            return [s.path.name for s in self.app.scripts()[0]]
+        if key == "preset":
+            return list(self.script.presets)
+        if key == "wait":
+            return ["now", "gpu", "after"]
+        if key == "gpu":
+            return ["any", *(str(g["index"]) for g in self.app.machine.gpus)]
+        if key == "after":
+            return [r.name for r in self.app.store.ordered() if r.live or r.state == "queued"]
+        option = self.script.options.get(key[1:]) if key.startswith("-") else None
+        if option is None:
+            return []
+        return ["false", "true"] if option.kind == "bool" else list(option.choices)
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong, by row."""
+        wrong = {}
+        for name, text in self.texts.items():
+            try:
+                self.script.options[name].read(text)
+            except ValueError as e:
+                wrong[f"-{name}"] = str(e)
+        wrong.pop("-seed", None)
+        try:
+            if launch.seeds(self.seeds) and "seed" in self.script.options:
+                for seed in launch.seeds(self.seeds):
+                    self.script.options["seed"].read(str(seed))
+        except ValueError as e:
+            wrong["seeds"] = str(e)
+        if self.wait == "gpu":
+            if not self.app.machine.gpus:
+                wrong["wait"] = "no GPU can be asked here; start now or after a run"
+            try:
+                if not 0 < float(self.need) < 10_000:
+                    raise ValueError
+            except ValueError:
+                wrong["need"] = "must be a number of GiB"
+        if self.wait == "after" and self.after not in self.choices("after"):
+            wrong["after"] = "must be a run that has not ended"
+        return wrong
+
+    def values(self, seed: int) -> dict[str, Any]:
+        made = {name: o.read(self.texts[name]) for name, o in self.script.options.items() if name != "seed"}
+        return made | ({"seed": seed} if "seed" in self.script.options else {})
+
+    def command(self, seed: int | None = None) -> str:
+        try:
+            seed = launch.seeds(self.seeds)[0] if seed is None else seed
+            words = launch.command(self.script, self.values(seed))
+        except ValueError:
+            return ""
+        device = f"CUDA_VISIBLE_DEVICES={self.gpu} " if self.gpu else ""
+        return device + "python " + shlex.join(words)
+
+    # -- what is shown
+
+    def top_line(self, width: int, _: int) -> list[Line]:
+        wrong = len(self.problems())
+        text = f" New run: {self.script.about}" if not self.about else f" {self.about}"
+        right = draw.count(wrong, "problem") + " " if wrong else "ready: ctrl+r launches "
+        return [[(fit(text, width - len(right)), "bold"), (right, "bad" if wrong else "good")]]
+
+    def fill(self) -> None:
+        table = self.query_one(Table)
+        width, wrong = table.size.width, self.problems()
+        defaults = self.script.defaults(self.texts.get("preset", ""))
+        rows: list[tuple[str, Line]] = []
+        value_width = max(14, min(30, width // 4))
+        panel = ""
+        for key, title in self.rows():
+            option = self.script.options.get(key[1:]) if key.startswith("-") else None
+            changed = option and option.write(defaults.get(option.name)) != self.texts[option.name]
+            about = wrong.get(key) or (option.describe() if option else self.explain(key))
+            here = option.panel if option else "Start"
+            tag, panel = here if here != panel else "", here
+            value = fit(self.value(key) or "—", value_width - 2) + (" * " if changed else "   ")
+            line: Line = [(f" {fit(tag, 7)}", "dim"), (fit(title, 17) + " ", "")]
+            line.append((value, "bad" if key in wrong else "warn bold" if changed else "key"))
+            line.append((f"✗ {about}", "bad") if key in wrong else (about, "dim"))
+            rows.append((key, line))
+        about = "range" if width < 90 else "type and range; * differs from the preset"
+        table.show([(f" {'':7}{fit('option', 18)}{fit('value', value_width + 1)}{about}", "bold")], rows)
+
+    def explain(self, key: str) -> str:
+        return {
+            **{"script": "← → another one", "preset": "named values of the script", "seeds": "3, 0-4 or 0,2,7: a run each"},
+            **{"wait": "now | when a GPU is free | after another run", "gpu": "CUDA_VISIBLE_DEVICES"},
+            **{"need": "of GPU memory before it starts", "after": "← → a run that has not ended"},
+        }[key]
+
+    def foot(self, width: int, height: int) -> list[Line]:
+        key = self.query_one(Table).key or "script"
+        option = self.script.options.get(key[1:]) if key.startswith("-") else None
+        lines: list[Line] = [[("─" * width, "faint")]]
+        text = f"{option.flag}: {option.help}" if option else self.explain(key)
+        lines += [[(" " + part, "")] for part in draw.wrapped(text.split(" "), width - 2, " ")[:2]]
+        try:
+            many = len(launch.seeds(self.seeds))
+        except ValueError:
+            many = 0
+        peak, seconds, n = launch.similar(self.app.store.ordered(), self.script.path.name, self.texts.get("preset", ""))
+        facts = [draw.count(many, "run")] + (
+            [f"{n} like it took {duration(seconds)}, peak memory {draw.size(peak)}"] if n else []
+        )
+        lines.append([(" " + " · ".join(facts), "dim")])
+        command = self.command() or "the command appears when every value can be read"
+        parts = draw.wrapped(command.split(" "), width - 5, " ")
+        room = max(1, height - len(lines))
+        if len(parts) > room:
+            parts = [*parts[: room - 1], "…" + parts[-1][: width - 6]]
+        lines += [
+            [(" $ " if i == 0 else "   ", "dim"), (p + (" \\" if i < len(parts) - 1 else ""), "key")]
+            for i, p in enumerate(parts)
+        ]
+        return lines
+
+    # -- actions
+
+    def set(self, key: str, text: str) -> None:
+        if key == "script":
+            script = next(s for s in self.app.scripts()[0] if s.path.name == text)
+            kept = {n: t for n, t in self.texts.items() if n in script.options and n in ("dataset", "data_dir", "device")}
+            self.script, self.about = script, ""
+            self.texts = {name: o.write(o.default) for name, o in script.options.items()} | kept
+            self.app.place(self.texts, script)
+        elif key == "preset":
+            before = self.script.defaults(self.texts["preset"])
+            changed = {n for n, o in self.script.options.items() if o.write(before.get(n)) != self.texts[n]}
+            for name, value in self.script.defaults(text).items():
+                if name not in changed:
+                    self.texts[name] = self.script.options[name].write(value)
+            self.texts["preset"] = text
+        elif key == "gpu":
+            self.gpu = "" if text == "any" else text
+        elif key.startswith("-"):
+            self.texts[key[1:]] = text
+        else:
+            setattr(self, key, text)
+        self.update_all()
+
+    def action_move(self, key: str) -> None:
+        self.query_one(Table).move(key)
+
+    def on_table_picked(self, event: Table.Picked) -> None:
+        if event.entered:
+            self.action_edit()
+        self.update("foot")
+
+    def action_cycle(self, by: int) -> None:
+        key = self.query_one(Table).key
+        choices = self.choices(key) if key else []
+        if choices:
+            now = self.value(key)
+            self.set(key, choices[(choices.index(now) + by) % len(choices)] if now in choices else choices[0])
+
+    def action_edit(self) -> None:
+        key = self.query_one(Table).key
+        if key is None:
+            return
+        if self.choices(key):
+            self.action_cycle(1)
+            return
+        option = self.script.options.get(key[1:])
+
+        def done(text: str) -> str:
+            self.set(key, text)
+            return self.problems().get(key, "")
+
+        self.app.ask(key.removeprefix("-"), self.value(key), done, hint=option.describe() if option else self.explain(key))
+
+    def action_undo(self) -> None:
+        key = self.query_one(Table).key or ""
+        if key.startswith("-"):
+            default = self.script.defaults(self.texts.get("preset", "")).get(key[1:])
+            self.set(key, self.script.options[key[1:]].write(default))
+
+    def action_find(self) -> None:
+        def done(text: str) -> str:
+            self.found = text.lower()
+            return "" if not text or self.action_next() else f"no option has {text} in its name or help"
+
+        self.app.ask("find an option", "", done, hint="part of its name or help; n: the next one")
+
+    def action_next(self) -> bool:
+        table, rows = self.query_one(Table), self.rows()
+        texts = [f"{title} {self.script.options[k[1:]].help if k.startswith('-') else ''}".lower() for k, title in rows]
+        order = [*range(table.cursor + 1, len(rows)), *range(table.cursor + 1)]
+        hits = sorted((i for i in order if self.found in texts[i]), key=lambda i: self.found not in rows[i][1])
+        if hits and self.found:
+            table.go(hits[0])
+        return bool(hits)
+
+    def action_copy(self) -> None:
+        self.app.copy(self.command())
+
+    def action_paste(self) -> None:
+        def done(text: str) -> str:
+            try:
+                script, values, gpu = launch.parse_command(text, self.app.scripts()[0])
+            except ValueError as e:
+                return clean(e, 200)
+            self.script, self.about, self.gpu = script, "", gpu
+            self.texts = {name: o.write(values[name]) for name, o in script.options.items()}
+            self.seeds = self.texts.get("seed", "0")
+            self.update_all()
+            return ""
+
+        self.app.ask("command line", "", done, hint="paste it here: python eagan.py --preset smoke …")
+
+    def action_go(self) -> None:
+        wrong = self.problems()
+        if wrong:
+            key = (
+                next(k for k, _ in self.rows() if k in wrong) if set(wrong) & {k for k, _ in self.rows()} else next(iter(wrong))
+            )
+            self.app.notify(f"{key.removeprefix('-')}: {wrong[key]}", severity="error", markup=False)
+            for i, (k, _) in enumerate(self.rows()):
+                if k == key:
+                    self.query_one(Table).go(i)
+            return
+        started = 0
+        for seed in launch.seeds(self.seeds):
+            values = self.values(seed)
+            what = launch.Launch(
+                self.script.path, launch.command(self.script, values), values, self.app.store.root,
+                self.wait, float(self.need) if self.wait == "gpu" else 0.0, self.after, self.gpu,
+            )  # fmt: skip
+            try:
+                launch.launch(what)
+            except OSError as e:
+                self.app.notify(f"not started: {e}", severity="error", markup=False)
+                break
+            started += 1
+        if started:
+            word = "started" if self.wait == "now" else "queued"
+            self.app.notify(f"{draw.count(started, 'run')} {word}; quitting does not end them", markup=False)
+            self.app.wake.set()
+            self.app.pop_screen()
+
+    def action_back(self) -> None:
+        self.app.pop_screen()
+
+    def copied(self) -> str:
+        return self.command()

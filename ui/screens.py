@@ -1,0 +1,887 @@
+"""The screens that look at runs: the list, one run, two runs."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical
+
+from ui import draw, pages, report
+from ui.base import ACTS, CURVES, MOVES, Page
+from ui.draw import Line, crop, duration, fit, human, score
+from ui.runs import STATES, Log, Run, clean, color_index, number
+from ui.widgets import Doc, LogView, Table
+
+# ---- all runs ---------------------------------------------------------------------------------------------------------
+
+
+class Runs(Page):
+    """The list, with curves of the runs laid over each other, and the machine."""
+
+    BINDINGS: ClassVar = [
+        Binding("n", "new", "new run"),
+        Binding("space", "overlay", "overlay"),
+        Binding("enter", "open", "open"),
+        Binding("slash", "query", "filter"),
+        Binding("s", "sort", "sort"),
+        Binding("c", "compare", "compare: two overlaid, or one with the cursor's"),
+        *ACTS,
+        *CURVES,
+        Binding("0", "clear", "clear the overlay", show=False),
+        Binding("i", "reverse", "reverse the order", show=False),
+        Binding("u", "group", "group seeds: mean and spread", show=False),
+        Binding("p", "pin", "pin on top", show=False),
+        Binding("number_sign", "tags", "tags and note", show=False),
+        Binding("h", "hide", "hide or show again", show=False),
+        Binding("a", "hidden", "show hidden runs", show=False),
+        *MOVES,
+    ]
+
+    def body(self) -> ComposeResult:
+        yield Doc(self.top_line, base="bar", id="top")
+        with Horizontal(id="middle"):
+            with Vertical(id="left"):
+                yield Table(id="table")
+                yield Doc(self.status_line, id="status")
+                yield Doc(self.preview, id="preview")
+                yield Doc(self.host, id="host")
+            yield Doc(self.charts, id="charts")
+        yield Doc(self.host, id="host-below")
+
+    def changed(self, names: set[str]) -> None:
+        self.app.safely("table", self.fill)
+        spare = self.query_one("#left").size.height - len(self.app.listed()) - 6
+        self.query_one("#preview").styles.height = max(5, min(14, spare))
+        self.update("top", "status", "preview", "host", "host-below")
+        if names & {run.name for run, _, _ in self.drawn()} or not self.query_one("#charts", Doc).lines:
+            self.update("charts")
+
+    # -- the list
+
+    def columns(self, runs: list[Run], width: int) -> list[tuple[str, int, list[str], str]]:
+        """(title, width, texts of the runs, sort key) of the columns that fit, the more important ones first kept."""
+        labels = self.app.labels()
+        wanted: list[tuple[float, str, Callable[[Run], str], str]] = [  # rank, title, text, sort key
+            (0, "step", lambda r: f"{human(r.step)}/{human(r.total)}" if r.total else human(r.step), "step"),
+            (2, "ETA", self.left, "ETA"),
+            (4, "phase", lambda r: r.phase, "phase"),
+            (5, "memory", lambda r: draw.size(r.memory), "memory"),
+            (6, "steps/s", lambda r: human(r.rate) if r.rate else "—", "rate"),
+            (7, "images", lambda r: human(number(r.last.get("n"))), "images"),
+            (8, "seed", lambda r: "—" if r.seed is None else str(r.seed), "seed"),
+            (9, "method", lambda r: r.method, "method"),
+        ]
+        for k, label in enumerate(labels):
+            rank = 1 + 2 * label.startswith("IS") + (k > 0) * 0.1
+            wanted.append((rank, label, lambda r, n=label: score(r.score(n)), label))
+        room = width - 5 - min(30, max([len(self.app.short(r)) for r in runs] or [10]))
+        chosen = []
+        for _, title, text, key in sorted(wanted, key=lambda w: w[0]):
+            texts = [text(r) for r in runs]
+            wide = max(len(title) + (self.app.sort == key), *(len(t) for t in texts), 0)
+            if wide + 1 <= room:
+                chosen.append((title, wide, texts, key))
+                room -= wide + 1
+        order = ["method", "phase", "step", *[x for x in labels if x.startswith("IS")]]
+        order += [*[x for x in labels if x.startswith("FID")], "images", "ETA", "memory", "steps/s", "seed"]
+        return sorted(chosen, key=lambda c: order.index(c[0]))
+
+    def left(self, run: Run) -> str:
+        """What the ETA column says: time left, or how it ended."""
+        if run.state in ("running", "stopping"):
+            return duration(run.eta) if run.eta is not None else run.state if run.state == "stopping" else "—"
+        if run.state == "failed":
+            return "OOM?" if "memory" in run.why + run.error.lower() else run.why or "failed"
+        return run.state
+
+    def fill(self) -> None:
+        table = self.query_one(Table)
+        runs, width = self.app.listed(), table.size.width
+        columns = self.columns(runs, width)
+        name_width = max(8, width - 5 - sum(c[1] + 1 for c in columns))
+        arrow = "▼" if self.app.reverse else "▲"
+
+        def head(title: str, key: str, w: int, right: bool) -> str:
+            return fit(title + (arrow if self.app.sort == key else ""), w, right)
+
+        top = f"     {head('run', 'name', name_width, False)}" + "".join(" " + head(t, k, w, True) for t, w, _, k in columns)
+        self.spots = [(5, 5 + name_width, "name")]
+        at = 5 + name_width
+        for _, w, _, key in columns:
+            self.spots.append((at, at + w + 1, key))
+            at += w + 1
+        rows: list[tuple[str, Line]] = []
+        for i, run in enumerate(runs):
+            letter, style = self.app.overlay_mark(run)
+            pin = "^" if run.pinned else " "
+            line: Line = [
+                (f"▌{letter}" if letter else "  ", style),
+                (f"{pin}{pages.GLYPHS[run.state]} ", pages.STYLES[run.state]),
+                (fit(self.app.short(run), name_width), "dim" if run.name in self.app.hidden else ""),
+            ]
+            for title, w, texts, _ in columns:
+                tone = pages.STYLES[run.state] if title == "ETA" and run.state != "running" else ""
+                tone = "dim" if title.startswith("FID") and (number(run.last.get("n")) or 0) < 50_000 else tone
+                line.append((" " + fit(texts[i], w, True), tone))
+            rows.append((run.name, line))
+        table.empty = self.empty(width)
+        table.show([(top, "bold")], rows)
+
+    def empty(self, width: int) -> list[Line]:
+        app = self.app
+        if app.store.runs:
+            return [
+                [],
+                [(f"  no run matches {app.filter_text or 'what is shown'}", "warn")],
+                [("  / changes the filter, a shows hidden runs", "dim")],
+            ]
+        if not app.scanned:
+            return [[], [("  looking for runs…", "dim")]]
+        why = f" ({app.store.problem})" if app.store.problem else ""
+        start = "read-only: nothing can be started here" if app.readonly else "press n to start one"
+        lines = [
+            f"no runs in {app.store.root}/{why}",
+            start,
+            "or point me elsewhere: python tui.py DIR",
+            "? lists every key, q quits",
+        ]
+        return [[], *([(f"  {text}", "" if i == 0 else "dim")] for i, text in enumerate(lines))]
+
+    def on_table_picked(self, event: Table.Picked) -> None:
+        if event.entered:
+            self.action_open()
+        else:
+            self.update("preview", "charts")
+
+    def on_table_sorted(self, event: Table.Sorted) -> None:
+        key = next((k for a, b, k in self.spots if a <= event.x < b), None)
+        if key:
+            self.app.reverse = not self.app.reverse if self.app.sort == key else False
+            self.app.sort = key
+            self.fill()
+
+    # -- lines around it
+
+    def top_line(self, width: int, _: int) -> list[Line]:
+        app = self.app
+        counts = Counter(r.state for r in app.store.ordered())
+        line: Line = [(f" {clean(app.store.root)}/ ", "bold"), (f" {draw.count(len(app.store.runs), 'run')}  ", "")]
+        for state in STATES:
+            if counts[state]:
+                word = f" {state}" if width >= 100 else ""
+                line.append((f" {pages.GLYPHS[state]} {counts[state]}{word}", pages.STYLES[state]))
+        if app.since:
+            line.append(("   since last visit: " + ", ".join(f"{n} {s}" for s, n in app.since.items()), "info"))
+        if app.readonly:
+            line.append(("   read-only", "warn"))
+        return [crop(line, width)]
+
+    def status_line(self, width: int, _: int) -> list[Line]:
+        app = self.app
+        shown, total = len(app.listed()), len(app.store.runs)
+        words = [f"{shown} of {draw.count(total, 'run')}", f"sort {app.sort} {'▼' if app.reverse else '▲'}"]
+        words += [f"filter: {app.filter_text}"] if app.filter_text else []
+        words += [f"{len(app.overlay)} overlaid"] if app.overlay else []
+        words += ["seeds grouped"] if app.group else []
+        left = [label for label in app.labels() if label.startswith("FID")]
+        fits = {c[0] for c in self.columns(app.listed(), self.query_one(Table).size.width)}
+        hidden = [label for label in left if label not in fits]
+        words += [f"no room for {', '.join(hidden)}"] if hidden else []
+        return [[(fit(" " + " · ".join(words), width), "dim")]]
+
+    def preview(self, width: int, height: int) -> list[Line]:
+        """The run at the cursor in a few lines: what it is and the end of its log."""
+        run = self.run_now()
+        if run is None or height < 2:
+            return []
+        lines: list[Line] = [[("─" * width, "faint")]]
+        head = [run.name, pages.scores(run), run.error or pages.state_word(run), " ".join(f"#{t}" for t in run.labels)]
+        lines.append([(fit(" " + " · ".join(h for h in head if h), width), "bad" if run.error else "bold")])
+        log = Log(run.path / "log.txt" if (run.path / "log.txt").exists() else run.output)
+        log.update(1 << 20)
+        if len(log) and height > 2:
+            last = log.lines(range(max(0, len(log) - (height - 2)), len(log)))
+            lines += [[(fit(" " + text, width), "dim")] for text in last]
+        return lines
+
+    def host(self, width: int, height: int) -> list[Line]:
+        """A line a GPU and one for the host; in one line where there is no room."""
+        machine, lines = self.app.machine, []
+        for g in machine.gpus:
+            used = g["used"] / g["total"] if g["total"] else 0
+            busy = "—" if g["percent"] is None else g["percent"]
+            text = f" GPU{g['index']} {fit(g['name'].replace('NVIDIA ', ''), 8)} {busy:>3}% "
+            text += f"{draw.bar(used, 10)} {draw.size(g['used'])}/{draw.size(g['total'])}"
+            text += f" {g['degrees']}°" if g["degrees"] is not None else ""
+            text += f" {g['watts']:.0f}W" if g["watts"] else ""
+            lines.append(text + f"  free {draw.size(g['total'] - g['used'])}")
+        h = machine.host
+        host = f" CPU {h['cpu']:.0f}% of {h['cores']:.0f} · RAM {draw.size(h['used'])}/{draw.size(h['total'])} · " if h else " "
+        host += f"disk {draw.size(h['disk'])} free · " if h else ""
+        host += ("GPU n/a · " if machine.gpu_note else "") + f"poll {1000 * self.app.poll_seconds:.0f} ms"
+        if height == 1:
+            short = [f" GPU{g['index']} {g['percent']}% {draw.size(g['used'])}/{draw.size(g['total'])}" for g in machine.gpus]
+            return [[(fit("".join(short) + host, width), "dim")]]
+        return [[(fit(text, width), "dim")] for text in [*lines[: height - 1], host]]
+
+    # -- curves
+
+    def drawn(self) -> list[tuple[Run, str, str]]:
+        """The runs whose curves are shown, the one at the cursor last, so on top."""
+        here = self.run_now()
+        runs = [r for name in self.app.overlay if (r := self.app.store.runs.get(name))] or ([here] if here else [])
+        runs = [r for r in runs if r is not here] + ([here] if here in runs else [])
+        marks = [(r, *self.app.overlay_mark(r)) for r in runs]
+        return [(r, style or f"s{color_index(r.name, ())}", letter) for r, letter, style in marks]
+
+    def charts(self, width: int, height: int) -> list[Line]:
+        drawn, metric, curves = self.drawn(), self.app.metric, self.app.curves
+        if not drawn:
+            return [[(" curves of the runs appear here", "dim")]]
+        for run, _, _ in drawn:
+            self.app.want(run)
+        if not any(metric in pages.metrics(r) for r, _, _ in drawn):
+            metric = next((m for r, _, _ in drawn for m in pages.metrics(r)), metric)
+        legend: Line = []
+        for run, style, letter in drawn:
+            has = metric in pages.metrics(run)
+            name = f" ▌{letter}{' ' if letter else ''}{self.app.short(run)}" + ("" if has else " (has none)")
+            legend.append((name, style if has else "dim"))
+        legends = [legend] if draw.width_of(legend) <= width else [[part] for part in legend][: max(1, height // 5)]
+        if len(legends) > 1 and len(legend) > len(legends):
+            legends[-1] = [(f" … and {len(legend) - len(legends) + 1} more", "dim")]
+        second = {"FID": "IS", "IS": "FID"}.get(metric[:3].rstrip("(-"), "") + metric[3 if metric.startswith("FID") else 2 :]
+        second = second if pages.is_score(metric) and any(second in pages.metrics(r) for r, _, _ in drawn) else ""
+        values = self.inspected(drawn, metric, second, width)
+        room = height - len(legends) - len(values)
+        two = second and room >= 20
+        tall = room // 2 if two else room
+        lines = list(legends)
+        for name, h in ((metric, room - tall if two else tall), (second, tall)):
+            if name and (two or name == metric):
+                if self.app.group:
+                    lines += curves.draw(curves.grouped([r for r, _, _ in drawn], name), name, width, h)
+                else:
+                    lines += curves.lines([d for d in drawn if name in pages.metrics(d[0])], name, width, h)
+        if self.app.group:
+            extra = [*pages.seeds([r for r, _, _ in drawn]), [], *pages.distances([r for r, _, _ in drawn])]
+            lines = [*lines[: height - len(extra) - 1], [], *extra]
+        return [crop(line, width) for line in lines + values]
+
+    def inspected(self, drawn: list, metric: str, second: str, width: int) -> list[Line]:
+        curves = self.app.curves
+        if curves.inspect is None:
+            return []
+        ends = [pages.points(r, metric, curves.axis)[0] for r, _, _ in drawn]
+        xs = [x for x in ends if len(x)]
+        if not xs:
+            return []
+        low, high = min(float(x[0]) for x in xs), max(float(x[-1]) for x in xs)
+        at = low + curves.inspect * (high - low)
+        lines: list[Line] = [[(f" at {curves.axis} {human(at, 5)}", "bold"), ("  ← → move, v off", "dim")]]
+        for run, style, letter in drawn[-8:]:
+            texts = [f"{m} {score(pages.value_at(run, m, at, curves.axis))}" for m in (metric, second) if m]
+            lines.append([(f" ▌{letter} ", style), (fit(self.app.short(run), 24) + "  " + "  ".join(texts), "")])
+        return lines
+
+    # -- actions
+
+    def run_now(self) -> Run | None:
+        key = self.query_one(Table).key
+        return self.app.store.runs.get(key) if key else None
+
+    def action_move(self, key: str) -> None:
+        self.query_one(Table).move(key)
+
+    def action_open(self) -> None:
+        if run := self.run_now():
+            self.app.push_screen(OneRun(run))
+
+    def action_new(self) -> None:
+        if not self.app.refuse():
+            self.app.open_form()
+
+    def action_overlay(self) -> None:
+        if run := self.run_now():
+            if run.name in self.app.overlay:
+                del self.app.overlay[run.name]
+            else:
+                self.app.lay_over(run)
+            self.query_one(Table).move("down")
+            self.update_all()
+
+    def action_clear(self) -> None:
+        self.app.overlay.clear()
+        self.update_all()
+
+    def action_query(self) -> None:
+        hint = "words, -word, /regex/, fid<15, is>8, fid(compact)<2, state=running, tag:paper, seed=3, g_lr>1e-4"
+        self.app.ask("filter", self.app.filter_text, self.app.set_filter, hint, live=True)
+
+    def action_sort(self) -> None:
+        keys = ["state", "name", *(k for _, _, k in getattr(self, "spots", [])[1:])]
+        self.app.sort = keys[(keys.index(self.app.sort) + 1) % len(keys)] if self.app.sort in keys else keys[0]
+        self.app.reverse = False
+        self.update_all()
+
+    def action_reverse(self) -> None:
+        self.app.reverse = not self.app.reverse
+        self.update_all()
+
+    def action_metric(self) -> None:
+        found = list(dict.fromkeys(m for r, _, _ in self.drawn() for m in pages.metrics(r)))
+        if found:
+            self.app.metric = found[(found.index(self.app.metric) + 1) % len(found)] if self.app.metric in found else found[0]
+        self.update_all()
+
+    def action_group(self) -> None:
+        self.app.group = not self.app.group
+        self.update_all()
+
+    def action_hide(self) -> None:
+        if run := self.run_now():
+            self.app.hidden ^= {run.name}
+            self.update_all()
+
+    def action_hidden(self) -> None:
+        self.app.show_hidden = not self.app.show_hidden
+        self.update_all()
+
+    def action_pin(self) -> None:
+        if run := self.run_now():
+            self.app.write_tags(run, pinned=not run.pinned)
+
+    def action_tags(self) -> None:
+        if (run := self.run_now()) and not self.app.refuse():
+            text = " ".join(run.labels) + (f" | {clean(run.tags.get('note'))}" if run.tags.get("note") else "")
+
+            def done(text: str) -> str:
+                tags, _, note = text.partition("|")
+                self.app.write_tags(run, tags=list(dict.fromkeys(tags.split())), note=note.strip())
+                return ""
+
+            self.app.ask("tags | note", text, done, hint=f"of {run.name}: words, then | and a note")
+
+    def action_compare(self) -> None:
+        runs = [r for name in self.app.overlay if (r := self.app.store.runs.get(name))]
+        here = self.run_now()
+        if len(runs) == 1 and here and here is not runs[0]:
+            runs.append(here)
+        if len(runs) < 2:
+            self.app.notify("overlay two runs with space first, or one and put the cursor on the other", severity="warning")
+        else:
+            self.app.push_screen(Compare(runs[0], runs[1]))
+
+    def csv(self) -> str:
+        return report.metrics_csv([r for r, _, _ in self.drawn()])
+
+    def exported(self) -> list[Run]:
+        return [r for name in self.app.overlay if (r := self.app.store.runs.get(name))] or self.app.listed()
+
+    def copied(self) -> str:
+        run = self.run_now()
+        return str(run.path) if run else ""
+
+
+# ---- one run ----------------------------------------------------------------------------------------------------------
+
+TABS = ("charts", "log", "samples", "architecture", "search", "config")
+
+
+class OneRun(Page):
+    """Everything about one run in six tabs; `,` and `.` turn all of them back to an earlier step."""
+
+    BINDINGS: ClassVar = [
+        Binding("escape", "back", "back"),
+        *(Binding(str(i), f"tab('{t}')", t, show=False) for i, t in enumerate(TABS, 1)),
+        Binding("comma", "scrub(-1)", "earlier: an earlier step in all tabs"),
+        Binding("full_stop", "scrub(1)", "later: a later step, past the last now"),
+        Binding("asterisk", "best", "the step of the lowest FID", show=False),
+        Binding("left_square_bracket", "pick(-1)", "previous: cell, edge or individual"),
+        Binding("right_square_bracket", "pick(1)", "next: cell, edge or individual"),
+        Binding("o", "other", "other: generator or discriminator, log or output, axes"),
+        Binding("plus", "size(1)", "fewer, larger samples", show=False),
+        Binding("minus", "size(-1)", "more, smaller samples", show=False),
+        Binding("f", "follow", "follow the log"),
+        Binding("slash", "find", "search"),
+        Binding("n", "match(1)", "next match"),
+        Binding("N", "match(-1)", "previous match", show=False),
+        Binding("ampersand", "only", "only: lines that match"),
+        Binding("exclamation_mark", "trouble", "next error"),
+        Binding("ctrl+g", "line", "go to a line", show=False),
+        *ACTS,
+        *CURVES,
+        *MOVES,
+    ]
+    USE: ClassVar = {  # in which tabs a key means something; others: in all
+        **dict.fromkeys(("metric", "ema", "log", "axis", "zoom", "band", "inspect"), ("charts",)),
+        **dict.fromkeys(("follow", "find", "match", "only", "trouble", "line"), ("log",)),
+        **{"size": ("samples",), "pick": ("architecture", "search"), "other": ("log", "architecture", "search")},
+        **dict.fromkeys(("scrub", "best"), ("charts", "samples", "architecture", "search")),
+    }
+
+    def __init__(self, run: Run, tab: str = "charts") -> None:
+        super().__init__()
+        self.run, self.tab = run, tab
+        self.view = pages.View()
+        self.first = 0  # of the charts shown
+        self.across = 8
+        self.wants_output = False
+        self.varieties: dict[Path, float | None] = {}
+
+    def body(self) -> ComposeResult:
+        yield Doc(lambda w, h: pages.header(self.run, w), id="head")
+        yield Doc(self.tabs, base="bar", id="tabs")
+        yield Doc(self.content, id="content")
+        yield LogView(id="log")
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.app.want(self.run)
+        self.action_tab(self.tab)
+
+    def changed(self, names: set[str]) -> None:
+        if self.run.name in self.app.store.runs:
+            self.run = self.app.store.runs[self.run.name]
+        self.update("head", "tabs")
+        if self.tab == "log":
+            self.app.safely("log", self.query_one(LogView).tick)
+        elif self.run.name in names:
+            self.update("content")
+
+    def run_now(self) -> Run | None:
+        return self.run
+
+    def offered(self, binding: Binding) -> bool:
+        use = self.USE.get(binding.action.split("(")[0])
+        return binding.show and (use is None or self.tab in use)
+
+    def check_action(self, action: str, parameters: tuple) -> bool | None:
+        return self.tab in self.USE.get(action, (self.tab,))
+
+    # -- tabs
+
+    def titles(self) -> list[str]:
+        search = pages.TITLES.get(self.run.search.kind, "Search")
+        return ["Charts", "Log", "Samples", "Architecture", search, "Config"]
+
+    def tabs(self, width: int, _: int) -> list[Line]:
+        line: Line = [(" ", "")]
+        for i, title in enumerate(self.titles(), 1):
+            line.append(
+                (
+                    f"[{i} {title}] " if TABS[i - 1] == self.tab else f" {i} {title}  ",
+                    "bold key" if TABS[i - 1] == self.tab else "",
+                )
+            )
+        right = f"as of step {human(self.view.at)} · . later " if self.view.at is not None else ""
+        if self.tab == "log":
+            right = self.query_one(LogView).status + " "
+        if self.run.name not in self.app.store.runs:
+            right = "this directory is gone "
+        if not self.run.loaded:
+            right = "reading… "
+        room = width - draw.width_of(line) - draw.cell_len(right)
+        return [crop([*line, (" " * max(1, room), ""), (right, "warn" if self.view.at is not None else "dim")], width)]
+
+    def on_click(self, event: events.Click) -> None:
+        if event.widget is self.query_one("#tabs", Doc):
+            at = 1
+            for name, title in zip(TABS, self.titles(), strict=True):
+                at += len(title) + 5
+                if event.x < at:
+                    self.action_tab(name)
+                    return
+
+    def action_tab(self, tab: str) -> None:
+        self.tab = tab
+        log, content = self.query_one(LogView), self.query_one("#content", Doc)
+        log.display, content.display = tab == "log", tab != "log"
+        content.top = 0
+        if tab == "log":
+            self.open_log()
+        self.refresh_bindings()
+        self.call_after_refresh(self.update_all)
+
+    def open_log(self) -> None:
+        log = self.query_one(LogView)
+        path = self.run.path / "log.txt"
+        if self.wants_output or not path.exists():
+            path = self.run.output
+        if log.log_file is None or log.log_file.path != path:
+            log.open(Log(path))
+
+    def content(self, width: int, height: int) -> list[Line]:
+        page = {"charts": self.charts, "samples": self.samples, "config": self.config}.get(self.tab)
+        if page:
+            return page(width, height)
+        if self.tab == "architecture":
+            return pages.architecture(self.run, width, height, self.view)
+        return pages.search(self.run, width, height, self.view)
+
+    def sets(self) -> list[tuple[str, ...]]:
+        """The charts of this run: metrics that belong into one are together."""
+        found = pages.metrics(self.run)
+        together = [("loss/g", "loss/d"), ("entropy G", "entropy D"), ("flips G", "flips D"), ("reward", "baseline")]
+        together.append(("loss/rec", "loss/mean_image"))
+        made: list[tuple[str, ...]] = []
+        for metric in found:
+            group = next((g for g in together if metric in g), (metric,))
+            group = tuple(m for m in group if m in found)
+            if group not in made:
+                made.append(group)
+        rank = {"entropy G": 3, "reward": 3, "front": 8, "perf/img_s": 9}
+        return sorted(
+            made,
+            key=lambda g: (
+                0 if g[0].startswith("FID") else 1 if g[0].startswith("IS") else rank.get(g[0], 4 if g[0] != "loss/g" else 2)
+            ),
+        )
+
+    def charts(self, width: int, height: int) -> list[Line]:
+        sets = self.sets()
+        if not sets:
+            return [[(" no metrics yet" if self.run.loaded else " reading…", "dim")]]
+        across = 2 if width >= 100 else 1
+        down = max(1, min(3, (height - 1) // 12))
+        first = self.first % len(sets)
+        shown = [sets[(first + k) % len(sets)] for k in range(min(across * down, len(sets)))]
+        down = -(-len(shown) // across)
+        strip = pages.health(self.run, self.variety_history())
+        tall = (height - bool(strip)) // down
+        style = f"s{color_index(self.run.name, ())}"
+        axis_marks = (
+            tuple(s for s, _ in self.run.columns.stages[1:])
+            if self.app.curves.axis == "step" and len(self.run.columns.stages) < 12
+            else ()
+        )
+        lines: list[Line] = []
+        for row in range(down):
+            blocks = []
+            for group in shown[row * across : (row + 1) * across]:
+                cursor = self.view.at if self.app.curves.axis == "step" else None
+                w = (width - 2) // 2 if across == 2 else width
+                blocks.append(self.app.curves.lines([(self.run, style, "")], group[0], w, tall, axis_marks, cursor, group[1:]))
+            lines += draw.beside(blocks[0], blocks[1], (width - 2) // 2) if len(blocks) > 1 else blocks[0]
+        return [*([strip] if strip else []), *lines]
+
+    def variety_history(self) -> list[float | None]:
+        """How different the samples are: of the first, the middle and the last grid."""
+        files = [p for _, p in self.run.files("samples", ".png")]
+        wanted = list(dict.fromkeys([*files[:1], *files[len(files) // 2 :][:1], *files[-1:]]))
+        for path in wanted:
+            if path not in self.varieties:
+                try:
+                    self.varieties[path] = draw.variety(draw.open_image(path))
+                except ValueError:
+                    self.varieties[path] = None
+        return [self.varieties[p] for p in wanted]
+
+    def samples(self, width: int, height: int) -> list[Line]:
+        return sample_lines(self.run, self.view.at, width, height, self.across, self.app.images)
+
+    def config(self, width: int, _: int) -> list[Line]:
+        preset = clean(self.run.config.get("preset"))
+        script = next((s for s in self.app.scripts()[0] if s.path.name == self.run.script), None)
+        return pages.configuration(self.run, width, script.defaults(preset) if script else None)
+
+    # -- actions
+
+    def metric_now(self) -> str:
+        sets = self.sets()
+        return sets[self.first % len(sets)][0] if sets else ""
+
+    def action_back(self) -> None:
+        if self.view.at is not None:
+            self.view.at = None
+            self.update_all()
+        else:
+            self.app.pop_screen()
+
+    def action_move(self, key: str) -> None:
+        if self.tab == "log":
+            self.query_one(LogView).move(key)
+            self.update("tabs")
+        else:
+            self.query_one("#content", Doc).move(key)
+
+    def action_metric(self) -> None:
+        self.first += 1
+        self.update_all()
+
+    def action_sideways(self, by: int) -> None:
+        if self.tab == "log":
+            self.query_one(LogView).sideways(8 * by)
+            self.update("tabs")
+        else:
+            super().action_sideways(by)
+
+    def moments(self) -> list[float]:
+        """Steps at which the open tab has something."""
+        run = self.run
+        steps: dict[str, Callable[[], list[float]]] = {
+            "samples": lambda: [s for s, _ in run.files("samples", ".png")],
+            "architecture": lambda: [s for s, _ in run.files("genotypes", ".json")],
+            "search": lambda: list(run.search.steps),
+            "charts": lambda: [e["step"] for e in run.columns.evals],
+        }
+        return sorted(set(steps[self.tab]()))
+
+    def action_scrub(self, by: int) -> None:
+        steps = self.moments()
+        now = self.view.at
+        if by < 0:
+            earlier = [s for s in steps if now is None or s < now]
+            if now is None and earlier and earlier[-1] == steps[-1]:
+                earlier = earlier[:-1] or earlier
+            self.view.at = earlier[-1] if earlier else now
+        else:
+            self.view.at = next((s for s in steps if now is not None and s > now), None)
+        self.update_all()
+
+    def action_best(self) -> None:
+        best = self.run.best()
+        if best:
+            self.view.at = best["step"]
+            self.update_all()
+
+    def action_pick(self, by: int) -> None:
+        if self.tab == "architecture":
+            self.view.cell += by
+        else:
+            self.view.pick += by
+        self.update_all()
+
+    def action_other(self) -> None:
+        if self.tab == "log":
+            self.wants_output = not self.wants_output
+            self.open_log()
+        elif self.tab == "search" and self.run.search.kind == "evolution":
+            self.view.axes += 1
+        else:
+            self.view.net = "D" if self.view.net == "G" else "G"
+        self.update_all()
+
+    def action_size(self, by: int) -> None:
+        self.across = max(1, min(8, self.across // 2 if by > 0 else self.across * 2))
+        self.update_all()
+
+    # -- the log
+
+    def action_follow(self) -> None:
+        self.query_one(LogView).toggle_follow()
+        self.update("tabs")
+
+    def action_find(self) -> None:
+        log = self.query_one(LogView)
+
+        def done(pattern: str) -> str:
+            log.pattern = pattern
+            return self.jump(pattern, 1, start=log.number(log.top) - 1 if len(log) else -1) if pattern else ""
+
+        self.app.ask("search the log", log.pattern, done, hint="a regular expression; n next, N previous")
+
+    def action_match(self, by: int) -> None:
+        log = self.query_one(LogView)
+        if log.pattern and (problem := self.jump(log.pattern, by, log.hit)):
+            self.app.notify(problem, severity="warning", markup=False)
+
+    def action_trouble(self) -> None:
+        log = self.query_one(LogView)
+        problem = self.jump(r"[Ee]rror|ERROR|Traceback|[Ff]ailed|\bnan\b|NaN|diverged", 1, log.hit)
+        if problem:
+            self.app.notify("no error in this log", markup=False)
+
+    def jump(self, pattern: str, by: int, start: int) -> str:
+        """Go to the next or previous line that matches, around the ends. Returns what is wrong, or nothing."""
+        log = self.query_one(LogView)
+        try:
+            hits = log.log_file.matching(pattern) if log.log_file else []
+        except ValueError as e:
+            return clean(e, 100)
+        if log.shown is not None:
+            hits = [h for h in hits if h in set(log.shown)]
+        if not hits:
+            return f"nothing matches {pattern}"
+        after = [h for h in hits if h > start] if by > 0 else [h for h in hits if h < start]
+        log.show_line((after or hits)[0 if by > 0 else -1])
+        self.update("tabs")
+        return ""
+
+    def action_only(self) -> None:
+        log = self.query_one(LogView)
+
+        def done(pattern: str) -> str:
+            if not pattern:
+                log.set_filter("", None)
+                self.update("tabs")
+                return ""
+            try:
+                lines = log.log_file.matching(pattern) if log.log_file else []
+            except ValueError as e:
+                return clean(e, 100)
+            log.set_filter(pattern, lines)
+            self.update("tabs")
+            return ""
+
+        self.app.ask("only: lines that match", log.filter, done, hint="a regular expression; empty: all lines")
+
+    def action_line(self) -> None:
+        log = self.query_one(LogView)
+
+        def done(text: str) -> str:
+            if not text.strip().isdecimal() or not 0 < int(text) <= len(log.log_file or ()):
+                return f"a number from 1 to {len(log.log_file or ())}"
+            log.show_line(int(text) - 1)
+            return ""
+
+        self.app.ask("go to line", "", done)
+
+    def csv(self) -> str:
+        return report.metrics_csv([self.run])
+
+    def exported(self) -> list[Run]:
+        return [self.run]
+
+    def copied(self) -> str:
+        if self.tab in ("architecture", "search"):
+            return json.dumps(self.run.genotype_at(self.view.at))
+        if self.tab == "log":
+            return self.query_one(LogView).text
+        return clean(self.run.config.get("command"), 5000) or str(self.run.path)
+
+
+def sample_lines(run: Run, at: float | None, width: int, height: int, across: int, images: bool) -> list[Line]:
+    """The newest grid of samples that is not after `at`, with a line about it."""
+    files = run.files("samples", ".png")
+    before = [i for i, (s, _) in enumerate(files) if at is None or s <= at]
+    if not before:
+        return [[(" no samples" + (" yet" if not files else f" before step {human(at)}"), "dim")]]
+    i = before[-1]
+    step, path = files[i]
+    try:
+        image = draw.open_image(path)
+    except ValueError as e:
+        return [[(f" {path.name} cannot be shown: {e}", "bad")]]
+    n, _ = draw.grid_of(image)
+    facts = f" step {human(step)} · {i + 1} of {len(files)} · {image.shape[1]} x {image.shape[0]} pixels"
+    facts += f" · {min(n, across)} of {n} a row" if n > 1 else ""
+    head: Line = [(facts, "bold"), ("   + - size, , . step, * best", "dim")]
+    if not images:
+        return [head, [], [(f" no colours here: open {path}", "dim")]]
+    if width < 60:
+        head = [(f" step {human(step)}", "bold")]
+    return [crop(head, width), *draw.half_blocks(image, width - 1, height - 1, across)]
+
+
+# ---- two runs ---------------------------------------------------------------------------------------------------------
+
+
+class Compare(Page):
+    """Two runs side by side: curves, samples, differences of arguments, genotypes, sizes and sources."""
+
+    BINDINGS: ClassVar = [
+        Binding("escape", "back", "back"),
+        Binding("p", "sources", "differences of the sources"),
+        Binding("comma", "scrub(-1)", "earlier: an earlier step"),
+        Binding("full_stop", "scrub(1)", "later: a later step, past the last now"),
+        Binding("s", "swap", "swap A and B"),
+        *CURVES,
+        *MOVES,
+    ]
+
+    def __init__(self, a: Run, b: Run) -> None:
+        super().__init__()
+        self.a, self.b, self.view, self.sources, self.metric = a, b, pages.View(), False, ""
+
+    def body(self) -> ComposeResult:
+        yield Doc(self.top_line, base="bar", id="top")
+        yield Doc(self.content, id="content")
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.app.want(self.a)
+        self.app.want(self.b)
+
+    def changed(self, names: set[str]) -> None:
+        if names & {self.a.name, self.b.name}:
+            self.update("top", "content")
+
+    def top_line(self, width: int, _: int) -> list[Line]:
+        line: Line = [(" compare ", "bold"), ("▌A ", "s0"), (self.a.name, "bold"), ("  ▌B ", "s1"), (self.b.name, "bold")]
+        line += [(f"   as of step {human(self.view.at)}", "warn")] if self.view.at is not None else []
+        return [crop(line, width)]
+
+    def common(self) -> list[str]:
+        found = [m for m in pages.metrics(self.a) if m in pages.metrics(self.b)]
+        return found or pages.metrics(self.a) or [""]
+
+    def metric_now(self) -> str:
+        return self.metric if self.metric in self.common() else self.common()[0]
+
+    def content(self, width: int, height: int) -> list[Line]:
+        if self.sources:
+            return pages.source_diff(self.a, self.b)
+        tall = max(8, min(16, height // 2))
+        wide = width if width < 100 else width * 3 // 5
+        drawn = [(self.a, "s0", "A"), (self.b, "s1", "B")]
+        cursor = self.view.at if self.app.curves.axis == "step" else None
+        chart = self.app.curves.lines(drawn, self.metric_now(), wide, tall, cursor=cursor)
+        sides = []
+        half = (width - wide - 4) // 2 if width >= 100 else (width - 3) // 2
+        for run in (self.a, self.b):
+            across = 4 if half >= 30 else 2
+            sides.append([crop(line, half) for line in sample_lines(run, self.view.at, half, tall, across, self.app.images)])
+        pictures = draw.beside(sides[0], sides[1], half, " ")
+        lines = draw.beside(chart, pictures, wide) if width >= 100 else [*chart, *pictures]
+        return [*lines, [], *pages.compare(self.a, self.b, width, self.view)]
+
+    def action_back(self) -> None:
+        if self.sources:
+            self.action_sources()
+        else:
+            self.app.pop_screen()
+
+    def action_sources(self) -> None:
+        self.sources = not self.sources
+        self.query_one("#content", Doc).top = 0
+        self.update_all()
+
+    def action_swap(self) -> None:
+        self.a, self.b = self.b, self.a
+        self.update_all()
+
+    def action_metric(self) -> None:
+        found = self.common()
+        self.metric = found[(found.index(self.metric_now()) + 1) % len(found)]
+        self.update_all()
+
+    def action_move(self, key: str) -> None:
+        self.query_one("#content", Doc).move(key)
+
+    def action_scrub(self, by: int) -> None:
+        steps = sorted(
+            {s for r in (self.a, self.b) for s, _ in r.files("samples", ".png")}
+            | {e["step"] for r in (self.a, self.b) for e in r.columns.evals}
+        )
+        now = self.view.at
+        if by < 0:
+            self.view.at = next((s for s in reversed(steps) if now is None or s < now), now)
+        else:
+            self.view.at = next((s for s in steps if now is not None and s > now), None)
+        self.update_all()
+
+    def csv(self) -> str:
+        return report.metrics_csv([self.a, self.b])
+
+    def exported(self) -> list[Run]:
+        return [self.a, self.b]
+
+    def copied(self) -> str:
+        lines = pages.compare(self.a, self.b, 100, self.view)
+        return "\n".join(draw.plain(line) for line in lines)
