@@ -48,6 +48,7 @@ from common.cells import (
     Up,
     add,
     conv,
+    conv2d,
     init_weights,
     op_macs,
     op_params,
@@ -386,8 +387,8 @@ def leave(
     dense, rows, columns, bias = map(torch.cat, zip(*map(merge, edges, mix), strict=True))
     out = F.conv2d(source, dense, bias, stride, padding=2)
     if max(x.shape[-2:]) > 4:  # on a smaller map the ring meets nothing but padding
-        out = out + F.conv2d(source, rows, None, stride, padding=(4, 4), dilation=(8, 2))
-        out = out + F.conv2d(source, columns, None, stride, padding=(2, 4), dilation=(2, 8))
+        out = out + conv2d(source, rows, None, stride, padding=(4, 4), dilation=(8, 2))
+        out = out + conv2d(source, columns, None, stride, padding=(2, 4), dilation=(2, 8))
     carried = []
     for edge, w, y in zip(edges, mix, out.chunk(len(edges), 1), strict=True):
         others = (w_k * edge[op](x) for op, w_k in zip(edge.ops, w, strict=False) if op in edge and op not in CONVS)

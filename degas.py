@@ -351,7 +351,7 @@ class SepConv(nn.Module):
         pad = dilation * (k // 2)
         self.depthwise, self.pointwise, self.bn = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for _ in range(times):
-            self.depthwise.append(nn.Conv2d(ch, ch, k, padding=pad, dilation=dilation, groups=ch, bias=False))
+            self.depthwise.append(Conv(ch, ch, k, padding=pad, dilation=dilation, groups=ch, bias=False))
             self.pointwise.append(nn.Conv2d(ch, ch, 1, bias=False))
             self.bn.append(BatchNorm(ch, affine, classes))
 

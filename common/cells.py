@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from common.run import UserError, read_json
 
+Pair = tuple[int, int]
 CONVS = {  # name: (kernel, dilation)
     **{"conv_1x1": (1, 1), "conv_3x3": (3, 1), "conv_5x5": (5, 1)},
     **{"dil_conv_3x3": (3, 2), "dil_conv_5x5": (5, 2)},
@@ -26,13 +27,27 @@ OPS_DOWN = ("avg_pool", "max_pool", "conv_3x3", "conv_5x5", "dil_conv_3x3", "dil
 # ---- operations -------------------------------------------------------------------------------------------------------
 
 
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int | Pair, padding: Pair, dilation: Pair, groups: int = 1
+) -> Tensor:
+    """F.conv2d; a dilated one on a CPU in float32, also under autocast.
+
+    torch 2.14's bfloat16 gradient of the weight of a dilated convolution is garbage there, often nan: for channels-last maps
+    of 32 pixels and more, when the width is above 16 and no multiple of it, or the convolution depthwise.
+    """
+    if dilation == (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    with torch.autocast("cpu", enabled=False):
+        return F.conv2d(x.float(), weight.float(), bias, stride, padding, dilation, groups).to(torch.get_autocast_dtype("cpu"))
+
+
 class Conv(nn.Conv2d):
     """A convolution whose (spectral-normalised) weight is computed in float32 also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight
-        return self._conv_forward(x, weight, self.bias)
+        return conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Linear(nn.Linear):

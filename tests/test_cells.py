@@ -20,6 +20,7 @@ from common.cells import (
     Normal,
     Up,
     add,
+    conv2d,
     count_params,
     init_weights,
     op_macs,
@@ -190,3 +191,21 @@ def test_xavier_reaches_the_weights_under_spectral_norm() -> None:
     raw = xavier_sn(Conv(64, 64, 3, padding=1)).parametrizations.weight.original
     bound = (6 / (2 * 64 * 9)) ** 0.5
     assert 0.99 * bound < raw.abs().max() <= bound
+
+
+@pytest.mark.parametrize(("width", "groups"), [(24, 1), (16, 16)])
+@pytest.mark.parametrize(("kernel", "padding", "dilation"), [((3, 3), (2, 2), (2, 2)), ((2, 5), (4, 4), (8, 2))])
+def test_a_dilated_convolution_under_autocast_has_its_gradients(width, groups, kernel, padding, dilation):
+    """torch's own on a CPU has not: nan, or twice as far from the true gradient as that is long."""
+    x = torch.randn(4, width, 32, 32).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(width, width // groups, *kernel).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for amp in (False, True):
+        x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            y = conv2d(x, weight, None, 1, padding, dilation, groups)
+        assert y.dtype == (torch.bfloat16 if amp else torch.float32)
+        y.float().square().sum().backward()
+        gradients.append((x.grad, weight.grad))
+    for true, half in zip(*gradients, strict=True):
+        assert (true - half).norm() < 0.02 * true.norm()
