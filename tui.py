@@ -232,7 +232,7 @@ class Tui(App):
         for name in set(self.wanted) - set(self.store.runs):
             del self.wanted[name]
         for screen in self.screen_stack:
-            if isinstance(screen, Page) and screen.is_current:
+            if isinstance(screen, Page) and screen.is_current and screen.is_mounted:
                 self.safely("screen", partial(screen.changed, names))
 
     def tell_transitions(self) -> None:

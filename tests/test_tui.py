@@ -48,7 +48,7 @@ def drive(root: Path, steps: Callable[[Tui, "Pilot"], Awaitable], size: tuple[in
     return app
 
 
-async def until(pilot: object, what: Callable[[], object], seconds: float = 8.0) -> object:
+async def until(pilot: object, what: Callable[[], object], seconds: float = 30.0) -> object:
     """What it returns as soon as that is true."""
     end = time.monotonic() + seconds
     while not (found := what()):
@@ -79,7 +79,7 @@ class Pilot:
         }
         await self.press(*(names.get(c, c) for c in text))
 
-    async def until(self, what: Callable[[], object], seconds: float = 8.0) -> object:
+    async def until(self, what: Callable[[], object], seconds: float = 30.0) -> object:
         return await until(self.pilot, what, seconds)
 
     async def pause(self, seconds: float) -> None:
@@ -610,7 +610,7 @@ def test_launch_pause_stop_resume_and_rerun_from_the_keys(tmp_path: Path) -> Non
         await pilot.press("n", "escape")
         assert alive(run.process)
         await pilot.press("I")
-        await pilot.until(lambda: run.state == "stopped", 6)
+        await pilot.until(lambda: run.state == "stopped")
         assert (run.path / "checkpoint.pt").exists()
         assert alive(run.process) is None
         assert len(app.store.runs) == 1

@@ -770,6 +770,9 @@ def boot_id() -> str:
 HOST = (socket.gethostname(), boot_id())
 
 
+STOPPED = ("T", "t")  # letters of a process that is paused
+
+
 def process_stat(pid: int) -> tuple[str, int] | None:
     """(state letter, kernel start time) of a process; None: there is none, or only its zombie."""
     try:
@@ -813,16 +816,19 @@ def patience(run: Run) -> float:
 def judge(run: Run) -> tuple[str, str]:
     """(state, why) of a run, from what is on disk and from its process."""
     said, record = run.status.get("state"), run.record or {}
-    if record and not record.get("run") and record.get("exit") is None and alive(record["keeper"]):
-        return ("queued", clean(record.get("waits"), 60)) if record.get("state") == "queued" else ("starting", "")
+    here = identity(run.process)
+    begun = record.get("run") or (here and here == identity(record.get("child", {})))
+    if record and not begun and record.get("exit") is None and alive(record["keeper"]):
+        if record.get("state") == "queued":
+            return "queued", clean(record.get("waits"), 60)
+        return ("paused" if alive(record["child"]) in STOPPED else "starting"), ""
     if record and not run.status:
         return ended(number(record.get("exit")))
     if said in ("done", "stopped", "failed"):
         return said, ended(run.exit)[1] if said == "failed" and run.exit not in (None, 1) else ""
-    here = identity(run.process)
     if here:
         letter = alive(run.process)
-        if letter in ("T", "t"):
+        if letter in STOPPED:
             return "paused", ""
         if letter is None:
             return ended(run.exit if run.exit_time >= run.status_time - 2 else None)
@@ -878,6 +884,7 @@ class Store:
     def __init__(self, root: Path, records: Callable[[Path], list[dict]] = lambda root: []) -> None:
         self.root, self.records = root, records
         self.runs: dict[str, Run] = {}
+        self.became: dict[str, str] = {}  # what was listed as a launch until its run directory was there: the run's name
         self.problem = ""  # why the folder cannot be listed
 
     def scan(self) -> set[str]:
@@ -893,17 +900,25 @@ class Store:
             self.problem = "there is no such folder yet"
         except OSError as e:
             self.problem = e.strerror or str(e)
-        records = self.records(self.root)
-        launched = {r["run"]: r for r in records if r.get("run")}  # the newest of each
-        launched |= {r["resumes"]: r for r in records if r.get("resumes") and not r.get("run") and r.get("exit") is None}
-        pending = {r["name"]: r for r in records if not r.get("run") and not r.get("resumes")}
         names = {n for n, path in found.items() if n in self.runs or is_run(path)}
         changed = set()
-        for name in set(self.runs) - names - set(pending):
-            del self.runs[name]
-            changed.add(name)
         for name in names - set(self.runs):
             self.runs[name] = Run(found[name])
+            self.runs[name].refresh()
+            changed.add(name)
+        processes = {who: n for n in names if (who := identity(self.runs[n].process))}
+        launched, pending = {}, {}
+        for r in self.records(self.root):  # the newest last
+            run = r.get("run") or processes.get(identity(r["child"]))
+            if run is None and r.get("resumes") and r.get("exit") is None:
+                run = r["resumes"]
+            if run:
+                launched[run] = r
+                self.became[r["name"]] = run
+            elif not r.get("resumes"):
+                pending[r["name"]] = r
+        for name in set(self.runs) - names - set(pending):
+            del self.runs[name]
             changed.add(name)
         for name, record in pending.items():
             if name not in self.runs:

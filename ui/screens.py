@@ -130,7 +130,7 @@ class Runs(Page):
                 line.append((" " + fit(texts[i], w, True), tone))
             rows.append((run.name, line))
         table.empty = self.empty(width)
-        table.show([(top, "bold")], rows)
+        table.show([(top, "bold")], rows, self.app.store.became)
 
     def empty(self, width: int) -> list[Line]:
         app = self.app

@@ -194,9 +194,9 @@ class Table(Widget, can_focus=False):
     def key(self) -> str | None:
         return self.rows[self.cursor][0] if self.rows else None
 
-    def show(self, head: Line, rows: list[tuple[str, Line]]) -> None:
-        """New contents; the cursor stays on its key."""
-        key = self.key
+    def show(self, head: Line, rows: list[tuple[str, Line]], became: dict[str, str] | None = None) -> None:
+        """New contents; the cursor stays on its key, or on what that became."""
+        key = (became or {}).get(self.key, self.key)
         self.rows, self.head = rows, head
         if key is not None and (self.cursor >= len(rows) or rows[self.cursor][0] != key):
             self.cursor = next((i for i, (k, _) in enumerate(rows) if k == key), self.cursor)
