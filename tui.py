@@ -308,9 +308,9 @@ class Tui(App):
 
     def labels(self) -> list[str]:
         """Names of the scores that some run has, FID before others, the real ones before those of other networks."""
-        nets = {clean(r.last["net"], 40) for r in self.store.ordered() if r.last.get("net")}
-        found = sorted({fid_label(n) for n in nets}, key=lambda x: (x != "FID", x))
-        return found + sorted({fid_label(n, "IS") for n in nets}, key=lambda x: (x != "IS", x))
+        lasts = [r.last for r in self.store.ordered()]
+        found = [{fid_label(x["net"], k.upper()) for x in lasts if x.get(k) is not None} for k in ("fid", "is")]
+        return [label for labels in found for label in sorted(labels, key=lambda x: (x not in ("FID", "IS"), x))]
 
     def short(self, run: Run) -> str:
         """The name without its date, where that is enough to tell it from the others."""

@@ -111,7 +111,11 @@ class Curves:
                 x, y = pages.points(run, name, self.axis)
                 smooth = self.smoothed(run, name, y)
                 raw = y if self.band and smooth is not y and run.name == top else None
-                own, mark = (f"s{k}", name.rpartition("/")[2][:1]) if more else (style, letter)
+                own, mark = (
+                    (f"s{k}", (name[-1] if name[-2:-1] == " " else name.rpartition("/")[2][0]).lower())
+                    if more
+                    else (style, letter)
+                )
                 series.append(Series(x, smooth, own, mark, raw))
         return self.draw(series, " + ".join((metric, *more)), width, height, marks, cursor, metric)
 
@@ -143,10 +147,9 @@ class Curves:
         groups: dict[str, list] = {}
         for run in runs:
             x, y = pages.points(run, metric, self.axis)
-            y = self.smoothed(run, metric, y)
-            good = np.isfinite(y)
-            if good.any():
-                groups.setdefault(same_but_seed(run), []).append((x[good], y[good]))
+            if np.isfinite(y).any():
+                x = x + np.arange(len(x)) * 1e-9 * (x[-1] - x[0])  # two phases may score at one step: no x twice
+                groups.setdefault(same_but_seed(run), []).append((x, self.smoothed(run, metric, y)))
         made = []
         for k, members in enumerate(groups.values()):
             low, high = max(x[0] for x, _ in members), min(x[-1] for x, _ in members)
@@ -347,7 +350,7 @@ class Choose(ModalScreen):
         yield Doc(self.lines, base="bar", id="choose")
 
     def on_mount(self) -> None:
-        self.query_one(Doc).styles.height = len(self.answers) + 3
+        self.query_one(Doc).styles.height = len(self.answers) + 5  # question, a blank, no, and the border
 
     def lines(self, width: int, _: int) -> list[Line]:
         rows = [[(f"  {key}", "key"), (f"  {text}", "")] for key, text, _ in self.answers]

@@ -80,6 +80,13 @@ def fit(text: str, width: int, right: bool = False) -> str:
     return " " * (width - have) + text if right else text + " " * (width - have)
 
 
+def fit_middle(text: str, width: int) -> str:
+    """As `fit`, but what is cut is missing before the last ten letters: there names of runs differ."""
+    if cell_len(text) <= width or width < 20:
+        return fit(text, width)
+    return fit(text, width - 10).rstrip() + text[-10:]
+
+
 def plain(line: Line) -> str:
     return "".join(text for text, _ in line).rstrip()
 
@@ -232,6 +239,7 @@ def chart(
     x0, x1 = min(float(s.x[0]) for s in series), max(float(s.x[-1]) for s in series)
     if zoom == "tail":
         x0 = x1 - 0.2 * (x1 - x0)
+    x_ticks = ticks(x0, x1, max(2, w // 9))
     if not x1 > x0:
         x0, x1 = x0 - 0.5, x0 + 0.5
     limits = span(series, (x0, x1), log)
@@ -243,7 +251,7 @@ def chart(
         y1 = y0 * (y1 / y0) ** 0.25 if log else y0 + 0.25 * (y1 - y0)
     a0, a1 = (math.log10(y0), math.log10(y1)) if log else (y0, y1)
     W, H = 2 * w, 4 * h
-    bits, owner = np.zeros((h, w), np.uint8), np.full((h, w), -1, np.int16)
+    bits, owner, back = np.zeros((h, w), np.uint8), np.full((h, w), -1, np.int16), np.zeros((h, w), bool)
     clipped = dropped = 0
     ends: list[tuple[int, int, int, str]] = []  # row, column, index of the style, letter
     styles: list[str] = []
@@ -255,13 +263,13 @@ def chart(
         return ((x - x0) * ((W - 1) / (x1 - x0))).astype(np.int64), rows
 
     def paint(canvas: "np.ndarray", style: str) -> None:
-        """Lay a picture of dots over what is there; a cell has the style of what came last."""
+        """Lay a picture of dots over what is there; a cell has the style of what came last, and no background dots then."""
         cells = np.zeros((h, w), np.uint8)
         for (dy, dx), bit in BRAILLE.items():
             cells |= canvas[dy::4, dx::2] * np.uint8(bit)
         there = cells > 0
-        bits[there] |= cells[there]
-        owner[there] = len(styles)
+        bits[there] = cells[there] | np.where(back, 0, bits)[there]
+        owner[there], back[there] = len(styles), style == "faint"
         styles.append(style)
 
     for s in series:
@@ -288,8 +296,8 @@ def chart(
         curve(canvas, columns, rows, part)
         paint(canvas, s.style)
         seen = np.flatnonzero((columns >= 0) & (rows > -0.5) & (rows < H - 0.5))
-        if len(seen) and s.letter:
-            ends.append((int(rows[seen[-1]]) // 4, int(columns[seen[-1]]) // 2, len(styles) - 1, s.letter))
+        if len(seen) and (s.letter or len(seen) == 1):  # a single dot would be overlooked
+            ends.append((int(rows[seen[-1]]) // 4, int(columns[seen[-1]]) // 2, len(styles) - 1, s.letter or "●"))
 
     chars = np.where(bits > 0, bits.astype(np.int32) + 0x2800, 32)
     at = {round((m - x0) / (x1 - x0) * (W - 1)) // 2 for m in marks if x0 <= m <= x1}
@@ -300,24 +308,20 @@ def chart(
         chars[free, column], owner[free, column] = ord("┊"), -2
     taken: set[tuple[int, int]] = set()
     for row, column, index, letter in ends:
-        spots = [
-            (row, column + 1),
-            (row - 1, column),
-            (row + 1, column),
-            (row, column),
-            (row - 1, column - 1),
-            (row + 1, column - 1),
-        ]
+        spots = [(row + y, column + x) for y, x in ((0, 1), (-1, 0), (1, 0), (0, 0), (-1, -1), (1, -1))]
+        if letter == "●":
+            spots = [(row, column)]
         spot = next((p for p in spots if 0 <= p[0] < h and 0 <= p[1] < w and p not in taken), None)
         if spot:
             taken.add(spot)
             chars[spot], owner[spot] = ord(letter), index
     rows: dict[int, str] = {}
-    for t in ticks(y0, y1, max(3, h // 3), log):
+    y_ticks = ticks(y0, y1, max(3, h // 3), log)
+    for t, text in zip(y_ticks, labels(y_ticks), strict=True):
         v = math.log10(t) if log else t
         row = round((a1 - v) / (a1 - a0) * (H - 1)) // 4
         if 0 <= row < h:
-            rows[row] = human(t) if abs(t) > 1e-12 else "0"
+            rows[row] = text
     lines: list[Line] = []
     for r in range(h):
         text = "".join(map(chr, chars[r]))
@@ -327,7 +331,7 @@ def chart(
             who = int(owner[r, a])
             line.append((text[a:b], styles[who] if who >= 0 else "dim"))
         lines.append(line)
-    lines.append(_x_axis(x0, x1, w, gutter, cursor))
+    lines.append(_x_axis(x_ticks, x0, x1, w, gutter, cursor))
     left_out = []
     if clipped:
         left_out.append(f"{count(clipped, 'point')} outside")
@@ -336,9 +340,18 @@ def chart(
     return lines, " · ".join(left_out)
 
 
-def _x_axis(x0: float, x1: float, w: int, gutter: int, cursor: float | None) -> Line:
+def labels(values: list[float]) -> list[str]:
+    """Their texts, with as many digits as tell them apart."""
+    for digits in range(3, 7):
+        texts = [human(t, digits) if abs(t) > 1e-12 else "0" for t in values]
+        if len(set(texts)) == len(texts):
+            break
+    return texts
+
+
+def _x_axis(wanted_at: list[float], x0: float, x1: float, w: int, gutter: int, cursor: float | None) -> Line:
     axis = [" "] * (gutter + w)
-    wanted = [(t, human(t) if abs(t) > 1e-12 else "0") for t in ticks(x0, x1, max(2, w // 9))]
+    wanted = list(zip(wanted_at, labels(wanted_at), strict=True))
     if cursor is not None and x0 <= cursor <= x1:
         wanted = [(cursor, human(cursor, 5))]
     for t, label in wanted:
@@ -425,12 +438,11 @@ def scatter(
     for x, y, mark, style in points:
         r, c = place(x, y)
         grid[r][c] = (mark, style)
-    labels = {}
-    for t in ticks(y0, y1, max(2, h // 3)):
-        labels[round((y1 - t) / (y1 - y0) * (h - 1))] = human(t)
+    y_ticks = ticks(y0, y1, max(2, h // 3))
+    texts = {round((y1 - t) / (y1 - y0) * (h - 1)): text for t, text in zip(y_ticks, labels(y_ticks), strict=True)}
     lines: list[Line] = []
     for r in range(h):
-        line: Line = [(fit(labels.get(r, ""), gutter - 1, True) + ("┤" if r in labels else "│"), "dim")]
+        line: Line = [(fit(texts.get(r, ""), gutter - 1, True) + ("┤" if r in texts else "│"), "dim")]
         for text, style in grid[r]:
             if line[-1][1] == style and len(line) > 1:
                 line[-1] = (line[-1][0] + text, style)
@@ -439,8 +451,8 @@ def scatter(
         lines.append(line)
     axis = [" "] * width
     low, high = (10**x0, 10**x1) if log_x else (x0, x1)
-    for t in ticks(low, high, max(2, w // 10), log_x):
-        label = human(t)
+    x_ticks = ticks(low, high, max(2, w // 10), log_x)
+    for t, label in zip(x_ticks, labels(x_ticks), strict=True):
         at = max(gutter, min(width - len(label), gutter + round((fx(t) - x0) / (x1 - x0) * (w - 1)) - len(label) // 2))
         if all(c == " " for c in axis[max(0, at - 1) : at + len(label) + 1]):
             axis[at : at + len(label)] = label
@@ -453,9 +465,9 @@ def scatter(
 def rails(nodes: Sequence[str], edges: Sequence[tuple[str, str, str, str]], width: int) -> list[Line]:
     """A cell with one row an edge. edges: (from, to, op, style); the op `none` is drawn dotted."""
     n = max(2, len(nodes))
-    apart = max(6, (width - 6) // (n - 1))
-    column = {node: 2 + i * apart for i, node in enumerate(nodes)}
-    total = 2 + (n - 1) * apart + 3
+    apart = max(6, (width - 7) // (n - 1))
+    column = {node: 3 + i * apart for i, node in enumerate(nodes)}
+    total = 3 + (n - 1) * apart + 3
     head = [" "] * total
     for node in nodes:
         label = f"[{node}]"
@@ -483,22 +495,15 @@ def shade(p: float) -> str:
     return " ░▒▓█"[min(4, max(0, math.ceil(p * 4 - 0.2)))]
 
 
-def heat(columns: Sequence[dict[str, float]], width: int) -> list[Line]:
-    """Probabilities of the ops of one edge over time: a row an op, darker is more likely."""
-    ops = list(columns[-1]) if columns else []
-    name = max((len(o) for o in ops), default=0)
+def heat(columns: Sequence[dict[str, float]], full: float) -> list[Line]:
+    """Probabilities of the ops of one edge over time: a row an op; `full` is a whole block."""
+    last = columns[-1] if columns else {}
+    name = max(map(len, last), default=0)
     lines: list[Line] = []
-    for op in ops:
-        p = [c.get(op, 0.0) for c in columns]
-        top = columns[-1][op] == max(columns[-1].values())
-        body = "".join(shade(v) for v in p)[-max(1, width - name - 8) :]
-        lines.append(
-            [
-                (fit(op, name) + " ", "bold" if top else ""),
-                (body, "key" if top else "dim"),
-                (f" {p[-1]:.2f}", "bold" if top else ""),
-            ]
-        )
+    for op, p in last.items():
+        top = p == max(last.values())
+        body = "".join("▁▂▃▄▅▆▇█"[round(7 * c.get(op, 0.0) / full)] for c in columns)
+        lines.append([(fit(op, name) + " ", "bold" * top), (body, "key" if top else "dim"), (f" {p:.2f}", "bold" * top)])
     return lines
 
 

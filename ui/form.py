@@ -126,7 +126,7 @@ class Form(Page):
         wrong = len(self.problems())
         text = f" New run: {self.script.about}" if not self.about else f" {self.about}"
         right = draw.count(wrong, "problem") + " " if wrong else "ready: ctrl+r launches "
-        return [[(fit(text, width - len(right)), "bold"), (right, "bad" if wrong else "good")]]
+        return [[(fit(text, width - len(right) - 1) + " ", "bold"), (right, "bad" if wrong else "good")]]
 
     def fill(self) -> None:
         table = self.query_one(Table)
@@ -152,7 +152,7 @@ class Form(Page):
     def explain(self, key: str) -> str:
         return {
             **{"script": "← → another one", "preset": "named values of the script", "seeds": "3, 0-4 or 0,2,7: a run each"},
-            **{"wait": "now | when a GPU is free | after another run", "gpu": "CUDA_VISIBLE_DEVICES"},
+            **{"wait": "now, when a GPU is free, or after a run", "gpu": "CUDA_VISIBLE_DEVICES"},
             **{"need": "of GPU memory before it starts", "after": "← → a run that has not ended"},
         }[key]
 

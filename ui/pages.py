@@ -12,7 +12,7 @@ from statistics import mean, stdev
 
 from ui import draw
 from ui.draw import Line, Series, beside, count, duration, fit, human, score, table, wrapped
-from ui.runs import Run, clean, edges, entropy, fid_label, get, hypervolume, number, same_but_seed, sampled
+from ui.runs import Run, clean, edges, entropy, fid_label, get, hypervolume, number, same_but_seed
 
 GLYPHS = {
     **{"queued": "○", "starting": "◌", "running": "●", "paused": "‖", "stalled": "⚠", "stopping": "◍"},
@@ -69,7 +69,8 @@ def header(run: Run, width: int) -> list[Line]:
     sha = clean(get(run.config, "git", "sha"), 7)
     facts.append(f"git {sha}{'+changes' if get(run.config, 'git', 'dirty') else ''}" if sha else "")
     title = f" {GLYPHS[run.state]} {fit(run.name, min(len(run.name), width // 2)).rstrip()}  "
-    first: Line = [(title, "bold " + STYLES[run.state]), (" · ".join(f for f in facts if f), "dim")]
+    room = width - draw.cell_len(title)
+    first: Line = [(title, "bold " + STYLES[run.state]), (wrapped((f for f in facts if f), room, " · ")[0], "dim")]
     step, total = run.step, run.total
     share = min(1.0, step / total) if step is not None and total else None
     stage = clean(run.status.get("stage") or run.phase, 30)
@@ -80,7 +81,7 @@ def header(run: Run, width: int) -> list[Line]:
     room = width - len(left) - len(right) - 1
     second: Line = [(left, STYLES[run.state]), *(draw.progress(share, room) if room > 5 else []), (right, "")]
     best = run.best()
-    third = [f" {scores(run) or 'no evaluation yet'}"]
+    third = [f" {scores(run) or 'no evaluation' + ' yet' * run.live}"]
     third += [f"best {score(best['fid'])} at step {human(best['step'])}"] if best else []
     third += [f"memory {draw.size(run.memory)}"] if run.memory else []
     third += [f"{count(run.bad, 'unreadable line')}"] if run.bad else []
@@ -152,14 +153,14 @@ def health(run: Run, images: "Sequence" = ()) -> Line:
     words: Line = []
     g, d = (points(run, f"loss/{k}")[1][-50:] for k in "gd")
     if len(g) and len(d):
-        words.append((f" loss D {mean(d):.2f} G {mean(g):.2f}", ""))
+        words.append((f" loss D {mean(d):.2f} G {mean(g):.2f} ", ""))
         if abs(mean(d)) < 0.02:
-            words.append((" D wins: its loss is gone", "warn"))
+            words.append((" D wins: its loss is gone ", "warn"))
     if run.columns.nans:
-        words.append((f"  {count(run.columns.nans, 'value')} not finite", "bad"))
+        words.append((f" {count(run.columns.nans, 'value')} not finite ", "bad"))
     seen = [v for v in images if v is not None]
     if seen:
-        words.append((f"  samples vary {seen[-1]:.2f}", ""))
+        words.append((f" samples vary {seen[-1]:.2f}", ""))
         if len(seen) > 1 and seen[-1] < 0.4 * max(seen):
             words.append((f" (were {max(seen):.2f}): mode collapse?", "bad"))
     return words
@@ -252,7 +253,8 @@ def architecture(run: Run, width: int, height: int, view: View) -> list[Line]:
     tall = max(len(links) for _, _, links in found) + 3
     fits = max(1, min(len(found), (height - 2 - len(below)) // tall))
     lines = [head]
-    wide = min(width, 110)
+    wide = min(width, 130)
+    by_name = {e.partition("/")[2]: q for e, q in p.items()} if len(found) == 1 else {}  # DEGAS: one graph of three cells
     for k in range(fits):
         i = (view.cell + k) % len(found)
         title, nodes, links = found[i]
@@ -264,7 +266,7 @@ def architecture(run: Run, width: int, height: int, view: View) -> list[Line]:
         if p:
             side: list[Line] = [[("edge         p     H", "dim")]]
             for a, b, op in links:
-                q = p.get(f"{i + 1}/{a}->{b}") or p.get(f"{a}->{b}") or {}
+                q = p.get(f"{i + 1}/{a}->{b}") or by_name.get(f"{a}->{b}") or {}
                 side.append([(f"{fit(f'{a}->{b}', 9)} {q.get(op, 0):5.2f} {entropy(q):5.2f}" if q else f"{a}->{b}", "")])
             picture = beside(picture, side, wide - 28)
         lines += [
@@ -410,8 +412,8 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
         rows.append(
             [(c, style) for c in (f"{k + 1} {mark}{here}", x["id"], score(x["fid"]), score(x["is"]), human(x["params"]))]
         )
-        rows[-1] += [("kept" if x["id"] in kept else "", "dim"), (fit(x["how"], 18).rstrip(), "dim")]
-    listed = table(["rank", "id", label, is_label, "params", "", "made by"], rows, "llrrrll", gap=1)
+        rows[-1] += [(c, style or "dim") for c in ("kept" * (x["id"] in kept), fit(x["how"], 18).rstrip())]
+    listed = _indent(table(["rank", "id", label, is_label, "params", "", "made by"], rows, "llrrrll", gap=1), 1)
     shown = people if view.near else [x for r in of_stage for x in r["population"]]
     shown = [x for x in shown if x["fid"] is not None]
     if view.near and any(x["id"] in last["front"] for x in shown):
@@ -420,7 +422,7 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     if axes == ("fid", "is") and all(x["is"] is None for x in shown):
         axes = ("fid", "params")
     names = {"fid": label + " ↓", "is": is_label + " ↑", "params": "parameters ↓"}
-    tall = max(6, min(16, height - 10 if width < 100 else height - 7))
+    tall = max(6, min(28, height - 10 if width < 100 else height - 14))
     listing = max(draw.width_of(line) for line in listed) + 3
     wide = width if width < 100 else max(44, width - listing)
     age = {x["id"]: i for i, r in enumerate(of_stage) for x in r["population"]}
@@ -439,7 +441,9 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     )
     path = _staircase(path, falling=axes == ("fid", "params"))
     legend: Line = [(f" {names[axes[1]]} over {names[axes[0]]}   ", "bold"), ("◆ front  ", "key"), ("★ picked  ", "warn")]
-    legend += [("· ∘ ○ older to newer   o other axes", "dim")]
+    legend += [(text, "dim") for text in ("· ∘ ○ older to newer   ", "o other axes")]
+    while draw.width_of(legend) > width:
+        legend.pop()
     cloud = draw.scatter(dots, wide, tall, log_x=axes[0] == "fid" and all(d[0] > 0 for d in dots), path=path)
     lines.append(legend)
     lines += beside(cloud, listed, wide) if width >= 100 else [*cloud, *listed]
@@ -506,53 +510,57 @@ def probabilities(run: Run, width: int, height: int, view: View) -> list[Line]:
             values = [b - a for a, b in pairwise([0.0, *values])]
         if values:
             trend += [(label, "dim"), (draw.spark(values, 24), "key")]
-    counts = row.get("counts")
-    if isinstance(counts, dict):
-        trend.append(("  " + " ".join(f"{clean(k, 12)} {human(number(v))}" for k, v in list(counts.items())[:4]), "dim"))
-    rec, constant = number(row.get("loss/rec")), number(row.get("loss/mean_image"))
-    if rec is not None:
-        trend.append((f"  reconstruction {human(rec)}" + (f" (mean image {human(constant)})" if constant else ""), "dim"))
-    lines += [trend, []]
-    ops: list[str] = []
-    for q in p.values():
-        ops += [o for o in q if o not in ops]
-    short = {o: _short(o) for o in ops}
-    cell_width = max(6, max(len(s) for s in short.values()) + 1)
-    head = max(len(e) for e in names) + 2
-    room = max(1, (width - head - 8) // cell_width)
-    for block in range(0, len(ops), room):
-        part = ops[block : block + room]
-        lines.append([(fit("  edge", head) + "".join(fit(short[o], cell_width, True) for o in part) + "      H", "dim")])
-        for k, edge in enumerate(names):
-            q = p[edge]
-            top = max(q.values())
-            line: Line = [(("▸ " if k == pick else "  ") + fit(edge, head - 2), "bold" if k == pick else "")]
-            for o in part:
-                if o not in q:
-                    line.append((" " * cell_width, ""))
-                    continue
-                best = q[o] == top
-                text = f"{draw.shade(q[o])}{q[o]:.2f}{draw.shade(q[o])}" if best else f"{q[o]:.2f} "
-                line.append((fit(text, cell_width, True), "key bold" if best else "dim" if q[o] < 0.05 else ""))
-            line.append((f"  {h[edge]:5.2f}", "dim"))
-            lines.append(line)
-    steps = list(sampled(run.search.rows[: i + 1], max(8, min(120, width - 26))))
-    over = [q for k in steps if (q := edges(run.search.row(k), view.net).get(names[pick]))]
-    lines += [[], [(f" edge {names[pick]} over time, darker is more likely", "bold"), ("   [ ] another edge", "dim")]]
-    lines += [[(" ", ""), *line] for line in draw.heat(over, width - 2)]
+    lines.append(trend)
+    counts, rec = row.get("counts"), number(row.get("loss/rec"))
+    more = [f"reconstruction {human(rec)}, of the mean image {human(number(row.get('loss/mean_image')))}"] if rec else []
+    more += [f"{clean(k, 12)} {human(number(v))}" for k, v in list(counts.items())[:4]] if isinstance(counts, dict) else []
+    lines += [[(" " + " · ".join(more), "dim")]] if more else []
+    groups: list[tuple[list[str], list[str]]] = []  # edges that choose among the same ops have a table together
+    for edge, q in p.items():
+        fitting = next((g for g in groups if {*q} <= {*g[0]} or {*g[0]} <= {*q}), None)
+        if fitting is None:
+            groups.append((list(q), [edge]))
+        else:
+            fitting[0].extend(o for o in q if o not in fitting[0])
+            fitting[1].append(edge)
+    tables = [_heat_map(p, h, edges_, ops, names[pick]) for ops, edges_ in groups]
+    side = [draw.width_of(block[0]) for block in tables]
+    if len(tables) == 2 and sum(side) + 2 <= width:
+        tables = [beside(*tables, side[0])]
+    for block in tables:
+        lines += [[], *block]
+    wide = max(8, min(100, width - 26))
+    over = [edges(run.search.row(round(k * i / (wide - 1))), view.net).get(names[pick], {}) for k in range(wide)]
+    full = max(max(q.values(), default=0.0) for q in over)
+    lines += [[], [(f" edge {names[pick]} over time, █ = {full:.2f}", "bold"), ("   [ ] another edge", "dim")]]
+    lines += [[(" ", ""), *line] for line in draw.heat(over, full)]
+    return lines
+
+
+def _heat_map(p: dict, h: dict, edges: list[str], ops: list[str], picked: str) -> list[Line]:
+    """Edges by ops: probabilities, the largest of an edge shaded, and the entropy."""
+    short = [_short(o) for o in ops]
+    head, wide = max(map(len, edges)) + 2, max(6, *map(len, short)) + 1
+    lines: list[Line] = [[(fit("  edge", head) + "".join(fit(s, wide, True) for s in short) + "      H", "dim")]]
+    for edge in edges:
+        line: Line = [(("▸ " if edge == picked else "  ") + fit(edge, head - 2), "bold" if edge == picked else "")]
+        for op in ops:
+            v, top = p[edge].get(op), max(p[edge].values())
+            dark = draw.shade(v) if v == top else " "
+            text = "" if v is None else f"{dark}{v:.2f}{dark}"
+            line.append((fit(text, wide, True), "" if v is None else "key bold" if v == top else "dim" if v < 0.05 else ""))
+        lines.append([*line, (f"  {h[edge]:5.2f}", "dim")])
     return lines
 
 
 def _short(op: str) -> str:
     """An op's name in at most seven letters."""
     for long, brief in (
-        ("skip_connect", "skip"),
-        ("conv_transpose", "convT"),
-        ("dil_conv_", "d"),
-        ("sep_conv_", "s"),
-        ("conv_", "c"),
+        *(("skip_connect", "skip"), ("conv_transpose", "convT"), ("deconv_", "deconv"), ("nn_conv_", "nnconv")),
+        *(("dil_conv_", "d"), ("sep_conv_", "s"), ("_pool", "pool"), ("bilinear", "bilin"), ("conv_", "c")),
     ):
-        op = op.replace(long, brief)
+        if long in op:
+            return op.replace(long, brief)[:7]
     return op[:7]
 
 
@@ -561,8 +569,9 @@ def _short(op: str) -> str:
 
 def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     """Reward and baseline, the probability of every option, its entropy, the beam."""
+    import numpy as np
+
     i = run.search.at(view.at)
-    rows = run.search.rows
     row = run.search.row(i)
     facts = [f"step {human(number(row.get('step')))}"]
     facts += [f"stage {clean(row.get('stage'), 5)}"] if row.get("stage") is not None else []
@@ -572,58 +581,41 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
     curves = []
     for k, key in enumerate(("reward", "baseline")):
-        x, y = points(run, key)
-        keep = x <= view.at if view.at is not None else slice(None)
-        curves.append(Series(x[keep], y[keep], f"s{k}", key[0]))
-    picture, note = draw.chart(curves, min(width, 110), max(6, min(12, height // 3)), marks=(), empty="no reward yet")
-    lines += [[(" r reward · b baseline over step", "dim"), (f"  {note}", "warn")], *picture]
+        steps, values = run.search.series.get(key, ([], []))
+        values = np.array([v for s, v in zip(steps, values, strict=False) if view.at is None or s <= view.at])
+        curves.append(Series(np.arange(1.0, len(values) + 1), values, f"s{k}", key[0]))
+    picture, note = draw.chart(curves, min(width, 130), max(6, min(12, height // 3)), empty="no reward yet")
+    lines += [[(" r reward · b baseline, by updates of the controller", "dim"), (f"  {note}", "warn")], *picture, []]
     here = next((r for k in range(i, max(-1, i - 200), -1) if isinstance((r := run.search.row(k)).get("policy"), list)), {})
+    options: list[Line] = []
     if here:
-        names = here.get("decisions") if isinstance(here.get("decisions"), list) else []
-        options = here.get("options") if isinstance(here.get("options"), list) else []
-        lines += [
-            [],
-            [
-                (" policy", "bold"),
-                (f" of step {human(number(here.get('step')))}: probability of each option, entropy in nats", "dim"),
-            ],
-        ]
+        step = human(number(here.get("step")))
+        options.append([(" policy", "bold"), (f" of step {step}: probability of each option, entropy in nats", "dim")])
         for k, probs in enumerate(here["policy"][:64]):
             p = [number(v) or 0.0 for v in probs] if isinstance(probs, list) else []
-            said = options[k] if k < len(options) and isinstance(options[k], list) else []
-            words = [clean(said[j], 12) if j < len(said) else str(j) for j in range(len(p))]
             h = number(get(here.get("entropy"), k))
             h = entropy(dict(enumerate(p))) if h is None else h
-            name = fit(clean(get(names, k)) or f"decision {k + 1}", 14)
-            line: Line = [(f"   {name} H {h:4.2f}  ", "")]
-            for word, v in zip(words, p, strict=True):
+            line: Line = [(f"   {fit(clean(get(here, 'decisions', k)) or f'decision {k + 1}', 11)} H {h:4.2f}  ", "")]
+            for j, v in enumerate(p):
+                word = clean(get(here, "options", k, j), 12) or str(j)
                 line.append((f" {word} {draw.shade(v)}{v:.2f}", "key bold" if v == max(p) else "dim"))
-            lines.append(line)
-    beam = (
-        next((r for k in range(i, -1, -1) if isinstance((r := run.search.row(k)).get("beam"), list) and r["beam"]), None)
-        if rows
-        else None
-    )
-    if beam:
-        lines += [[], [(" beam", "bold"), (f" of step {human(number(beam.get('step')))}", "dim")]]
+            options.append(line)
+    beam: list[Line] = []
+    kept = next((r for k in range(i, -1, -1) if isinstance((r := run.search.row(k)).get("beam"), list) and r["beam"]), {})
+    if kept:
         found = [
-            (k, clean(x.get("vector"), 60), score(number(x.get("score"))))
-            for k, x in enumerate(beam["beam"][:20], 1)
-            if isinstance(x, dict)
+            (k, x.get("vector"), score(number(x.get("score")))) for k, x in enumerate(kept["beam"][:20], 1) if get(x, "vector")
         ]
-        lines += [[("   ", ""), *line] for line in table(["", "vector", "score"], found, "rlr")]
+        beam = [[(" beam", "bold"), (f" of step {human(number(kept.get('step')))}", "dim")]]
+        beam += _indent(table(["", "vector", "score"], found, "rlr"))
+    if options and beam and (room := width - max(map(draw.width_of, beam)) - 2) > max(map(draw.width_of, options)):
+        lines += beside(options, beam, room)
+    else:
+        lines += [*options, [], *beam]
     window = row.get("window")
     if isinstance(window, dict):
-        lines += [
-            [],
-            [
-                (
-                    " window of the loss: "
-                    + " · ".join(f"{clean(k, 20)} {human(number(v))}" for k, v in list(window.items())[:6]),
-                    "dim",
-                )
-            ],
-        ]
+        words = [f"{clean(k, 20)} {human(number(v))}" for k, v in list(window.items())[:6]]
+        lines += [[], [(" window of the loss: " + " · ".join(words), "dim")]]
     return lines
 
 
@@ -642,21 +634,15 @@ def configuration(run: Run, width: int, defaults: dict | None = None) -> list[Li
     """Every argument, what differs from its preset, versions, commands, files that could not be read."""
     lines: list[Line] = []
     config, defaults = run.config, defaults or {}
-    rows = []
+    rows: list[Line] = []
     for key, value in sorted(run.args.items(), key=lambda kv: str(kv[0]))[:300]:
-        shown = clean("—" if value is None else value, 60)
-        differs = key in defaults and value is not None and str(defaults[key]) != str(value)
-        rows.append(
-            (
-                clean(key, 30),
-                (shown, "warn" if differs else ""),
-                (f"preset: {clean(defaults[key], 30)}" if differs else "", "dim"),
-            )
-        )
-    half = -(-len(rows) // 2) if width >= 100 else len(rows)
-    left, right = (_indent(table(["", "", ""], part), 1) if part else [] for part in (rows[:half], rows[half:]))
+        shown, preset = (clean("—" if v is None else v, 60) for v in (value, defaults.get(key, value)))
+        differs = preset not in (shown, "—")
+        rows.append([(f" {fit(clean(key, 30), 18)} ", ""), (shown, "warn" if differs else "")])
+        rows[-1] += [(f"   preset: {preset}", "dim")] if differs else []
     lines += [[(" arguments", "bold"), ("   in colour: differs from the preset" if defaults else "", "dim")]]
-    lines += beside(left, right, width // 2) if right else left
+    half = -(-len(rows) // 2) if width >= 100 else len(rows)
+    lines += beside(rows[:half], rows[half:], width // 2) if width >= 100 else rows
     facts = [
         (k, clean(config.get(k), 3000)) for k in ("command", "device", "world_size", "created", "data_digest") if config.get(k)
     ]
@@ -798,13 +784,12 @@ def distances(runs: list[Run], net: str = "G") -> list[Line]:
     letters = [chr(97 + i) for i in range(len(having))]
     rows = []
     for i, (run, mine) in enumerate(having):
-        rows.append(
-            [
-                f"{letters[i]} {run.name}",
-                *("·" if i == k else str(hamming(mine, other)[0]) for k, (_, other) in enumerate(having)),
-            ]
-        )
-    return [[(f" genotype {net}: edges that differ", "bold")], *_indent(table(["", *letters], rows, "l" + "r" * len(having)))]
+        apart = ["·" if i == k else hamming(mine, other)[0] for k, (_, other) in enumerate(having)]
+        rows.append([letters[i], *apart, run.name])
+    return [
+        [(f" genotype {net}: edges that differ", "bold")],
+        *_indent(table(["", *letters, ""], rows, "l" + "r" * len(having))),
+    ]
 
 
 def seeds(runs: list[Run]) -> list[Line]:
@@ -814,18 +799,15 @@ def seeds(runs: list[Run]) -> list[Line]:
         if run.last.get("fid") is not None:
             key = (same_but_seed(run), clean(run.last.get("net")), run.last.get("phase"), number(run.last.get("n")))
             groups.setdefault(key, []).append(run)
-    tables: dict[str, list[tuple]] = {}
-    for (_, net, _, n), members in groups.items():
-        first = members[0]
-        fids = [r.last["fid"] for r in members]
-        iss = [r.last["is"] for r in members if r.last.get("is") is not None]
-        numbers = " ".join(str(r.seed) for r in sorted(members, key=lambda r: r.seed or 0))
-        row = (first.method, first.dataset, clean(first.config.get("preset")), spread(fids), spread(iss), human(n), numbers)
-        tables.setdefault(net, []).append(row)
     lines: list[Line] = []
-    for net, rows in sorted(tables.items()):  # a table for each network: their scores do not compare
-        head = ["method", "dataset", "preset", fid_label(net), fid_label(net, "IS"), "images", "seeds"]
-        lines += [*([[]] if lines else []), *table(head, sorted(rows), "lllrrrl")]
+    for (_, net, _, n), members in groups.items():
+        first, found = members[0], [[r.last[k] for r in members if r.last.get(k) is not None] for k in ("fid", "is")]
+        numbers = " ".join(str(r.seed) for r in sorted(members, key=lambda r: r.seed or 0))
+        what = [first.method, first.dataset, clean(first.config.get("preset")), f"seeds {numbers}"]
+        what.append(f"{human(n)} images" if n else "")
+        lines.append([(" " + " · ".join(w for w in what if w), "bold")])
+        scores = [f"{fid_label(net, k)} {spread(values)}" for k, values in zip(("FID", "IS"), found, strict=True) if values]
+        lines.append([("   " + "   ".join(scores), "")])
     return lines
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -1247,11 +1247,3 @@ class Log:
         finally:
             os.close(fd)
         return hits
-
-
-def sampled(values: list, n: int) -> Iterator[int]:
-    """At most n indices of a list, evenly, the last one among them."""
-    if len(values) <= n:
-        yield from range(len(values))
-    else:
-        yield from (round(k * (len(values) - 1) / (n - 1)) for k in range(n))

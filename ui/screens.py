@@ -21,7 +21,7 @@ from ui.widgets import Doc, LogView, Table
 
 
 class Runs(Page):
-    """The list, with curves of the runs laid over each other, and the machine."""
+    """All runs: the list, their curves laid over each other, the machine."""
 
     BINDINGS: ClassVar = [
         Binding("n", "new", "new run"),
@@ -50,7 +50,7 @@ class Runs(Page):
                 yield Doc(self.status_line, id="status")
                 yield Doc(self.preview, id="preview")
                 yield Doc(self.host, id="host")
-            yield Doc(self.charts, id="charts")
+            yield Doc(self.right, id="charts")
         yield Doc(self.host, id="host-below")
 
     def changed(self, names: set[str]) -> None:
@@ -79,7 +79,7 @@ class Runs(Page):
         for k, label in enumerate(labels):
             rank = 1 + 2 * label.startswith("IS") + (k > 0) * 0.1
             wanted.append((rank, label, lambda r, n=label: score(r.score(n)), label))
-        room = width - 5 - min(30, max([len(self.app.short(r)) for r in runs] or [10]))
+        room = width - 5 - min(30 if width < 100 else 44, max([len(self.app.short(r)) for r in runs] or [10]))
         chosen = []
         for _, title, text, key in sorted(wanted, key=lambda w: w[0]):
             texts = [text(r) for r in runs]
@@ -122,7 +122,7 @@ class Runs(Page):
             line: Line = [
                 (f"▌{letter}" if letter else "  ", style),
                 (f"{pin}{pages.GLYPHS[run.state]} ", pages.STYLES[run.state]),
-                (fit(self.app.short(run), name_width), "dim" if run.name in self.app.hidden else ""),
+                (draw.fit_middle(self.app.short(run), name_width), "dim" if run.name in self.app.hidden else ""),
             ]
             for title, w, texts, _ in columns:
                 tone = pages.STYLES[run.state] if title == "ETA" and run.state != "running" else ""
@@ -239,6 +239,13 @@ class Runs(Page):
         marks = [(r, *self.app.overlay_mark(r)) for r in runs]
         return [(r, style or f"s{color_index(r.name, ())}", letter) for r, letter, style in marks]
 
+    def right(self, width: int, height: int) -> list[Line]:
+        """The charts; beside the list with a line between."""
+        if self.has_class("-narrow"):
+            return self.charts(width, height)
+        lines = self.charts(width - 1, height)
+        return [[("│", "faint"), *line] for line in lines + [[]] * (height - len(lines))]
+
     def charts(self, width: int, height: int) -> list[Line]:
         drawn, metric, curves = self.drawn(), self.app.metric, self.app.curves
         if not drawn:
@@ -258,6 +265,10 @@ class Runs(Page):
         second = {"FID": "IS", "IS": "FID"}.get(metric[:3].rstrip("(-"), "") + metric[3 if metric.startswith("FID") else 2 :]
         second = second if pages.is_score(metric) and any(second in pages.metrics(r) for r, _, _ in drawn) else ""
         values = self.inspected(drawn, metric, second, width)
+        if self.app.group:
+            runs = [r for r, _, _ in drawn]
+            table = [[], *pages.seeds(runs), [], *pages.distances(runs)]
+            values = [*table[: max(0, height - len(legends) - 10)], *values]
         room = height - len(legends) - len(values)
         two = second and room >= 20
         tall = room // 2 if two else room
@@ -268,9 +279,6 @@ class Runs(Page):
                     lines += curves.draw(curves.grouped([r for r, _, _ in drawn], name), name, width, h)
                 else:
                     lines += curves.lines([d for d in drawn if name in pages.metrics(d[0])], name, width, h)
-        if self.app.group:
-            extra = [*pages.seeds([r for r, _, _ in drawn]), [], *pages.distances([r for r, _, _ in drawn])]
-            lines = [*lines[: height - len(extra) - 1], [], *extra]
         return [crop(line, width) for line in lines + values]
 
     def inspected(self, drawn: list, metric: str, second: str, width: int) -> list[Line]:
@@ -394,7 +402,7 @@ TABS = ("charts", "log", "samples", "architecture", "search", "config")
 
 
 class OneRun(Page):
-    """Everything about one run in six tabs; `,` and `.` turn all of them back to an earlier step."""
+    """One run in six tabs; `,` and `.` turn all of them back to an earlier step."""
 
     BINDINGS: ClassVar = [
         Binding("escape", "back", "back"),
@@ -448,10 +456,10 @@ class OneRun(Page):
     def changed(self, names: set[str]) -> None:
         if self.run.name in self.app.store.runs:
             self.run = self.app.store.runs[self.run.name]
-        self.update("head", "tabs")
         if self.tab == "log":
             self.app.safely("log", self.query_one(LogView).tick)
-        elif self.run.name in names:
+        self.update("head", "tabs")
+        if self.tab != "log" and self.run.name in names:
             self.update("content")
 
     def run_now(self) -> Run | None:
@@ -471,14 +479,6 @@ class OneRun(Page):
         return ["Charts", "Log", "Samples", "Architecture", search, "Config"]
 
     def tabs(self, width: int, _: int) -> list[Line]:
-        line: Line = [(" ", "")]
-        for i, title in enumerate(self.titles(), 1):
-            line.append(
-                (
-                    f"[{i} {title}] " if TABS[i - 1] == self.tab else f" {i} {title}  ",
-                    "bold key" if TABS[i - 1] == self.tab else "",
-                )
-            )
         right = f"as of step {human(self.view.at)} · . later " if self.view.at is not None else ""
         if self.tab == "log":
             right = self.query_one(LogView).status + " "
@@ -486,17 +486,22 @@ class OneRun(Page):
             right = "this directory is gone "
         if not self.run.loaded:
             right = "reading… "
-        room = width - draw.width_of(line) - draw.cell_len(right)
-        return [crop([*line, (" " * max(1, room), ""), (right, "warn" if self.view.at is not None else "dim")], width)]
+        texts = [f"{i} {title}" for i, title in enumerate(self.titles(), 1)]
+        if sum(len(t) + 3 for t in texts) + 2 + len(right) > width:  # only the open one by its name
+            texts = [t if name == self.tab else t[0] for t, name in zip(texts, TABS, strict=True)]
+        line: Line = [(" ", "")]
+        self.spots = []
+        for name, text in zip(TABS, texts, strict=True):
+            line.append((f"[{text}] ", "bold key") if name == self.tab else (f" {text}  ", ""))
+            self.spots.append((draw.width_of(line), name))
+        gap = " " * max(1, width - draw.width_of(line) - len(right))
+        return [crop([*line, (gap, ""), (right, "warn" if self.view.at is not None else "dim")], width)]
 
     def on_click(self, event: events.Click) -> None:
         if event.widget is self.query_one("#tabs", Doc):
-            at = 1
-            for name, title in zip(TABS, self.titles(), strict=True):
-                at += len(title) + 5
-                if event.x < at:
-                    self.action_tab(name)
-                    return
+            name = next((name for end, name in self.spots if event.x < end), None)
+            if name:
+                self.action_tab(name)
 
     def action_tab(self, tab: str) -> None:
         self.tab = tab
@@ -771,7 +776,8 @@ def sample_lines(run: Run, at: float | None, width: int, height: int, across: in
     n, _ = draw.grid_of(image)
     facts = f" step {human(step)} · {i + 1} of {len(files)} · {image.shape[1]} x {image.shape[0]} pixels"
     facts += f" · {min(n, across)} of {n} a row" if n > 1 else ""
-    head: Line = [(facts, "bold"), ("   + - size, , . step, * best", "dim")]
+    hint = "   + - size   , . step   * best"
+    head: Line = [(facts, "bold"), (hint if len(facts + hint) < width else "", "dim")]
     if not images:
         return [head, [], [(f" no colours here: open {path}", "dim")]]
     if width < 60:
@@ -787,7 +793,7 @@ class Compare(Page):
 
     BINDINGS: ClassVar = [
         Binding("escape", "back", "back"),
-        Binding("p", "sources", "differences of the sources"),
+        Binding("p", "sources", "sources: how they differ"),
         Binding("comma", "scrub(-1)", "earlier: an earlier step"),
         Binding("full_stop", "scrub(1)", "later: a later step, past the last now"),
         Binding("s", "swap", "swap A and B"),
@@ -813,7 +819,9 @@ class Compare(Page):
             self.update("top", "content")
 
     def top_line(self, width: int, _: int) -> list[Line]:
-        line: Line = [(" compare ", "bold"), ("▌A ", "s0"), (self.a.name, "bold"), ("  ▌B ", "s1"), (self.b.name, "bold")]
+        room = (width - 34 if self.view.at is not None else width - 18) // 2
+        a, b = (draw.fit_middle(r.name, min(len(r.name), room)) for r in (self.a, self.b))
+        line: Line = [(" compare ", "bold"), ("▌A ", "s0"), (a, "bold"), ("  ▌B ", "s1"), (b, "bold")]
         line += [(f"   as of step {human(self.view.at)}", "warn")] if self.view.at is not None else []
         return [crop(line, width)]
 
