@@ -181,8 +181,8 @@ def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, 
 @pytest.mark.parametrize(
     ("stage", "call"),
     [
-        *(("stage 1 warm-up", 2), ("stage 1 round 1/2 scoring", 3), ("stage 2 warm-up", 1), ("training", 3)),
-        *(("evaluation (training)", 1), slow("stage 1 round 2/2", 2), slow("stage 2 round 2/2", 1)),
+        *(("stage 1 round 1/2 scoring", 3), ("training", 3), slow("stage 1 warm-up", 2), slow("stage 2 warm-up", 1)),
+        *(slow("evaluation (training)", 1), slow("stage 1 round 2/2", 2), slow("stage 2 round 2/2", 1)),
         *(slow("stage 2 round 1/2 scoring", 4), slow("preparing", 1)),
         *(slow("stage 1, final choice", 2), slow("stage 2, final choice", 1)),
         *(slow("evaluation (untrained)", 1), slow("evaluation (last)", 1)),

@@ -478,6 +478,7 @@ def score_on_rank_1(_: int, folder: Path) -> None:
     score_on_rank(1, folder)
 
 
+@pytest.mark.slow
 def test_two_ranks_score_as_one(tmp_path):
     evaluator = ready("compact", classes(), tmp_path / "cache", splits=4, batch=64)
     alone = evaluator.score(batches(pictures(250, seed=3), 64), 250)
