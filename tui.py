@@ -124,7 +124,7 @@ class Tui(App):
     #preview, #host { display: none; }
     #host-below { height: 1; }
     .-wide.-tall #preview, .-broad.-tall #preview { display: block; height: 5; }
-    .-wide.-tall #host, .-broad.-tall #host { display: block; height: 3; }
+    .-wide.-tall #host, .-broad.-tall #host { display: block; }
     .-wide.-tall #host-below, .-broad.-tall #host-below { display: none; }
     #head { height: 3; }
     #foot { height: 7; }
@@ -159,6 +159,8 @@ class Tui(App):
         self.before: dict[str, str] = {}  # states at the last visit
         self.states: dict[str, str] = {}
         self.stopping: dict[str, float] = {}
+        self.troubles: dict[str, dict[str, str]] = {}  # of live runs, by kind
+        self.warned: set[tuple[str, str]] = set()
         self.trashed: list[tuple[Path, Path]] = []
         self.wanted: dict[str, None] = {}
         self.poll_seconds, self.interval = 0.0, 1.0
@@ -192,6 +194,9 @@ class Tui(App):
                         names.add(name)
                 if not first:
                     names |= self.load_more()
+                for name in names & set(self.store.runs):
+                    if (run := self.store.runs[name]).live:
+                        self.troubles[name] = pages.troubles(run)
                 self.call_from_thread(self.changed, names)
             except RuntimeError:
                 return  # the app has ended
@@ -236,7 +241,7 @@ class Tui(App):
                 self.safely("screen", partial(screen.changed, names))
 
     def tell_transitions(self) -> None:
-        """Say when a run ends, fails or stalls; remind of T where a stop takes long."""
+        """Say when a run ends, fails, stalls or shows a first sign of trouble; remind of T where a stop takes long."""
         now = {r.name: r.state for r in self.store.ordered()}
         for name, state in now.items():
             old = self.states.get(name)
@@ -256,6 +261,12 @@ class Tui(App):
                     nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
                     subprocess.Popen(self.on_finish, shell=True, env=env, **nowhere)
         self.states = now
+        for name, found in list(self.troubles.items()):
+            for kind, text in found.items():
+                if (name, kind) not in self.warned:
+                    self.warned.add((name, kind))
+                    self.notify(f"{name}: {text}", severity="warning", markup=False)
+                    self.bell()
         for name, since in list(self.stopping.items()):
             run = self.store.runs.get(name)
             if run is None or not run.live:

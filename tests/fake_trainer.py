@@ -176,12 +176,12 @@ def write_search(run: Path, method: str, rng: random.Random, total: int, rounds:
     found: dict = {"method": method, "params": {"G": 4_100_000, "D": 1_000_000}, "macs": {"G": 1.1e9, "D": 3e8}}
     if method == "autogan":
         cell = {"conv": "pre", "norm": "none", "up": "nearest", "shortcut": True, "skips": []}
-        found |= {
-            "vector": "1 0 1 1 1 0 0 1 1 1 0 1 0 3",
-            "cells": [cell, {**cell, "skips": [True]}, {**cell, "skips": [True, False]}],
-        }
+        found |= {"vector": "1 0 1 1 1 0 1 1 1 1 0 1 1 2", "cells": [cell, {**cell, "skips": [1]}, {**cell, "skips": [2]}]}
+    elif method == "degas":
+        found |= {"n": 2, "nodes": {"N1": [["U0", "conv_3x3"]], "U1": [["N1", "deconv_4"], ["U0", "nn_conv_1"]]}}
+        found["nodes"] |= {"N2": [["U1", "sep_conv_5x5"]], "U2": [["N2", "deconv_6"]]}
     else:
-        found |= {"G": genotype(rng), "D": None if method == "degas" else genotype(rng)}
+        found |= {"G": genotype(rng), "D": genotype(rng)}
     write(run / "genotype.json", found)
     (run / "genotypes").mkdir()
     for step in (total // 4, total // 2):
@@ -240,8 +240,8 @@ def probabilities(rng: random.Random, total: int, rounds: int, both: bool) -> li
             p, h, table = {}, {}, []
             for cell in range(1, 4):
                 table.append([])
-                for edge in G_EDGES:
-                    ops = OPS_UP if edge in G_EDGES[:2] else OPS_NORMAL
+                for edge in G_EDGES if both else (f"U{cell - 1}->N{cell}", f"N{cell}->U{cell}"):
+                    ops = OPS_UP if edge in G_EDGES[:2] or edge[0] == "N" else OPS_NORMAL
                     a = logits.setdefault((net, cell, edge), [0.0] * len(ops))
                     a[rng.randrange(len(a))] += rng.uniform(0, 0.5)
                     e = [math.exp(x) for x in a]

@@ -215,14 +215,24 @@ class Page(Screen):
         """As many keys as fit, whole; the rest is in the help."""
         last: Line = [("?", "key"), (" help ", "")]
         line: Line = [(" ", "")]
+        self.key_spots: list[tuple[int, int, str]] = []
         for binding in self.BINDINGS:
             if not self.offered(binding) or (self.app.readonly and touches(binding)):
                 continue
             label = re.split("[:,;]", binding.description)[0]
             part: Line = [(key_name(binding.key), "key"), (f" {label}  ", "")]
-            if draw.width_of(line) + draw.width_of(part) + draw.width_of(last) <= width:
+            at, wide = draw.width_of(line), draw.width_of(part)
+            if at + wide + draw.width_of(last) <= width:
+                self.key_spots.append((at, at + wide, binding.action))
                 line += part
+        self.key_spots.append((draw.width_of(line), width, "app.help"))
         return [[*line, *last]]
+
+    async def on_click(self, event: events.Click) -> None:
+        if event.widget is self.query_one("#keys"):
+            for a, b, action in self.key_spots:
+                if a <= event.x < b:
+                    await self.run_action(action)
 
     # -- charts, where a screen has some
 
@@ -357,11 +367,19 @@ class Choose(ModalScreen):
         return [[(f" {self.question}", "bold")], [], *rows, [("  esc", "key"), ("  no", "")]]
 
     def on_key(self, event: events.Key) -> None:
-        for key, _, do in self.answers:
-            if event.key == key:
-                event.stop()
-                self.dismiss()
-                self.app.call_later(do)
+        self.answer(next((i for i, (key, _, _) in enumerate(self.answers) if key == event.key), -1), event)
+
+    def on_click(self, event: events.Click) -> None:
+        row = event.y - 2 if event.widget is self.query_one(Doc) else len(self.answers)
+        self.answer(row, event)
+        if row == len(self.answers):  # no, or beside the question
+            self.dismiss()
+
+    def answer(self, i: int, event: events.Event) -> None:
+        if 0 <= i < len(self.answers):
+            event.stop()
+            self.dismiss()
+            self.app.call_later(self.answers[i][2])
 
 
 class Help(ModalScreen):

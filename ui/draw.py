@@ -35,7 +35,7 @@ def human(x: float | None, digits: int = 3) -> str:
             return f"{value:.{digits}g}{letter}" if abs(value) < 1000 else f"{value:.0f}{letter}"
     if x == int(x):
         return f"{x:.0f}"
-    return f"{x:.{digits}g}" if abs(x) >= 1e-3 else f"{x:.0e}"
+    return f"{x:.{digits}g}" if abs(x) >= 1e-3 else f"{x:.{digits - 3}e}"
 
 
 def score(x: float | None) -> str:
@@ -82,9 +82,10 @@ def fit(text: str, width: int, right: bool = False) -> str:
 
 def fit_middle(text: str, width: int) -> str:
     """As `fit`, but what is cut is missing before the last ten letters: there names of runs differ."""
-    if cell_len(text) <= width or width < 20:
+    end = text[-10:]
+    if cell_len(text) <= width or cell_len(end) > width // 2:
         return fit(text, width)
-    return fit(text, width - 10).rstrip() + text[-10:]
+    return fit(text[:-10] + " ", width - cell_len(end)) + end
 
 
 def plain(line: Line) -> str:
@@ -256,11 +257,14 @@ def chart(
     ends: list[tuple[int, int, int, str]] = []  # row, column, index of the style, letter
     styles: list[str] = []
 
-    def dots(x: "np.ndarray", y: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
-        """Columns and rows of the dots of values."""
+    def across(x: "np.ndarray") -> "np.ndarray":
+        """Columns of the dots of values."""
+        return ((x - x0) * ((W - 1) / (x1 - x0)) + 1e-9).astype(np.int64)
+
+    def down(y: "np.ndarray") -> "np.ndarray":
+        """Their rows, which may lie outside."""
         with np.errstate(all="ignore"):
-            rows = (a1 - (np.log10(y) if log else y)) * ((H - 1) / (a1 - a0))
-        return ((x - x0) * ((W - 1) / (x1 - x0))).astype(np.int64), rows
+            return (a1 - (np.log10(y) if log else y)) * ((H - 1) / (a1 - a0))
 
     def paint(canvas: "np.ndarray", style: str) -> None:
         """Lay a picture of dots over what is there; a cell has the style of what came last, and no background dots then."""
@@ -278,11 +282,11 @@ def chart(
         if s.spread is not None:
             canvas = np.zeros((H, W), bool)
             for k in range(-4, 5):
-                curve(canvas, *dots(x, y + s.spread[first:] * k / 4))
+                curve(canvas, across(x), down(y + s.spread[first:] * k / 4))
             paint(canvas, "faint")
         if s.raw is not None:
             canvas = np.zeros((H, W), bool)
-            columns, rows = dots(x, s.raw[first:])
+            columns, rows = across(x), down(s.raw[first:])
             inside = (columns >= 0) & (rows >= 0) & (rows < H)
             canvas[rows[inside].astype(int), columns[inside]] = True
             paint(canvas, "faint")
@@ -290,8 +294,8 @@ def chart(
             dropped += int((y <= 0).sum())
         if zoom == "low":
             clipped += int((y > y1).sum())
-        columns, y, part = means(((x - x0) * ((W - 1) / (x1 - x0))).astype(np.int64), y)
-        rows = dots(columns, y)[1]
+        columns, y, part = means(across(x), y)
+        rows = down(y)
         canvas = np.zeros((H, W), bool)
         curve(canvas, columns, rows, part)
         paint(canvas, s.style)

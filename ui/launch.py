@@ -562,7 +562,7 @@ def _descendants(pid: int) -> list[dict]:
 
 
 def gpus() -> list[dict]:
-    """Per GPU: index, uuid, name, used and total bytes, percent, watts, degrees, pids {pid: bytes}. Raises if NVML fails."""
+    """Per GPU: index, uuid, name, used and total bytes, percent, watts, degrees. Raises if NVML fails."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -583,12 +583,10 @@ def gpus() -> list[dict]:
             ask(pynvml.nvmlDeviceGetUUID),
         )
         watts = ask(pynvml.nvmlDeviceGetPowerUsage)
-        processes = ask(pynvml.nvmlDeviceGetComputeRunningProcesses) or []
         found.append(
             {"index": i, "uuid": _text(uuid) or str(i), "name": _text(name), "used": memory.used, "total": memory.total}
             | {"percent": rates.gpu if rates else None, "watts": watts / 1000 if watts else None}
             | {"degrees": ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)}
-            | {"pids": {p.pid: p.usedGpuMemory or 0 for p in processes}}
         )
     return found
 

@@ -5,7 +5,6 @@ policy and beam. Which one a run is, its search.jsonl tells, so a changed copy o
 """
 
 import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean, stdev
@@ -148,22 +147,50 @@ def value_at(run: Run, metric: str, x: float, axis: str = "step") -> float | Non
     return float(ys[good][-1]) if good.any() else None
 
 
-def health(run: Run, images: "Sequence" = ()) -> Line:
-    """Signs of trouble: balance of the two losses, NaN, evaluations that do not improve, how different samples are."""
+def troubles(run: Run) -> dict[str, str]:
+    """{kind: what it says}: signs that a run goes wrong, as far as its numbers and pictures tell."""
+    found = {}
+    if run.columns.nans:
+        found["nan"] = f"{count(run.columns.nans, 'value')} not finite"
+    d = points(run, "loss/d")[1][-50:]
+    if len(d) >= 10 and abs(d.mean()) < 0.02:
+        found["balance"] = "D wins: its loss is gone"
+    seen = [v for v in varieties(run) if v is not None]
+    if len(seen) > 1 and seen[-1] < 0.4 * max(seen):
+        found["modes"] = f"samples vary {seen[-1]:.2f}, earlier {max(seen):.2f}: mode collapse?"
+    p = edges(run.search.row(-1), "G")
+    if p and idle(p) > 0.6:
+        found["edges"] = f"skip and none on {100 * idle(p):.0f} % of edges: collapse?"
+    return found
+
+
+def idle(p: dict[str, dict[str, float]]) -> float:
+    """The share of edges on which skip or none leads."""
+    return sum(max(q, key=q.get) in ("none", "skip_connect") for q in p.values()) / len(p)
+
+
+def varieties(run: Run) -> list[float | None]:
+    """How different the samples of a grid are: of the first, the middle and the last grid."""
+    files = [path for _, path in run.files("samples", ".png")]
+    wanted = list(dict.fromkeys([*files[:1], *files[len(files) // 2 :][:1], *files[-1:]]))
+    for path in wanted:
+        if path not in run.varieties:
+            try:
+                run.varieties[path] = draw.variety(draw.open_image(path))
+            except ValueError:
+                run.varieties[path] = None
+    return [run.varieties[path] for path in wanted]
+
+
+def health(run: Run) -> Line:
+    """Balance of the two losses, how different the samples are, signs of trouble."""
     words: Line = []
     g, d = (points(run, f"loss/{k}")[1][-50:] for k in "gd")
     if len(g) and len(d):
-        words.append((f" loss D {mean(d):.2f} G {mean(g):.2f} ", ""))
-        if abs(mean(d)) < 0.02:
-            words.append((" D wins: its loss is gone ", "warn"))
-    if run.columns.nans:
-        words.append((f" {count(run.columns.nans, 'value')} not finite ", "bad"))
-    seen = [v for v in images if v is not None]
-    if seen:
-        words.append((f" samples vary {seen[-1]:.2f}", ""))
-        if len(seen) > 1 and seen[-1] < 0.4 * max(seen):
-            words.append((f" (were {max(seen):.2f}): mode collapse?", "bad"))
-    return words
+        words.append((f" loss D {d.mean():.2f} G {g.mean():.2f} ", ""))
+    if seen := [v for v in varieties(run) if v is not None]:
+        words.append((f" samples vary {seen[-1]:.2f} ", ""))
+    return [*words, *((f" ⚠ {text} ", "bad") for text in troubles(run).values())]
 
 
 # ---- architecture -----------------------------------------------------------------------------------------------------
@@ -189,10 +216,8 @@ def cells(run: Run, genotype: dict, net: str) -> list[Cell]:
             part = part if isinstance(part, dict) else {}
             own = " ".join(clean(part.get(k), 12) for k in ("conv", "norm", "up"))
             links.append((names[i - 1], names[i], own + (" + shortcut" if part.get("shortcut") else "")))
-            skips = part.get("skips")
-            for k, skip in enumerate(skips if isinstance(skips, list) else [], 1):
-                op = "skip" if skip is True else clean(skip, 20) if isinstance(skip, str) else "none"
-                links.append((f"cell {k}", names[i], op))
+            skips = part.get("skips") if isinstance(part.get("skips"), list) else []  # numbers of earlier cells
+            links += [(f"cell {k}", names[i], "skip" if k in skips else "none") for k in range(1, i)]
         return [("generator", names, links)]
     rows = genotype.get(net)
     if not isinstance(rows, list):
@@ -298,10 +323,9 @@ def _facts(run: Run, genotype: dict, width: int) -> list[Line]:
 def _decided(p: dict[str, dict[str, float]]) -> Line:
     """How many edges have an op above one half, and whether skip and none take over."""
     sure = sum(max(q.values()) > 0.5 for q in p.values())
-    share = sum(max(q, key=q.get) in ("none", "skip_connect") for q in p.values()) / len(p)
     line: Line = [(f" edges decided (p > 0.5) {sure}/{len(p)} {draw.bar(sure / len(p), 8)}", "")]
-    text = f"   skip and none on {100 * share:.0f} % of edges" + (": collapse?" if share > 0.6 else "")
-    return [*line, (text, "bad" if share > 0.6 else "")]
+    text = f"   skip and none on {100 * idle(p):.0f} % of edges" + (": collapse?" if idle(p) > 0.6 else "")
+    return [*line, (text, "bad" if idle(p) > 0.6 else "")]
 
 
 def genotype_table(found: list[Cell], width: int, old: dict[str, str] | None = None) -> list[Line]:

@@ -284,6 +284,7 @@ class Run:
         self.columns, self.search = Columns(), Search(path / "search.jsonl")
         self.tail = Tail(path / "metrics.jsonl")
         self.peeked: dict | None = None  # the last evaluation, from the end of metrics.jsonl, until all of it is read
+        self.varieties: dict[Path, float | None] = {}  # of pictures in samples/ (ui.pages)
         self.loaded = False
         self.progress = 0.0  # newest modification of metrics.jsonl, search.jsonl, log.txt
         self.state, self.why = "lost", ""

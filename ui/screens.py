@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar
 
 from textual import events
@@ -55,7 +54,9 @@ class Runs(Page):
 
     def changed(self, names: set[str]) -> None:
         self.app.safely("table", self.fill)
-        spare = self.query_one("#left").size.height - len(self.app.listed()) - 6
+        host = 1 + min(3, len(self.app.machine.gpus))
+        self.query_one("#host").styles.height = host
+        spare = self.query_one("#left").size.height - len(self.app.listed()) - host - 3
         self.query_one("#preview").styles.height = max(5, min(14, spare))
         self.update("top", "status", "preview", "host", "host-below")
         if names & {run.name for run, _, _ in self.drawn()} or not self.query_one("#charts", Doc).lines:
@@ -255,7 +256,7 @@ class Runs(Page):
         if not any(metric in pages.metrics(r) for r, _, _ in drawn):
             metric = next((m for r, _, _ in drawn for m in pages.metrics(r)), metric)
         legend: Line = []
-        for run, style, letter in drawn:
+        for run, style, letter in sorted(drawn, key=lambda d: d[2]):
             has = metric in pages.metrics(run)
             name = f" ▌{letter}{' ' if letter else ''}{self.app.short(run)}" + ("" if has else " (has none)")
             legend.append((name, style if has else "dim"))
@@ -440,7 +441,6 @@ class OneRun(Page):
         self.first = 0  # of the charts shown
         self.across = 8
         self.wants_output = False
-        self.varieties: dict[Path, float | None] = {}
 
     def body(self) -> ComposeResult:
         yield Doc(lambda w, h: pages.header(self.run, w), id="head")
@@ -490,16 +490,16 @@ class OneRun(Page):
         if sum(len(t) + 3 for t in texts) + 2 + len(right) > width:  # only the open one by its name
             texts = [t if name == self.tab else t[0] for t, name in zip(texts, TABS, strict=True)]
         line: Line = [(" ", "")]
-        self.spots = []
+        self.tab_spots = []
         for name, text in zip(TABS, texts, strict=True):
             line.append((f"[{text}] ", "bold key") if name == self.tab else (f" {text}  ", ""))
-            self.spots.append((draw.width_of(line), name))
+            self.tab_spots.append((draw.width_of(line), name))
         gap = " " * max(1, width - draw.width_of(line) - len(right))
         return [crop([*line, (gap, ""), (right, "warn" if self.view.at is not None else "dim")], width)]
 
     def on_click(self, event: events.Click) -> None:
         if event.widget is self.query_one("#tabs", Doc):
-            name = next((name for end, name in self.spots if event.x < end), None)
+            name = next((name for end, name in self.tab_spots if event.x < end), None)
             if name:
                 self.action_tab(name)
 
@@ -557,7 +557,7 @@ class OneRun(Page):
         first = self.first % len(sets)
         shown = [sets[(first + k) % len(sets)] for k in range(min(across * down, len(sets)))]
         down = -(-len(shown) // across)
-        strip = pages.health(self.run, self.variety_history())
+        strip = pages.health(self.run)
         tall = (height - bool(strip)) // down
         style = f"s{color_index(self.run.name, ())}"
         axis_marks = (
@@ -574,18 +574,6 @@ class OneRun(Page):
                 blocks.append(self.app.curves.lines([(self.run, style, "")], group[0], w, tall, axis_marks, cursor, group[1:]))
             lines += draw.beside(blocks[0], blocks[1], (width - 2) // 2) if len(blocks) > 1 else blocks[0]
         return [*([strip] if strip else []), *lines]
-
-    def variety_history(self) -> list[float | None]:
-        """How different the samples are: of the first, the middle and the last grid."""
-        files = [p for _, p in self.run.files("samples", ".png")]
-        wanted = list(dict.fromkeys([*files[:1], *files[len(files) // 2 :][:1], *files[-1:]]))
-        for path in wanted:
-            if path not in self.varieties:
-                try:
-                    self.varieties[path] = draw.variety(draw.open_image(path))
-                except ValueError:
-                    self.varieties[path] = None
-        return [self.varieties[p] for p in wanted]
 
     def samples(self, width: int, height: int) -> list[Line]:
         return sample_lines(self.run, self.view.at, width, height, self.across, self.app.images)

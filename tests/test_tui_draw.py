@@ -1,0 +1,215 @@
+"""Pictures made of text against their definitions: curves, rails, probabilities, sample grids. Pure functions."""
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_trainer import grid_png, make_run, write
+from rich.cells import cell_len
+
+from ui import draw, pages
+from ui.draw import Series, chart
+from ui.runs import Run, edges, entropy
+
+
+def opened(path: Path) -> Run:
+    run = Run(path)
+    run.refresh()
+    while run.load(1.0):
+        pass
+    return run
+
+
+def texts(lines: list) -> list[str]:
+    return ["".join(text for text, _ in line) for line in lines]
+
+
+def dots(lines: list[str]) -> np.ndarray:
+    """(H, W) of bool: the dots of a chart, without its axes."""
+    cells = np.array([[ord(c) - 0x2800 if 0x2800 <= ord(c) < 0x2900 else 0 for c in line[8:]] for line in lines[:-1]])
+    canvas = np.zeros((4 * cells.shape[0], 2 * cells.shape[1]), bool)
+    for (dy, dx), bit in draw.BRAILLE.items():
+        canvas[dy::4, dx::2] = (cells & bit) > 0
+    return canvas
+
+
+# ---- curves -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("zoom", ["all", "tail", "low"])
+@pytest.mark.parametrize("n", [0, 1, 2, 500])
+def test_a_chart_has_exactly_its_size(n: int, zoom: str, log: bool) -> None:
+    rng = np.random.default_rng(n)
+    y = rng.normal(5, 5, n)
+    y[n // 2 : n // 2 + 3] = np.nan
+    series = [Series(np.arange(n, dtype=float), y, "s0", "a", raw=y, spread=np.abs(y)), Series(np.arange(n), y + 1, "s1", "b")]
+    for width, height in ((20, 5), (55, 17), (120, 36)):
+        lines = texts(chart(series, width, height, log=log, zoom=zoom, cursor=n / 2, marks=(1.0,))[0])
+        assert [cell_len(line) for line in lines] == [width] * height
+
+
+def test_a_curve_goes_through_the_mean_of_what_falls_into_a_column() -> None:
+    x = np.arange(4000.0)
+    y = np.sin(x / 600) + np.random.default_rng(0).normal(0, 0.1, 4000)
+    canvas = dots(texts(chart([Series(x, y)], 58, 21)[0]))
+    h, w = canvas.shape
+    low, high = y.min(), y.max()  # the axis of raw values, with 3 % around
+    low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)
+    at = (x * ((w - 1) / x[-1])).astype(int)
+    for column in range(w):
+        row = (high - y[at == column].mean()) / (high - low) * (h - 1)
+        assert canvas[round(row), column], column
+
+
+def test_a_curve_breaks_at_nan_and_nowhere_else() -> None:
+    x, y = np.arange(100.0), np.arange(100.0)
+    y[40:60] = np.nan
+    canvas = dots(texts(chart([Series(x, y)], 108, 30)[0]))
+    filled = canvas.any(axis=0)
+    columns = (np.array([39, 60]) * (canvas.shape[1] - 1) / 99).astype(int)
+    assert filled[: columns[0] + 1].all()
+    assert not filled[columns[0] + 1 : columns[1]].any()
+    assert filled[columns[1] :].all()
+
+
+def test_what_a_chart_leaves_out_is_said() -> None:
+    x, y = np.arange(10.0), np.array([100.0, 50, 9, 8, 7, 6, 5, 4, 3, 0])
+    assert chart([Series(x, y)], 60, 12)[1] == ""
+    assert chart([Series(x, y)], 60, 12, zoom="low")[1] == "2 points outside"
+    assert chart([Series(x, y)], 60, 12, log=True)[1] == "1 value ≤ 0 not on a log axis"
+    assert "no positive values" in texts(chart([Series(x, -y)], 60, 12, log=True)[0])[0]
+
+
+def test_the_curve_on_top_is_the_last_and_letters_mark_the_ends() -> None:
+    x = np.arange(50.0)
+    lines, _ = chart([Series(x, x, "s0", "a"), Series(x, x, "s1", "b"), Series(x, 49 - x, "s2", "c")], 60, 16)
+    styles = {style for line in lines for text, style in line if any(0x2800 < ord(c) < 0x2900 for c in text)}
+    assert styles == {"s1", "s2"}  # b hides a
+    assert all(sum(letter in line[8:] for line in texts(lines)[:-1]) == 1 for letter in "abc")
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.7082, 1.7101), (0, 1), (3, 40_000), (-5, 5), (1e-7, 3e-7), (449, 450)])
+def test_ticks_are_inside_and_their_labels_differ(low: float, high: float) -> None:
+    found = draw.ticks(low, high, 5)
+    assert 1 <= len(found) <= 6
+    assert all(low - 1e-9 <= t <= high + 1e-9 for t in found)
+    assert len(set(draw.labels(found))) == len(found)
+
+
+def test_ticks_of_a_log_axis_are_one_two_five() -> None:
+    assert draw.ticks(0.8, 120, 8, log=True) == [1, 2, 5, 10, 20, 50, 100]
+
+
+def test_a_staircase_joins_the_front() -> None:
+    points = [(1.0, 5.0, "◆", ""), (10.0, 8.0, "◆", ""), (5.0, 6.0, "∘", "")]
+    lines = texts(draw.scatter(points, 50, 12, log_x=True, path=[(1.0, 5.0), (10.0, 8.0)]))
+    assert [cell_len(line) for line in lines] == [50] * 12
+    assert sum(line.count("◆") for line in lines) == 2
+    assert any("─" in line for line in lines)
+
+
+# ---- cells, probabilities -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "nets"), [("eagan", [21, 21]), ("adversarialnas", [21, 21]), ("autogan", [6, 0]), ("degas", [5, 0])]
+)
+def test_rails_have_a_row_for_every_edge(tmp_path: Path, method: str, nets: list[int]) -> None:
+    run = opened(make_run(tmp_path, method, rows=20))
+    for net, n in zip("GD", nets, strict=True):
+        found = pages.cells(run, run.genotype, net)
+        assert sum(len(links) for _, _, links in found) == n
+        for _, nodes, links in found:
+            lines = texts(draw.rails(nodes, [(a, b, op, "") for a, b, op in links], 110))
+            assert len(lines) == 1 + len(links)
+            for (a, b, op), line in zip(links, lines[1:], strict=True):
+                assert op in line
+                assert {a, b} <= set(nodes)
+            assert max(map(cell_len, lines)) <= 110
+        assert (n == 0) == (not found)
+
+
+def test_skips_of_autogan_are_numbers_of_earlier_cells(tmp_path: Path) -> None:
+    run = opened(make_run(tmp_path, "autogan", rows=20))
+    (_, _, links) = pages.cells(run, run.genotype, "G")[0]
+    assert [link for link in links if link[2] in ("skip", "none")] == [
+        *[("cell 1", "cell 2", "skip"), ("cell 1", "cell 3", "none"), ("cell 2", "cell 3", "skip")],
+    ]
+
+
+@pytest.mark.parametrize("method", ["adversarialnas", "degas"])
+def test_the_heat_map_shows_every_probability_and_its_entropy(tmp_path: Path, method: str) -> None:
+    run = opened(make_run(tmp_path, method, rows=20))
+    text = texts(pages.search(run, 120, 60, pages.View()))
+    for edge, p in edges(run.search.row(-1), "G").items():
+        assert sum(p.values()) == pytest.approx(1, abs=1e-3)
+        (line,) = (row for row in text if f" {edge} " in row and "over time" not in row)
+        own = line[line.index(f" {edge} ") + len(edge) + 1 :]
+        shown = [float(word.strip("░▒▓█")) for word in own.split()[: len(p) + 1]]
+        assert sorted(shown[:-1]) == pytest.approx(sorted(p.values()), abs=0.006)
+        assert shown[-1] == pytest.approx(-sum(v * math.log(v) for v in p.values()), abs=0.006)
+        assert shown[-1] == pytest.approx(entropy(p), abs=0.006)
+
+
+def test_an_edge_over_time_is_drawn_from_its_history() -> None:
+    history = [{"skip": 0.1 * k, "conv": 1 - 0.1 * k} for k in range(9)]
+    skip, conv = texts(draw.heat(history, 1.0))
+    assert skip == "skip ▁▂▂▃▄▅▅▆▇ 0.80"
+    assert conv == "conv █▇▇▆▅▅▄▃▂ 0.20"
+
+
+# ---- samples ------------------------------------------------------------------------------------------------------------
+
+
+def test_half_blocks_show_the_pixels(tmp_path: Path) -> None:
+    (tmp_path / "grid.png").write_bytes(grid_png(3))
+    image = draw.open_image(tmp_path / "grid.png")
+    assert draw.grid_of(image) == (8, 34)
+    assert draw.variety(image) > 0.2
+    assert draw.variety(np.full_like(image, 128)) == 0
+    lines = draw.half_blocks(image, 274, 137)
+    assert len(lines) == 137
+    for y in (0, 8, 100):
+        row = [style for text, style in lines[y] for _ in text]
+        assert [tuple(s.color.triplet) for s in row] == [tuple(p) for p in image[2 * y].tolist()]
+        assert [tuple(s.bgcolor.triplet) for s in row] == [tuple(p) for p in image[2 * y + 1].tolist()]
+    for width, height, across in ((70, 34, 8), (40, 12, 4), (5, 3, 1)):
+        small = texts(draw.half_blocks(image, width, height, across))
+        assert len(small) <= height
+        assert max(map(len, small)) <= width
+
+
+# ---- signs of trouble ---------------------------------------------------------------------------------------------------
+
+
+def test_troubles_are_told_and_a_sound_run_has_none(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, "adversarialnas", rows=20, samples=3)
+    assert pages.troubles(opened(run_dir)) == {}
+    with open(run_dir / "metrics.jsonl", "a") as f:
+        f.writelines(f'{{"step": {500 + i}, "loss/d": 0.001, "loss/g": null, "t": 1}}\n' for i in range(50))
+    grey = Path(run_dir / "samples" / "000900.png")
+    from PIL import Image
+
+    Image.new("RGB", (274, 274), "grey").save(grey)
+    row = {"step": 300, "probabilities": {"G": {f"1/{k}->4": {"none": 0.8, "conv_3x3": 0.2} for k in range(3)}}}
+    write(run_dir / "row", row)
+    with open(run_dir / "search.jsonl", "a") as f:
+        f.write((run_dir / "row").read_text().replace("\n", "") + "\n")
+    found = pages.troubles(opened(run_dir))
+    assert found["nan"] == "50 values not finite"
+    assert "D wins" in found["balance"]
+    assert "mode collapse" in found["modes"]
+    assert "100 % of edges" in found["edges"]
+
+
+def test_half_width_words_are_never_split() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        text = "".join(rng.choice("ab漢字é🎉") for _ in range(rng.randrange(20)))
+        for width in range(12):
+            assert cell_len(draw.fit(text, width)) == width
+            assert cell_len("".join(t for t, _ in draw.crop([(text, "")], width))) == width
+        assert cell_len(draw.fit_middle(text * 3, 25)) == 25
