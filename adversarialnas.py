@@ -285,14 +285,14 @@ class Logits(nn.Module):
 
     def mix(self, tau: float, form: str, noise: torch.Generator) -> Mix:
         """The mixing weights of every edge, of one draw of the noise."""
-        return rows_of([mix_weights(logits, tau, form, noise) for logits in self.tables])
+        return by_edge([mix_weights(logits, tau, form, noise) for logits in self.tables])
 
     def probabilities(self, axis: int = -1) -> Mix:
         """softmax(alpha) of every edge, on the CPU. axis -2: over the edges, as the authors' code derives D."""
-        return rows_of([logits.detach().softmax(axis).cpu() for logits in self.tables])
+        return by_edge([logits.detach().softmax(axis).cpu() for logits in self.tables])
 
 
-def rows_of(tables: list[Tensor]) -> Mix:
+def by_edge(tables: list[Tensor]) -> Mix:
     """Tables (cells, edges, ops) -> [cell][edge] (ops,)."""
     return [[w for table in tables for w in table[cell]] for cell in range(len(tables[0]))]
 
@@ -700,12 +700,6 @@ def noise_images(args: Args, ranks: Ranks, evaluator: Evaluator, k: int) -> Tens
     return torch.randint(0, 256, shape, generator=g, device=ranks.device, dtype=torch.uint8)
 
 
-def told(evaluator: Evaluator, s: Score) -> str:
-    """A score, for people."""
-    is_text = "" if s.is_mean is None else f", IS {s.is_mean:.2f} ± {s.is_std:.2f}"
-    return f"{evaluator.label} {s.fid:.2f}{is_text} on {s.n} images"
-
-
 # ---- search -----------------------------------------------------------------------------------------------------------
 
 
@@ -863,7 +857,7 @@ def evaluate_search(
     ema_update(G_ema, G, 1.0)
     s = score(args, ranks, run, evaluator, G_ema, args.eval_n, lambda k: draw(args, ranks, alpha_ema, None, tau, "eval", k)[0])
     run.evaluated(state.step, s.row(), **{"eval/ema": True, "eval/bn": "running", "eval/what": "Super-G"})
-    run.print(f"step {state.step:,} (Super-G): {told(evaluator, s)}")
+    run.print(f"step {state.step:,} (Super-G): {s}")
     if args.ref_ema_overwrite:  # Q3 of the authors' code: the averages were loaded for the evaluation and stayed
         for net, average in ((G, G_ema), (alpha, alpha_ema)):
             for p, mean in zip(net.parameters(), average.parameters(), strict=True):
@@ -918,7 +912,7 @@ def search_random(
             ema_update(nets["G_ema"], nets["G"], 1.0)
             s = score(args, ranks, run, evaluator, nets["G_ema"], args.eval_n)
             run.evaluated(state.step, s.row(), **{"eval/ema": True, "eval/bn": "running", "eval/what": f"candidate {n + 1}"})
-            run.print(f"candidate {n + 1} of {args.candidates}: {told(evaluator, s)}")
+            run.print(f"candidate {n + 1} of {args.candidates}: {s}")
             fid = s.fid
         state.candidates.append({"genotype": state.G, "fid": fid})
         state.began = state.step
@@ -1016,7 +1010,7 @@ def evaluate(
     s = score(args, ranks, run, evaluator, G_ema, args.eval_n)
     run.evaluated(state.step, s.row(), **row)
     run.samples(state.step, grid(args, ranks, G_ema))
-    run.print(f"step {state.step:,} ({what}): {told(evaluator, s)}")
+    run.print(f"step {state.step:,} ({what}): {s}")
     weights = {"G": G_ema.state_dict(), "genotype": {"G": state.G, "D": state.D}, "step": state.step, "score": s.row()}
     weights |= {"method": "adversarialnas", "g_ch": G_ema.ch, "z_dim": args.z_dim, "size": args.size, "chunks": args.chunks}
     run.weights("weights.pt", weights)
@@ -1036,7 +1030,7 @@ def evaluate_weights(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G
     s = score(args, ranks, run, evaluator, G, args.eval_n)
     run.evaluated(0, s.row(), **{"eval/what": str(args.weights)})
     run.samples(0, grid(args, ranks, G))
-    run.print(f"{args.weights}: {told(evaluator, s)}")
+    run.print(f"{args.weights}: {s}")
     run.result(last={"fid": s.fid, "is": s.is_mean, "is_std": s.is_std}, n=s.n, net=s.net, ref=s.ref)
 
 

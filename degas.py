@@ -1174,8 +1174,7 @@ def evaluate(
     s = score(args, ranks, run, evaluator, G_ema, args.eval_n)
     run.evaluated(state.step, s.row(), **row)
     run.samples(state.step, grid(args, ranks, G_ema))
-    is_text = "" if s.is_mean is None else f", IS {s.is_mean:.2f} ± {s.is_std:.2f}"
-    run.print(f"step {state.step:,} ({what}): {evaluator.label} {s.fid:.2f}{is_text} on {s.n} images")
+    run.print(f"step {state.step:,} ({what}): {s}")
     weights = {"G": G_ema.state_dict(), "genotype": state.G, "step": state.step, "score": s.row(), "method": "degas"}
     weights |= {"g_ch": args.g_ch, "z_dim": args.z_dim, "size": args.size, "classes": G_ema.classes}
     run.weights("weights.pt", weights)
@@ -1206,8 +1205,7 @@ def evaluate_weights(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G
     s = score(args, ranks, run, evaluator, G, args.eval_n)
     run.evaluated(0, s.row(), **{"eval/bn": args.eval_bn, "eval/what": str(args.weights)})
     run.samples(0, grid(args, ranks, G))
-    is_text = "" if s.is_mean is None else f", IS {s.is_mean:.2f} ± {s.is_std:.2f}"
-    run.print(f"{args.weights}: {evaluator.label} {s.fid:.2f}{is_text} on {s.n} images")
+    run.print(f"{args.weights}: {s}")
     run.result(last={"fid": s.fid, "is": s.is_mean, "is_std": s.is_std}, n=s.n, net=s.net, ref=s.ref)
 
 

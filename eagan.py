@@ -1025,8 +1025,7 @@ def evaluate(
     s = score(args, ranks, run, evaluator, G_ema, args.eval_n, split=True)
     run.evaluated(state.step, s.row(), **row)
     run.samples(state.step, grid(args, ranks, G_ema))
-    is_text = "" if s.is_mean is None else f", IS {s.is_mean:.2f} ± {s.is_std:.2f}"
-    run.print(f"step {state.step:,} ({what}): {evaluator.label} {s.fid:.2f}{is_text} on {s.n} images")
+    run.print(f"step {state.step:,} ({what}): {s}")
     weights = {"G": G_ema.state_dict(), "genotype": {"G": state.G, "D": state.D}, "step": state.step, "score": s.row()}
     weights |= {"method": "eagan", "g_ch": args.g_ch, "z_dim": args.z_dim, "size": args.size}
     run.weights("weights.pt", weights)
@@ -1052,8 +1051,7 @@ def evaluate_weights(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G
     s = score(args, ranks, run, evaluator, G, args.eval_n, split=True)
     run.evaluated(0, s.row(), **{"eval/what": str(args.weights)})
     run.samples(0, grid(args, ranks, G))
-    is_text = "" if s.is_mean is None else f", IS {s.is_mean:.2f} ± {s.is_std:.2f}"
-    run.print(f"{args.weights}: {evaluator.label} {s.fid:.2f}{is_text} on {s.n} images")
+    run.print(f"{args.weights}: {s}")
     run.result(last={"fid": s.fid, "is": s.is_mean, "is_std": s.is_std}, n=s.n, net=s.net, ref=s.ref)
 
 

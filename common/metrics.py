@@ -355,6 +355,11 @@ class Score:
             "eval/ref": self.ref,
         }
 
+    def __str__(self) -> str:
+        parts = [] if self.fid is None else [f"{fid_label(self.net)} {self.fid:.2f}"]
+        parts += [] if self.is_mean is None else [f"IS {self.is_mean:.2f} ± {self.is_std:.2f}"]
+        return f"{', '.join(parts)} on {self.n} images"
+
 
 class Evaluator:
     """Scores generated images against a data set: construct, `use` a data set, `prepare`, then `score`.

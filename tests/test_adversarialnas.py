@@ -156,10 +156,10 @@ def test_fact_08_alpha_and_beta():
     assert drawn.std().item() == pytest.approx(1e-3, rel=0.02)
     assert abs(drawn.mean().item()) < 3e-5
     # columns: alpha's first table is the up edges, beta's second the down edges
-    mix = nas.rows_of([t.detach() for t in beta.tables])
+    mix = nas.by_edge([t.detach() for t in beta.tables])
     assert [len(w) for w in mix[0]] == [len(e.ops) for e in D_SPACE.edges] == [7, 7, 7, 7, 7, 6, 6]
     assert torch.equal(mix[2][6], beta.tables[1][2, 1])
-    assert [len(w) for w in nas.rows_of([t.detach() for t in alpha.tables])[0]] == [3, 3, 7, 7, 7, 7, 7]
+    assert [len(w) for w in nas.by_edge([t.detach() for t in alpha.tables])[0]] == [3, 3, 7, 7, 7, 7, 7]
 
 
 def outputs_of(modules: list[nn.Module], forward: Callable[[], object]) -> list[tuple[int, ...]]:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_search_rows_tell_probabilities_entropy_genotype_and_flips(whole: Path) 
                 assert 0 < row["entropy"][net][key] < 1.9460  # ln 7
             assert space.check(row["genotype"][net], "row")
     flips = {"G": 0, "D": 0}
-    for before, row in zip(found, found[1:], strict=False):
+    for before, row in pairwise(found):
         for net in "GD":
             pairs = zip(before["genotype"][net], row["genotype"][net], strict=True)
             flips[net] += sum(a != b for one in pairs for a, b in zip(*one, strict=True))
