@@ -23,7 +23,7 @@ FAKE = read_script(TESTS / "fake_trainer.py", (TESTS / "fake_trainer.py").read_t
 SCRIPTS = scripts(ROOT)[0]
 
 
-def until(what: Callable[[], object], seconds: float = 15.0) -> object:
+def until(what: Callable[[], object], seconds: float = 30.0) -> object:
     """What it returns as soon as that is true."""
     end = time.monotonic() + seconds
     while not (found := what()):
@@ -73,7 +73,7 @@ def test_help_of_the_script_lists_the_same_flags(script: launch.Script) -> None:
     env = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
     text = subprocess.run([sys.executable, script.path, "--help"], env=env, capture_output=True, text=True, check=True).stdout
     for option in script.options.values():
-        line = next(x for x in text.splitlines() if f" {option.flag} " in x)
+        line = next(x for x in text.splitlines() if x.lstrip("│* ").startswith(f"{option.flag} "))
         for choice in option.choices:
             assert choice in line
         if option.default is not None and option.kind != "bool":
@@ -256,7 +256,7 @@ def test_stop_saves_and_exits_with_workers_alive(begin: Callable[..., dict]) -> 
     assert len(workers) == 2
     assert judged(run) == "running"
     send(run.process, signal.SIGINT)
-    until(lambda: latest(r).get("exit") is not None, 5)
+    until(lambda: latest(r).get("exit") is not None)
     assert (run.path / "checkpoint.pt").exists()
     assert (run.path / "exit").read_text() == "130\n"
     assert judged(run) == "stopped"
@@ -289,7 +289,7 @@ def test_a_stop_file_ends_it_too(begin: Callable[..., dict]) -> None:
     r = begin(steps=100_000)
     run = run_of(r)
     (run.path / "STOP").touch()
-    until(lambda: latest(r).get("exit") is not None, 5)
+    until(lambda: latest(r).get("exit") is not None)
     assert judged(run) == "stopped"
 
 
@@ -412,11 +412,11 @@ def test_gpus_that_fail_or_hang_are_a_note(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(launch, "gpus", broken)
     machine.ask_once()
     assert machine.gpu_note == "GPU n/a: RuntimeError"
-    monkeypatch.setattr(launch, "gpus", lambda: time.sleep(5))
+    monkeypatch.setattr(launch, "gpus", lambda: time.sleep(60))
     began = time.monotonic()
     machine.ask_once(seconds=0.1)
     assert machine.gpu_note == "GPU n/a: no answer"
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
     assert machine.host["cores"] >= 1
 
 

@@ -176,7 +176,7 @@ def test_no_kind_of_file_raises_or_blocks(tmp_path: Path, kind: str) -> None:
     log = Log(run_dir / "log.txt")
     log.update(1 << 20)
     everything_shown(run)
-    assert time.monotonic() - began < 20  # it ends; how fast is benchmark/tui.py's to tell
+    assert time.monotonic() - began < 60  # it ends; how fast is benchmark/tui.py's to tell
     assert kind == "unreadable" or "status.json" in run.problems
 
 
@@ -189,6 +189,16 @@ def test_bad_lines_are_counted_and_later_ones_read(tmp_path: Path) -> None:
     assert run.columns.step[-1] == 999
     assert math.isnan(run.column("loss/g")[2][-1])
     assert run.columns.nans == 1
+
+
+def test_the_list_needs_only_the_end_of_a_long_file(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, rows=2000)
+    whole, run = opened(run_dir), Run(run_dir)
+    run.refresh()
+    run.peek()
+    assert not run.columns.step
+    assert (run.last, run.step) == (whole.last, whole.step)
+    assert run.last["fid"] is not None
 
 
 def test_rows_of_before_a_resumption_are_forgotten(tmp_path: Path) -> None:

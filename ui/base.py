@@ -370,7 +370,7 @@ class Choose(ModalScreen):
         self.answer(next((i for i, (key, _, _) in enumerate(self.answers) if key == event.key), -1), event)
 
     def on_click(self, event: events.Click) -> None:
-        row = event.y - 2 if event.widget is self.query_one(Doc) else len(self.answers)
+        row = event.y - 3 if event.widget is self.query_one(Doc) else len(self.answers)
         self.answer(row, event)
         if row == len(self.answers):  # no, or beside the question
             self.dismiss()
