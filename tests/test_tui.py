@@ -938,18 +938,18 @@ def test_the_mouse_reaches_keys_rows_heads_tabs_and_answers(four: Path) -> None:
         screen = app.screen
         at = {action: a + 1 for a, _, action in screen.key_spots}
         await click("#keys", at["overlay"])
-        assert len(app.overlay) == 1
-        await click("#table", 10)  # the head of the names
-        assert (app.sort, app.reverse) == ("name", False)
-        await click("#table", 10)
-        assert (app.sort, app.reverse) == ("name", True)
+        await pilot.until(lambda: len(app.overlay) == 1)
+        for reverse in (False, True):
+            await click("#table", 10)  # the head of the names
+            await pilot.until(lambda r=reverse: (app.sort, app.reverse) == ("name", r))
         await click("#table", 10, 3)
-        assert screen.query_one(Table).cursor == 2
+        await pilot.until(lambda: screen.query_one(Table).cursor == 2)
         await click("#table", 10, 3)
         await pilot.until(lambda: isinstance(app.screen, OneRun) and app.screen.is_mounted)
         await pilot.settle()
         await click("#tabs", app.screen.tab_spots[2][0] - 4)
-        assert app.screen.tab == "samples"
+        await pilot.until(lambda: app.screen.tab == "samples")
+        await pilot.settle()
         await click("#keys", app.screen.key_spots[0][0] + 1)
         await pilot.until(lambda: app.screen is screen)
         await pilot.press("x")
