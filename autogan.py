@@ -610,14 +610,14 @@ def recalibrated(args: Args, ranks: Ranks, G: SuperGenerator, genotype: Genotype
 
 
 def reward_of(args: Args, s: Score, genotype: Genotype, ch: int) -> float:
-    """What controller, beam and final choice maximise: IS, 1/FID, or IS less a price. A score that is not finite is worth 0."""
+    """What controller, beam and final choice maximise: IS, 1/FID, or IS less a price. Not finite: below every score that is."""
     if args.reward == "fid":
         # PAPER §4.3.2: 1/FID
         return 1 / s.fid if isfinite(s.fid) and s.fid > 0 else 0.0
-    if not isfinite(s.is_mean):
-        return 0.0
     if args.reward == "is":
-        return s.is_mean
+        return s.is_mean if isfinite(s.is_mean) else 0.0
+    if not isfinite(s.is_mean):
+        return -args.cost_weight  # the dearest at an IS of 0; every IS is 1 or more
     cost = g_params if args.cost == "params" else g_macs
     size = stage_size(args, len(genotype) - 1)
     return s.is_mean - args.cost_weight * cost(genotype, ch, args.z_dim, size) / cost(
@@ -643,7 +643,7 @@ def resized(data: Dataset, size: int) -> Dataset:
 
 @dataclass
 class State:
-    """What a resumed run needs beside the networks: plain values only. Counters are of the whole run if not said otherwise."""
+    """What a resumed run needs beside the networks. Counters are of the whole run if not said otherwise."""
 
     part: int = 0  # index into parts_of(args)
     step: int = 0  # G updates

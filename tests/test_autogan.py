@@ -546,6 +546,9 @@ def test_rewards() -> None:
     assert autogan.reward_of(Args(reward="fid"), s, genotype, 256) == 0.25
     assert autogan.reward_of(Args(reward="fid"), replace(s, fid=nan), genotype, 256) == 0
     assert autogan.reward_of(Args(), replace(s, is_mean=nan), genotype, 256) == 0
+    costly = Args(size=32, reward="is-cost", cost_weight=5.0)
+    worst = autogan.reward_of(costly, replace(s, is_mean=1.0), autogan.largest(3), 256)
+    assert autogan.reward_of(costly, replace(s, is_mean=nan), genotype, 256) < worst < 0
     for cost, cheap, dear in (("params", 4_405_251, 7_098_115), ("macs", 1_765.016e6, None)):
         args = Args(size=32, reward="is-cost", cost=cost, cost_weight=2.0)
         dear = dear or autogan.g_macs(autogan.largest(3))
@@ -765,7 +768,7 @@ def test_searches_of_one_stage(watched, search: str) -> None:
 
 
 def test_without_dynamic_reset_there_is_none(watched) -> None:
-    assert not watched(resets=(0, 1, 2), dynamic_reset=False).kind("reset")
+    assert not watched(resets=(0, 1, 2), dynamic_reset=False, iterations=3, grow="1,2").kind("reset")
 
 
 # ---- what users write ------------------------------------------------------------------------------------------------

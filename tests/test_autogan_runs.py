@@ -49,6 +49,12 @@ def whole(tiny: dict, quick_compact: None, tmp_path_factory: pytest.TempPathFact
     return start(autogan, tiny, tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture(scope="module")
+def trained(tiny: dict, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of what that run has found, without a search."""
+    return start(autogan, tiny, tmp_path_factory.mktemp("trained"), genotype=str(whole / "genotype.json"))
+
+
 # ---- what a run leaves ------------------------------------------------------------
 
 
@@ -117,10 +123,9 @@ def test_command_of_a_run_reproduces_its_arguments(whole: Path) -> None:
     assert {k: str(v) for k, v in vars(made[0]).items()} == {k: str(v) for k, v in config["args"].items()}
 
 
-def test_genotype_of_a_run_is_trained_without_a_search(tiny: dict, whole: Path, tmp_path: Path) -> None:
-    run = start(autogan, tiny, tmp_path, genotype=str(whole / "genotype.json"))
-    assert load(run, "weights.pt")["genotype"] == load(whole, "weights.pt")["genotype"]
-    assert not (run / "search.jsonl").exists()
+def test_genotype_of_a_run_is_trained_without_a_search(whole: Path, trained: Path) -> None:
+    assert load(trained, "weights.pt")["genotype"] == load(whole, "weights.pt")["genotype"]
+    assert not (trained / "search.jsonl").exists()
 
 
 def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path) -> None:
@@ -170,16 +175,18 @@ def test_bug_8_one_seed_is_one_run_and_another_seed_is_another(tiny: dict, whole
     torch.manual_seed(123)  # whatever the global generators were
     np.random.seed(123)  # noqa: NPY002
     assert_same_run(whole, start(autogan, tiny, tmp_path))
-    other = start(autogan, tiny, tmp_path, seed=1)
+    other = start(autogan, tiny, tmp_path, seed=1, phase="search", derive_epochs=0, proxy_n=0)
     drawn = [[x["vector"] for r in rows(run, "search.jsonl") for x in r.get("scored", [])] for run in (whole, other)]
     assert len(drawn[0]) == len(drawn[1]) == 6
     assert drawn[0] != drawn[1]
 
 
-def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, tmp_path: Path) -> None:
-    run = start(autogan, tiny, tmp_path, eval_every=2, sample_every=1)
-    assert_equal(load(run, "checkpoint.pt")["nets"], load(whole, "checkpoint.pt")["nets"])
-    assert_equal(load(run, "weights.pt")["G"], load(whole, "weights.pt")["G"])
+def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, trained: Path, tmp_path: Path) -> None:
+    run = start(autogan, tiny, tmp_path, genotype=str(whole / "genotype.json"), eval_every=2, sample_every=1)
+    evaluations = [sum("eval/fid" in r for r in rows(r, "metrics.jsonl")) for r in (run, trained)]
+    assert evaluations == [2, 3]
+    assert_equal(load(run, "checkpoint.pt")["nets"], load(trained, "checkpoint.pt")["nets"])
+    assert_equal(load(run, "weights.pt")["G"], load(trained, "weights.pt")["G"])
 
 
 # ---- stop and resume ------------------------------------------------------------
@@ -220,7 +227,7 @@ def test_variants_stopped_and_resumed_equal_undisturbed(tiny: dict, tmp_path: Pa
 
 def test_bug_9_loss_windows_baseline_and_beam_are_in_the_checkpoint(tiny: dict, tmp_path: Path, monkeypatch) -> None:
     """The authors' loses the windows, so that a resumed search takes 500 G steps before it can reset again."""
-    args, seen, begin = {**tiny, "save_minutes": 0, "phase": "search", "reset_variance": 0.0}, [], Run.begin
+    args, seen, begin = {**tiny, "phase": "search", "reset_variance": 0.0, "derive_epochs": 0, "proxy_n": 0}, [], Run.begin
 
     def look(run: Run, phase: str, stage: str, *rest: object, **more: object) -> None:
         if stage == "stage 2 iteration 3/3 controller":
