@@ -11,7 +11,7 @@ Then the derived G is trained from scratch against AutoGAN's discriminator (or t
 
 Published (CIFAR-10, 50,000 images): IS 8.74, FID 10.87 after one GPU day of search. This script at paper scale: not run.
 All convolutions of an edge, and of the edges that leave the same node, are one weighted sum of kernels (`merge`): the same
-sum for a half of the time. Tags: PAPER where a choice comes from, CODE where only the authors' code tells, DEVIATES where
+sum in 60% of the time on a CPU. Tags: PAPER where a choice comes from, CODE where only the authors' code tells, DEVIATES where
 this script differs from both.
 """
 
@@ -419,8 +419,7 @@ class UpCell(nn.Module):
         x23, x24 = leave(node2, (e23, e24), (w23, w24), self.merged)
         node3 = add(x13, x23)
         for to_skip, skip in zip(self.skips, skips, strict=True):  # 1x1 first: it commutes with both resizings
-            # CODE: the sum that later cells get holds the earlier cells' skips too (Q5 of the authors' aliasing). DEVIATES 1:
-            # but out of place, for in place it would reach node 1 or 2 too where an identity stands before it
+            # CODE: later cells get node 3 with these in it: the authors add in place to a map already handed out
             node3 = node3 + F.interpolate(to_skip(skip), size=node3.shape[-2:], mode=self.resize)
         (x34,) = leave(node3, (e34,), (w34,), self.merged)
         return node3, add(x14, x24, x34)
@@ -599,7 +598,7 @@ def hinge_d(
     with torch.autocast(ranks.device.type, torch.bfloat16, enabled=amp):
         with torch.no_grad():
             fake = G(latent(args, ranks, len(real) * ranks.world, *name)[ranks.rank :: ranks.world], g_mix)
-        # DEVIATES 2: one pass over both: faster, but Super-D is then one draw of the noise for both, in the authors' code
+        # DEVIATES 1: one pass over both: faster, but Super-D is then one draw of the noise for both, in the authors' code
         # two, and spectral norm iterates once a step, there twice
         both = torch.cat([real, fake.to(real.dtype)])
         d_real, d_fake = (D(both) if d_mix is None else D(both, d_mix)).float().chunk(2)
@@ -757,7 +756,7 @@ def search(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Ba
         parts |= {"beta": beta, "beta_opt": arch_adam(beta, args)}
     restore(saved, **parts)
     run.keep = checkpoint(state, **parts)
-    # DEVIATES 3: a frozen Super-D keeps the noise on its beta; the paper's ablation gives no details, its code is not released
+    # DEVIATES 2: a frozen Super-D keeps the noise on its beta; the paper's ablation gives no details, its code is not released
     dynamic = args.fixed_d == "none"  # else only G is searched: "SingalNAS"
 
     epoch_length, total = args.epoch_batches or len(batches), search_length(args, batches)
@@ -891,7 +890,7 @@ def search_random(
     args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict
 ) -> None:
     """Random search: genotypes drawn uniformly share the G updates of the search, each trained from scratch; least FID."""
-    # DEVIATES 4: the paper gives no procedure, only its budget. --g-params makes all candidates equally large
+    # DEVIATES 3: the paper gives no procedure, only its budget. --g-params makes all candidates equally large
     share = run.plan[state.stage][1] // args.candidates
     while len(state.candidates) < args.candidates:
         n, fid = len(state.candidates), inf
@@ -949,7 +948,7 @@ def train_step(
         d_loss = hinge_d(args, ranks, G, D, real, "d", state.batch, amp=args.amp)
         update(ranks, D, d_opt, d_loss, args.grad_clip)
         state.batch += 1
-    # DEVIATES 5: after the n_critic steps of D; the authors' first G step follows the first batch
+    # DEVIATES 4: after the n_critic steps of D; the authors' first G step follows the first batch
     with frozen(D):
         g_loss = hinge_g(args, ranks, G, D, args.g_batch, "g", state.step, amp=args.amp)
     update(ranks, G, g_opt, g_loss, args.grad_clip)
@@ -1064,6 +1063,15 @@ def check(args: Args, world: int) -> None:
         raise UserError("--d-genotype searched: this search finds no discriminator; leave out --search random and --fixed-d")
 
 
+def batch_sizes(args: Args) -> dict[str, int]:
+    """Real images of a step, for the batches that the run's stages take: "search", "train"."""
+    if args.phase == "eval":
+        return {}
+    stages = stages_of(args)
+    sizes = {} if stages[0] == "train" else {"search": args.search_batch}  # random search counts its updates by them
+    return sizes if stages == ["search"] else sizes | {"train": args.d_batch}
+
+
 def check_sizes(args: Args, images: int, world: int) -> None:
     """The same, for what depends on the data set."""
     if args.z_dim % args.chunks:
@@ -1072,6 +1080,10 @@ def check_sizes(args: Args, images: int, world: int) -> None:
     halvings = 4 if (search and args.fixed_d in ("none", "super")) or args.d_genotype != "autogan" else 3
     if args.size % 2**halvings:
         raise UserError(f"--size {args.size}: a discriminator here halves it {halvings} times; use a multiple of {2**halvings}")
+    for name, batch in batch_sizes(args).items():
+        if batch > images:
+            flag = "--search-batch" if name == "search" else "--d-batch"
+            raise UserError(f"{flag} {batch}: more than the {images} images of the data set")
     for flag, batch in (("--search-batch", args.search_batch),) * search + (("--d-batch", args.d_batch),) * args.half_batch:
         if images % batch and images % batch // world == 1:
             raise UserError(f"{flag} {batch}: leaves a last batch of 1 of {images} images, which cannot be halved; use another")
@@ -1203,8 +1215,7 @@ def main(args: Args) -> dict | None:
     check_sizes(args, len(data.images), ranks.world)
     state = first_state(args)
     images = data.images.to(ranks.device)
-    sizes_of_batches = {"search": args.search_batch, "train": args.d_batch}
-    batches = {k: Batches(images, n, args.seed, ranks.device, ranks.rank, ranks.world) for k, n in sizes_of_batches.items()}
+    batches = {k: Batches(images, n, args.seed, ranks.device, ranks.rank, ranks.world) for k, n in batch_sizes(args).items()}
     plan = [] if trained else plan_of(args, batches, state)
     memory = {} if trained else sizes(args, state)
     price_tag = price(args, ranks, plan)

@@ -696,7 +696,7 @@ class Recorder:
 
 def batches_of(images: int, batch: int) -> Batches:
     """Of a data set that takes no memory."""
-    return Batches(torch.zeros(1, dtype=torch.uint8).expand(images, 3, 16, 16), batch, 0, "cpu")
+    return Batches(torch.zeros(1, dtype=torch.uint8).expand(images, 3, 1, 1), batch, 0, "cpu")
 
 
 def test_fact_18_images_and_order_of_the_updates(monkeypatch: pytest.MonkeyPatch):

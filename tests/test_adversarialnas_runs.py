@@ -137,8 +137,8 @@ def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "flags",
     [
-        *({"fixed_d": "super"}, {"search": "random"}),
-        *(slow({"fixed_d": "sngan"}), slow({"fixed_d": "autogan"}), slow({"d_genotype": "searched"})),
+        *({"search": "random"}, slow({"fixed_d": "super"}), slow({"fixed_d": "sngan"})),
+        *(slow({"fixed_d": "autogan"}), slow({"d_genotype": "searched"})),
         *(slow({"gumbel": "log"}), slow({"gumbel": "off"}), slow({"mixed": "plain"}), slow({"amp": True})),
         *(slow({"ref_beta_axis": True}), slow({"ref_ema_overwrite": True}), slow({"half_batch": True})),
         *(slow({"train_epoch0": True}), slow({"search": "random", "candidates": 1, "g_params": 2e4})),
@@ -170,6 +170,7 @@ def test_every_variant_runs(tiny: dict, tmp_path: Path, flags: dict) -> None:
         assert result["genotype"]["params"]["G"] == nas.g_params(genotype, ch, 6, 16)
 
 
+@pytest.mark.slow
 def test_merged_and_plain_search_alike(tiny: dict, whole: Path, tmp_path: Path) -> None:
     """The same losses but for rounding, update after update."""
     plain = start(nas, tiny, tmp_path, mixed="plain", phase="search")
@@ -184,7 +185,7 @@ def test_merged_and_plain_search_alike(tiny: dict, whole: Path, tmp_path: Path) 
 def test_one_seed_is_one_run_and_another_seed_is_another(tiny: dict, whole: Path, tmp_path: Path) -> None:
     torch.manual_seed(123)  # whatever the global generator was
     assert_same_run(whole, start(nas, tiny, tmp_path))
-    other = start(nas, tiny, tmp_path, seed=1, phase="search")
+    other = start(nas, tiny, tmp_path, seed=1, phase="search", epoch_batches=1, search_eval_every=0)
     first = [rows(run, "search.jsonl")[0]["probabilities"] for run in (whole, other)]
     assert first[0] != first[1]
 
@@ -195,6 +196,7 @@ def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, 
     assert rows(run, "search.jsonl") == rows(whole, "search.jsonl")
 
 
+@pytest.mark.slow
 def test_quirk_3_an_evaluation_changes_the_search_only_when_asked_to(tiny: dict, whole: Path, tmp_path: Path) -> None:
     run = start(nas, tiny, tmp_path, ref_ema_overwrite=True, phase="search")
     quirk, right = ([r["probabilities"]["G"] for r in rows(d, "search.jsonl")] for d in (run, whole))
@@ -229,6 +231,7 @@ def test_random_search_resumed_equals_undisturbed(
     assert_same_run(undisturbed, stop_and_resume(nas, tiny, tmp_path / "b", monkeypatch, stage, call))
 
 
+@pytest.mark.slow
 def test_kill_during_a_checkpoint_leaves_one_that_resumes(tiny: dict, whole: Path, tmp_path: Path) -> None:
     killed = """
 import os, signal, sys, torch
@@ -297,8 +300,8 @@ SMOKE = ["--preset", "smoke"]
         (["--chunks", "1"], ["--chunks 1"]),
         (["--search-batch", "1"], ["--search-batch", "greater than or equal to 2"]),
         (["--search-batch", "3333"], ["--search-batch 3333", "1 of 10000 images"]),
-        (["--d-batch", "20000"], ["--d-batch", "20000"]),
-        (["--search-batch", "20000"], ["20000"]),
+        (["--d-batch", "20000"], ["--d-batch 20000", "10000 images"]),
+        (["--search-batch", "20000"], ["--search-batch 20000", "10000 images"]),
         (["--size", "24"], ["--size 24", "multiple of 16"]),
         (["--size", "30"], ["30", "multiple of 8"]),
         (["--tau-min", "9"], ["--tau-min 9.0", "--tau-max 5.0"]),
@@ -384,7 +387,7 @@ def test_two_processes_share_the_batches(tiny: dict, whole: Path, tmp_path: Path
     assert json.loads((run / "config.json").read_text())["world_size"] == 2
     p = [rows(r, "search.jsonl")[1]["probabilities"]["G"]["1/1->3"]["conv_3x3"] for r in (run, whole)]
     assert p[0] == pytest.approx(p[1], abs=0.01)
-    assert load(run, "weights.pt")["G"].keys() == load(whole, "weights.pt")["G"].keys()
+    assert all(x.isfinite().all() for x in load(run, "weights.pt")["G"].values())
 
 
 def test_a_batch_that_two_processes_cannot_halve_is_refused() -> None:
