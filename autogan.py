@@ -957,7 +957,7 @@ def derive(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Ba
     """Train each finalist briefly from scratch and choose by its score. [paper §3.3.3; the authors leave it to the user]"""
     if not state.finalists:  # --search random: nothing is shared, and this is the search
         n = args.random_n or scored_by_mlas(args)
-        found = draw_candidates(lambda n, i: uniform(args, n, "random", i), n, True)
+        found = draw_candidates(lambda n, i: uniform(args, n, "random", i), n, args.dedupe)
         state.finalists = [{"vector": x["vector"], "how": "random", "shared": None} for x in found]
     steps = args.derive_epochs * (args.epoch_batches or len(batches)) // args.n_critic
     phase, n = "search" if args.search == "random" else "derive", len(state.finalists)
@@ -1131,8 +1131,10 @@ def check(args: Args, world: int) -> None:
         raise UserError(f"--genotype {args.genotype}: skips the search that --phase search asks for; leave one of them out")
     if args.phase == "eval" and not args.weights:
         raise UserError("--phase eval: needs --weights, a weights.pt of a run")
-    if args.beam > args.candidates and args.search in ("mlas", "slas"):
-        raise UserError(f"--beam {args.beam}: more than the --candidates {args.candidates} it is taken from")
+    chance = args.search == "random-shared"
+    flag, n = ("--random-n", args.random_n or scored_by_mlas(args)) if chance else ("--candidates", args.candidates)
+    if args.beam > n and args.search != "random":
+        raise UserError(f"--beam {args.beam}: more than the {flag} {n} it is taken from")
     if args.controller_loss == "reference" and args.ctrl_batch > 1:
         raise UserError(f"--ctrl-batch {args.ctrl_batch}: the authors' loss is defined for 1; use --controller-loss fixed")
     if args.derive_epochs == 0 and (args.search == "random" or args.proxy_n):

@@ -255,7 +255,7 @@ def test_fact_23_what_a_tap_carries() -> None:
     assert same((*A[:8], 0, *A[9:]))
 
 
-def test_fact_24_every_architecture_trains() -> None:
+def test_fact_24_bug_5b_every_architecture_trains() -> None:
     """In the authors' code a post-activation cell with a shortcut or a skip ends in an error of autograd."""
     for vector in [*every_vector(1), *vectors(200)]:
         size = 2 * 2 ** autogan.cells_of(vector)

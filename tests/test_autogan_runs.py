@@ -297,6 +297,7 @@ SMOKE = ["--preset", "smoke"]
     ("words", "parts"),
     [
         (["--beam", "5"], ["--beam 5", "--candidates 4"]),
+        (["--search", "random-shared", "--random-n", "1"], ["--beam 2", "--random-n 1"]),
         (["--grow", "2"], ["--grow '2'", "2 ascending iterations", "--cells 3"]),
         (["--grow", "4,2"], ["--grow '4,2'", "ascending"]),
         (["--grow", "2,6"], ["--grow '2,6'", "below --iterations 6"]),
