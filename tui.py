@@ -33,6 +33,7 @@ if os.environ.get("SSH_CONNECTION"):  # before textual is imported
 from textual import work
 from textual.app import App
 from textual.command import DiscoveryHit, Hit, Provider
+from textual.css.query import NoMatches
 
 from ui import draw, launch, pages, report
 from ui.base import EVERYWHERE, LETTERS, Ask, Choose, Curves, Help, Page, key_groups, key_name
@@ -237,7 +238,7 @@ class Tui(App):
         for name in set(self.wanted) - set(self.store.runs):
             del self.wanted[name]
         for screen in self.screen_stack:
-            if isinstance(screen, Page) and screen.is_current and screen.is_mounted:
+            if isinstance(screen, Page) and screen.is_current:
                 self.safely("screen", partial(screen.changed, names))
 
     def tell_transitions(self) -> None:
@@ -281,6 +282,8 @@ class Tui(App):
         """A fault in one widget is told once and ends nothing."""
         try:
             do()
+        except NoMatches:
+            pass  # the screen is just coming or going; what comes is drawn when it is there
         except Exception as e:
             self.complain(what, e)
 
@@ -390,7 +393,7 @@ class Tui(App):
         self.reverse = saved.get("reverse") is True
         states = saved.get("states")
         self.before = {k: v for k, v in states.items() if isinstance(v, str)} if isinstance(states, dict) else {}
-        if saved.get("filter") and isinstance(saved["filter"], str):
+        if isinstance(saved.get("filter"), str) and not self.filter_text:  # --filter is stronger
             self.set_filter(saved["filter"])
 
     def remember(self) -> None:
@@ -445,14 +448,15 @@ class Tui(App):
             ("s", "SVG: this screen", "svg", lambda: svg),
             ("h", "HTML: a report in one file", "html", lambda: report.html_report(runs, f"Runs of {self.store.root}")),
         ]
-        self.push_screen(Choose("Export", [(k, text, partial(self.export, suffix, make)) for k, text, suffix, make in kinds]))
+        answers = [(k, text, partial(self.export, suffix, make, runs)) for k, text, suffix, make in kinds]
+        self.push_screen(Choose("Export", answers))
 
     @work(thread=True, exclusive=True, group="export")
-    def export(self, suffix: str, make: Callable[[], str]) -> None:
+    def export(self, suffix: str, make: Callable[[], str], runs: list[Run]) -> None:
         """Write into exports/ of the current folder, never into runs/."""
         path = Path("exports") / f"{time.strftime('%Y%m%d-%H%M%S')}.{suffix}"
         try:
-            for run in self.screen.exported() if hasattr(self.screen, "exported") else []:
+            for run in runs:
                 while run.load(0.5):
                     pass
             text = make()

@@ -36,7 +36,7 @@ CURVES = [
     Binding("e", "ema", "smooth: 0, .6, .9, .99"),
     Binding("y", "log", "log y: or linear"),
     Binding("t", "axis", "x: step, hours, GPU-hours", show=False),
-    Binding("z", "zoom", "zoom: all, last 20 %, lowest values", show=False),
+    Binding("z", "zoom", "zoom: all, last 20 %, lowest values; the front of a population", show=False),
     Binding("b", "band", "raw values behind the smoothed", show=False),
     Binding("v", "inspect", "values at a step", show=False),
     Binding("left", "sideways(-1)", "inspect left, scroll left", show=False),

@@ -551,7 +551,7 @@ def grid_of(image: "np.ndarray") -> tuple[int, int]:
     return (8, pitch) if pitch >= 6 and 8 * pitch + 2 == w and (h - 2) % pitch == 0 else (1, w)
 
 
-def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8, colors: int = 24) -> list[Line]:
+def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8) -> list[Line]:
     """The image in `▀`: two pixels a character. across: so many samples of the grid side by side, whole ones only."""
     import numpy as np
     from PIL import Image
@@ -568,8 +568,6 @@ def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8, c
     part = Image.fromarray(image[:rows, :side])
     w, h = max(1, round(side * ratio)), max(2, round(rows * ratio) // 2 * 2)
     small = np.asarray(part.resize((w, h), Image.Resampling.BOX if ratio < 1 else Image.Resampling.NEAREST))
-    if colors < 24:
-        small = small & 0xF0  # fewer different cells; the terminal chooses the nearest of its colours
     lines: list[Line] = []
     for y in range(0, h, 2):
         line: Line = []

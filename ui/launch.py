@@ -470,7 +470,7 @@ class Keeper:
         lock = open(self.dir.parent / "gpu.lock", "w")  # noqa: SIM115 - held until the memory is taken
         while not self.cancelled:
             if not self._others_before():
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(Exception):  # locked by another, or the library fails for a while: ask again
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     free = [g for g in gpus() if g["total"] - g["used"] >= self.record["need"] * 2**30]
                     if free:
@@ -603,7 +603,6 @@ class Machine:
         self.gpus: list[dict] = []
         self.gpu_note = ""  # why there are none
         self.host: dict[str, float] = {}
-        self.asked = 0.0
         self.left = threading.Event()
 
     def start(self) -> None:

@@ -465,7 +465,7 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     )
     path = _staircase(path, falling=axes == ("fid", "params"))
     legend: Line = [(f" {names[axes[1]]} over {names[axes[0]]}   ", "bold"), ("◆ front  ", "key"), ("★ picked  ", "warn")]
-    legend += [(text, "dim") for text in ("· ∘ ○ older to newer   ", "o other axes")]
+    legend += [(text, "dim") for text in ("· ∘ ○ older to newer   ", "o other axes   ", "z the front alone")]
     while draw.width_of(legend) > width:
         legend.pop()
     cloud = draw.scatter(dots, wide, tall, log_x=axes[0] == "fid" and all(d[0] > 0 for d in dots), path=path)

@@ -278,7 +278,7 @@ class Run:
         self.genotype: dict = {}
         self.problems: dict[str, str] = {}
         self.exit: int | None = None
-        self.exit_time = self.status_time = self.alive_at = 0.0
+        self.exit_time = self.status_time = 0.0
         self.watched: float | None = None  # when a change of status.json was last seen happen
         self.seen: dict[str, tuple] = {}
         self.columns, self.search = Columns(), Search(path / "search.jsonl")
@@ -288,8 +288,7 @@ class Run:
         self.loaded = False
         self.progress = 0.0  # newest modification of metrics.jsonl, search.jsonl, log.txt
         self.state, self.why = "lost", ""
-        self.revision = 0
-        self.lock = threading.Lock()
+        self.lock, self.loading = threading.Lock(), threading.Lock()  # of the columns; of the tails
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -304,9 +303,7 @@ class Run:
             (m for n in ("metrics.jsonl", "search.jsonl", "log.txt") if (m := mtime(self.path / n))), default=0.0
         )
         self.state, self.why = judge(self)
-        changed |= before != (self.state, self.why, self.progress, len(self.problems))
-        self.revision += changed
-        return changed
+        return changed or before != (self.state, self.why, self.progress, len(self.problems))
 
     def _changed(self, name: str) -> bool:
         try:
@@ -372,6 +369,10 @@ class Run:
 
     def load(self, seconds: float = 0.05) -> bool:
         """Read on in metrics.jsonl and search.jsonl for about so long. Whether there was anything new."""
+        with self.loading:
+            return self._load(seconds)
+
+    def _load(self, seconds: float) -> bool:
         end, new = time.perf_counter() + seconds, False
         while True:
             anew, lines = self.tail.read()
@@ -386,7 +387,6 @@ class Run:
                 break
         new |= self.search.load(max(0.01, end - time.perf_counter()))
         self.loaded = self.loaded or not (self.tail.more or self.search.tail.more)
-        self.revision += new
         return new
 
     def column(self, key: str) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
@@ -709,6 +709,7 @@ def population(row: dict) -> dict:
                 | {"parents": [clean(p, 20) for p in parents] if isinstance(parents, list) else []}
             )
     ids = {k: {clean(i, 20) for i in row[k]} if isinstance(row.get(k), list) else set() for k in ("front", "kept")}
+    ids["front"] = ids["front"] or front(people)
     return {
         **{"stage": clean(row.get("stage"), 10), "round": number(row.get("round")), "step": number(row.get("step"))},
         **{"population": people, **ids, "best": clean(row.get("best"), 20), "net": row.get("eval/net"), "n": row.get("eval/n")},

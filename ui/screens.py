@@ -431,6 +431,7 @@ class OneRun(Page):
         **dict.fromkeys(("metric", "ema", "log", "axis", "zoom", "band", "inspect"), ("charts",)),
         **dict.fromkeys(("follow", "find", "match", "only", "trouble", "line"), ("log",)),
         **{"size": ("samples",), "pick": ("architecture", "search"), "other": ("log", "architecture", "search")},
+        "zoom": ("charts", "search"),
         **dict.fromkeys(("scrub", "best"), ("charts", "samples", "architecture", "search")),
     }
 
@@ -659,6 +660,13 @@ class OneRun(Page):
         else:
             self.view.net = "D" if self.view.net == "G" else "G"
         self.update_all()
+
+    def action_zoom(self) -> None:
+        if self.tab == "search":
+            self.view.near = not self.view.near
+            self.update_all()
+        else:
+            super().action_zoom()
 
     def action_size(self, by: int) -> None:
         self.across = max(1, min(8, self.across // 2 if by > 0 else self.across * 2))
