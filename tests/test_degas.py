@@ -117,7 +117,7 @@ def test_fact_03_pruning_ends_in_as_many(normal_ops: int):
 def test_fact_04_networks_with_two_normal_maps():
     assert degas.count_discrete(n=2, normal_ops=9) == 13_774_950_720_000
     rng, found = random.Random(0), set()
-    for _ in range(6000):
+    for _ in range(1500):
         found.add(prune(random_alpha(rng, 2), 2)["N1_2"])
     assert len(found) == 90
 
@@ -437,20 +437,21 @@ def test_fact_19_ties_go_to_the_direct_connection_the_lower_source_and_the_earli
     assert prune({**EXAMPLE, "U0->U1": [0.25, 0.25, 0, 0, 0]}, 1)["U1"] == (("N1", "deconv_6"),)  # none as large
 
 
-def test_fact_20_random_alpha():
-    rng, draws = random.Random(1), 20_000
+@pytest.mark.parametrize(("draws", "tolerance"), [(2000, 0.03), pytest.param(20_000, 0.02, marks=pytest.mark.slow)])
+def test_fact_20_random_alpha(draws: int, tolerance: float):
+    rng = random.Random(1)
     residual = dict.fromkeys(("U1", "U2", "U3"), 0)
     for k in range(draws):
         genotype = prune(random_alpha(rng), 1)
         for node, inputs in genotype.items():
-            assert inputs[0][0] == degas.into(1)[node][0].source if k < 100 else True
+            assert inputs[0][0] == degas.into(1)[node][0].source
             assert len(inputs) == 1 or (len(inputs) == 2 and node in residual)
             residual[node] = residual.get(node, 0) + len(inputs) - 1
         if k < 1000:
             assert degas.check_genotype(genotype, 1, "drawn") == genotype
-    assert residual["U1"] / draws == pytest.approx(4 / 9, abs=0.02)
-    assert residual["U2"] / draws == pytest.approx(40 / 63, abs=0.02)
-    assert residual["U3"] / draws == pytest.approx(40 / 63, abs=0.02)
+    assert residual["U1"] / draws == pytest.approx(4 / 9, abs=tolerance)
+    assert residual["U2"] / draws == pytest.approx(40 / 63, abs=tolerance)
+    assert residual["U3"] / draws == pytest.approx(40 / 63, abs=tolerance)
 
 
 def test_fact_20_random_architectures_come_from_the_seed():
