@@ -1049,7 +1049,7 @@ def evaluate_weights(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G
     """--phase eval: IS, FID and a sample grid of the generator in a weights.pt."""
     run.begin("eval", "evaluation", 0, "the end")
     s = score(args, ranks, run, evaluator, G, args.eval_n, split=True)
-    run.evaluated(0, s.row(), **{"eval/what": str(args.weights)})
+    run.evaluated(0, s.row(), **{"eval/ema": True, "eval/bn": "running", "eval/what": str(args.weights)})
     run.samples(0, grid(args, ranks, G))
     run.print(f"{args.weights}: {s}")
     run.result(last={"fid": s.fid, "is": s.is_mean, "is_std": s.is_std}, n=s.n, net=s.net, ref=s.ref)
