@@ -33,10 +33,17 @@ from ui.widgets import Doc, LogView, Table
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
 
 
-def drive(root: Path, steps: Callable[[Tui, "Pilot"], Awaitable], size: tuple[int, int] = (120, 36), **options: object) -> Tui:
+def drive(
+    root: Path,
+    steps: Callable[[Tui, "Pilot"], Awaitable],
+    size: tuple[int, int] = (120, 36),
+    asked: str = "",
+    **options: object,
+) -> Tui:
     """Run the app on a folder of runs, without a terminal, and do the steps once the runs are there."""
     app = Tui(root, **{"scripts_dir": TESTS, **options})
     app.interval = 0.2
+    app.set_filter(asked)
 
     async def all_of_it() -> None:
         async with app.run_test(size=size) as pilot:
@@ -280,7 +287,14 @@ def test_what_was_chosen_and_what_has_happened_since(tmp_path: Path) -> None:
     drive(tmp_path, first)
     status = json.loads((run / "status.json").read_text())
     write(run / "status.json", {**status, "state": "done"})
+
+    async def third(app: Tui, pilot: Pilot) -> None:
+        assert app.filter_text == "seed=2"  # --filter is stronger than the remembered one
+
     drive(tmp_path, second)
+    saved = json.loads((tmp_path / ".tui.json").read_text())
+    write(tmp_path / ".tui.json", {**saved, "filter": "seed=1"})
+    drive(tmp_path, third, asked="seed=2")
 
 
 def test_a_run_that_ends_is_announced(tmp_path: Path) -> None:
@@ -382,7 +396,14 @@ def test_a_round_appended_moves_the_front(tmp_path: Path) -> None:
         row["population"][0] |= {"id": "9-9", "fid": 0.5, "is": 11.0, "params": 1000}
         with open(run / "search.jsonl", "a") as f:
             f.write(json.dumps({**row, "round": 9, "step": 390, "front": ["9-9"], "best": "9-9"}) + "\n")
-        await pilot.until(lambda: "9-9" in pilot.text() and "1 in the front" in pilot.text())
+        await pilot.sees("9-9", "1 in the front")
+        with open(run / "search.jsonl", "a") as f:  # a row that does not say which is the front: it is computed
+            f.write(json.dumps({**row, "round": 10, "step": 395, "front": None}) + "\n")
+        await pilot.sees("round 10", "1 in the front")
+        dots = lambda: sum(pilot.text().count(c) for c in "·∘○")  # noqa: E731
+        before = dots()
+        await pilot.press("z")
+        assert dots() < before - 5
 
     drive(tmp_path, steps)
 

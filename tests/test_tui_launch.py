@@ -332,7 +332,16 @@ def test_after_another_run_and_out_of_the_queue(begin: Callable[..., dict], tmp_
 def test_first_come_first_served_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 2**30
     cards = [{"uuid": f"GPU-{i}", "used": used * gib, "total": 80 * gib} for i, used in enumerate((79, 40, 10))]
-    monkeypatch.setattr(launch, "gpus", lambda: cards)
+    answers: list[object] = [RuntimeError("driver in trouble"), [], cards]  # what does not answer, or is full, is asked again
+
+    def gpus() -> list[dict]:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(launch, "gpus", gpus)
+    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
     keepers = []
     for n in ("001", "002"):
         folder = tmp_path / ".launch" / n
