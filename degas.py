@@ -866,8 +866,8 @@ def generator_step(
     torch.manual_seed(stream(args.seed, "dropout of G", step, ranks.rank).initial_seed())
     z = latent(args, ranks, args.g_batch, "g", step)[ranks.rank :: ranks.world]
     y = uniform_labels(args, ranks, args.g_batch, classes, "g", step)
+    y = None if y is None else y[ranks.rank :: ranks.world]
     with torch.autocast(ranks.device.type, torch.bfloat16, enabled=args.amp):
-        y = None if y is None else y[ranks.rank :: ranks.world]
         scores, _, logits = D(G(z, y))
         parts = {"g": -scores.mean()}
         if y is not None:
@@ -1176,7 +1176,7 @@ def evaluate(
     run.samples(state.step, grid(args, ranks, G_ema))
     run.print(f"step {state.step:,} ({what}): {s}")
     weights = {"G": G_ema.state_dict(), "genotype": state.G, "step": state.step, "score": s.row(), "method": "degas"}
-    weights |= {"g_ch": args.g_ch, "z_dim": args.z_dim, "size": args.size, "classes": G_ema.classes}
+    weights |= {"g_ch": args.g_ch, "z_dim": args.z_dim, "size": args.size, "classes": G_ema.classes, "ema": args.ema}
     run.weights("weights.pt", weights)
     found = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step}
     if what != "untrained" and (state.best is None or fid_or_inf(found) < fid_or_inf(state.best)):
@@ -1203,7 +1203,7 @@ def evaluate_weights(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G
     """--phase eval: IS, FID and a sample grid of the generator in a weights.pt."""
     run.begin("eval", "evaluation", 0, "the end")
     s = score(args, ranks, run, evaluator, G, args.eval_n)
-    run.evaluated(0, s.row(), **{"eval/bn": args.eval_bn, "eval/what": str(args.weights)})
+    run.evaluated(0, s.row(), **{"eval/ema": args.ema > 0, "eval/bn": args.eval_bn, "eval/what": str(args.weights)})
     run.samples(0, grid(args, ranks, G))
     run.print(f"{args.weights}: {s}")
     run.result(last={"fid": s.fid, "is": s.is_mean, "is_std": s.is_std}, n=s.n, net=s.net, ref=s.ref)
@@ -1314,7 +1314,7 @@ def load_weights(args: Args, device: torch.device) -> tuple[Args, Generator]:
     """The generator in a weights.pt, and the arguments with its widths. UserError: not such a file."""
     try:
         saved = torch.load(args.weights, map_location=device, weights_only=True)
-        args = replace(args, **{k: int(saved[k]) for k in ("g_ch", "z_dim", "size")}, conditional=saved["classes"] > 0)
+        args = replace(args, **{k: int(saved[k]) for k in ("g_ch", "z_dim", "size")}, ema=float(saved["ema"]))
         nodes = saved["genotype"]
         genotype = nodes if nodes == "baseline" else check_genotype(nodes, n_of(nodes), str(args.weights))
         G = build(args, Ranks(device), lambda: Generator(genotype, args.g_ch, args.z_dim, args.size, int(saved["classes"])))

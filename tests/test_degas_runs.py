@@ -178,19 +178,20 @@ def test_command_of_a_run_reproduces_its_arguments(whole: Path) -> None:
 def test_fact_25_five_critic_steps_and_one_g_step_but_in_the_first_iteration(
     tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, rates = [], []
-    critic, generator = degas.critic_step, degas.generator_step
+    calls, rates, passes = [], [], []
+    critic, generator, dropout = degas.critic_step, degas.generator_step, torch.nn.functional.dropout
 
     def critic_step(*args: object) -> dict:
         calls.append("D")
         rates.append(args[4].param_groups[0]["lr"])
-        assert not any(p.requires_grad for p in args[2].parameters()) or args[2].training
         return critic(*args)
 
     monkeypatch.setattr(degas, "critic_step", critic_step)
     monkeypatch.setattr(degas, "generator_step", lambda *args: calls.append("G") or generator(*args))
+    monkeypatch.setattr(degas.F, "dropout", lambda x, p, training: passes.append((p, training)) or dropout(x, p, training))
     run = start(degas, tiny, tmp_path, genotype="baseline", n_critic=5, iters=4, d_lr=1e-3)
     assert "".join(calls) == "DDDDD" + "GDDDDD" * 3
+    assert passes == [(p, True) for p in (0.0, 0.2, 0.5, 0.5)] * (2 * 20 + 3)  # critic: images, penalty; G's step: one
     assert rates[::5] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
     assert read(run, "status.json")["step"] == 3
     assert read(run, "result.json")["genotype"]["nodes"] == "baseline"
@@ -207,6 +208,8 @@ def test_weights_are_evaluated_alone(tiny: dict, whole: Path, labelled: Path, tm
     for trained in (whole, labelled):
         run = start(degas, tiny, tmp_path / trained.name, phase="eval", weights=trained / "weights.pt", g_ch=99)
         assert read(run, "result.json")["last"]["fid"] == read(trained, "result.json")["last"]["fid"]
+        (row,) = rows(run, "metrics.jsonl")
+        assert (row["eval/ema"], row["eval/bn"], row["eval/what"]) == (False, "batch", str(trained / "weights.pt"))
 
 
 def test_a_training_with_labels_logs_what_the_critic_recognises(labelled: Path) -> None:
