@@ -310,7 +310,7 @@ class Tui(App):
         """The runs of the list in their order."""
         runs = [r for r in self.store.ordered() if self.filter(r) and (self.show_hidden or r.name not in self.hidden)]
         if self.sort == "state":
-            newest = sorted(runs, key=lambda r: (r.name.rpartition("-s")[2], r.name), reverse=not self.reverse)
+            newest = sorted(runs, key=lambda r: (r.name[len(_stem(r.name)) :], r.name), reverse=not self.reverse)
             newest.sort(key=lambda r: STATES.index(r.state) if r.state in ("queued", *LIVE) else len(STATES))
             return sorted(newest, key=lambda r: not r.pinned)
         keys: dict[str, Callable[[Run], Any]] = {

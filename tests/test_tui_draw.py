@@ -91,12 +91,15 @@ def test_the_curve_on_top_is_the_last_and_letters_mark_the_ends() -> None:
     assert all(sum(letter in line[8:] for line in texts(lines)[:-1]) == 1 for letter in "abc")
 
 
-@pytest.mark.parametrize(("low", "high"), [(1.7082, 1.7101), (0, 1), (3, 40_000), (-5, 5), (1e-7, 3e-7), (449, 450)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(1.7082, 1.7101), (0, 1), (3, 40_000), (-5, 5), (1e-7, 3e-7), (449, 450), (0.93, 1.58)]
+)
 def test_ticks_are_inside_and_their_labels_differ(low: float, high: float) -> None:
-    found = draw.ticks(low, high, 5)
-    assert 1 <= len(found) <= 6
-    assert all(low - 1e-9 <= t <= high + 1e-9 for t in found)
-    assert len(set(draw.labels(found))) == len(found)
+    for n in (2, 3, 5, 9):
+        found = draw.ticks(low, high, n)
+        assert 2 <= len(found) <= n + 2
+        assert all(low - 1e-9 <= t <= high + 1e-9 for t in found)
+        assert len(set(draw.labels(found))) == len(found)
 
 
 def test_ticks_of_a_log_axis_are_one_two_five() -> None:

@@ -184,7 +184,7 @@ class Series:
 
 
 def ticks(low: float, high: float, n: int, log: bool = False) -> list[float]:
-    """About n round numbers from low to high; 1-2-5 in a logarithmic scale."""
+    """About n round numbers from low to high, but two at least; 1-2-5 in a logarithmic scale."""
     if log and high / low >= 3:
         every = [
             m * 10.0**e
@@ -199,10 +199,15 @@ def ticks(low: float, high: float, n: int, log: bool = False) -> list[float]:
             return every
     if not high > low:
         return [low]
-    step = 10.0 ** math.floor(math.log10((high - low) / max(1, n)))
-    step = next((step * m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= n), step * 10)
-    first = math.ceil(low / step - 1e-9)
-    return [first * step + k * step for k in range(int((high - first * step) / step + 1e-9) + 1)]
+    steps = [m * 10.0 ** math.floor(math.log10((high - low) / max(1, n))) for m in (10, 5, 2, 1, 0.5, 0.2)]
+    fitting = [step for step in steps if (high - low) / step <= n]
+    found: list[float] = []
+    for step in steps[max(0, len(fitting) - 1) :]:
+        first = math.ceil(low / step - 1e-9)
+        found = [first * step + k * step for k in range(int((high - first * step) / step + 1e-9) + 1)]
+        if len(found) > 1:
+            break
+    return found
 
 
 def span(series: list[Series], x: tuple[float, float], log: bool) -> tuple[float, float] | None:

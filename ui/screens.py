@@ -256,10 +256,13 @@ class Runs(Page):
         if not any(metric in pages.metrics(r) for r, _, _ in drawn):
             metric = next((m for r, _, _ in drawn for m in pages.metrics(r)), metric)
         legend: Line = []
+        share = width // len(drawn) - 4  # of the names, where they fit into one line when cut
         for run, style, letter in sorted(drawn, key=lambda d: d[2]):
             has = metric in pages.metrics(run)
-            name = f" ▌{letter}{' ' if letter else ''}{self.app.short(run)}" + ("" if has else " (has none)")
-            legend.append((name, style if has else "dim"))
+            name = self.app.short(run) + ("" if has else " (has none)")
+            if height < 20 and share > 12:
+                name = draw.fit_middle(name, min(share, draw.cell_len(name)))
+            legend.append((f" ▌{letter}{' ' if letter else ''}{name}", style if has else "dim"))
         legends = [legend] if draw.width_of(legend) <= width else [[part] for part in legend][: max(1, height // 5)]
         if len(legends) > 1 and len(legend) > len(legends):
             legends[-1] = [(f" … and {len(legend) - len(legends) + 1} more", "dim")]
