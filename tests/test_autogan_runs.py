@@ -195,7 +195,12 @@ def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, 
 @pytest.mark.parametrize(
     ("stage", "call"),
     [
-        *(("stage 1 iteration 2/3 candidates", 3), ("finalist 2/3", 2), slow("stage 1 iteration 2/3", 2), slow("training", 3)),
+        *(
+            ("stage 1 iteration 2/3 candidates", 3),
+            slow("stage 1 iteration 2/3", 2),
+            slow("finalist 2/3", 2),
+            slow("training", 3),
+        ),
         *(slow("stage 0 iteration 1/3", 2), slow("stage 0 iteration 1/3 controller", 3), slow("stage 2 iteration 3/3", 1)),
         *(slow("stage 2 iteration 3/3 controller", 1), slow("stage 2 iteration 3/3 candidates", 2), slow("proxy", 1)),
         *(slow("finalist 1/3 scoring", 1), slow("finalist 3/3", 1), slow("preparing", 2)),
@@ -290,7 +295,10 @@ def test_a_diverged_run_fails_with_the_step(tiny: dict, tmp_path: Path, capsys, 
 # ---- bad input ------------------------------------------------------------
 
 
-SMOKE = ["--preset", "smoke"]
+@pytest.fixture
+def smoke(tiny_data: dict) -> list[str]:
+    """The preset on images that need not be drawn first."""
+    return ["--preset", "smoke", "--dataset", tiny_data["dataset"]]
 
 
 @pytest.mark.parametrize(
@@ -327,8 +335,10 @@ SMOKE = ["--preset", "smoke"]
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else x,
 )
-def test_bad_flags_are_refused_before_anything_is_made(capsys, tmp_path: Path, words: list[str], parts: list[str]) -> None:
-    line = refused(autogan, capsys, tmp_path, [*([] if "--resume" in words else SMOKE), *words])
+def test_bad_flags_are_refused_before_anything_is_made(
+    capsys, tmp_path: Path, smoke: list[str], words: list[str], parts: list[str]
+) -> None:
+    line = refused(autogan, capsys, tmp_path, [*([] if "--resume" in words else smoke), *words])
     assert all(part in line for part in parts), line
 
 
@@ -343,27 +353,27 @@ def test_bad_flags_are_refused_before_anything_is_made(capsys, tmp_path: Path, w
         ('{"vector": "__import__(1)"}', ["no such architecture"]),
     ],
 )
-def test_bad_genotype_files_are_refused(capsys, tmp_path: Path, text: str, parts: list[str]) -> None:
+def test_bad_genotype_files_are_refused(capsys, tmp_path: Path, smoke: list[str], text: str, parts: list[str]) -> None:
     (tmp_path / "g.json").write_text(text)
-    line = refused(autogan, capsys, tmp_path, [*SMOKE, "--genotype", str(tmp_path / "g.json")])
+    line = refused(autogan, capsys, tmp_path, [*smoke, "--genotype", str(tmp_path / "g.json")])
     assert all(part in line for part in [*parts, "g.json"]), line
 
 
-def test_weights_of_another_network_are_refused(capsys, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(capsys, tmp_path: Path, smoke: list[str]) -> None:
     good = {"method": "autogan", "g_ch": 4, "z_dim": 6, "size": 16, "tap": "after", "G": {}}
     for i, saved in enumerate(({"hello": 1}, {**good, "genotype": {"G": [["pre", "none", "nearest", "maybe", "none"]]}})):
         torch.save(saved, tmp_path / f"{i}.pt")
-        line = refused(autogan, capsys, tmp_path, [*SMOKE, "--phase", "eval", "--weights", str(tmp_path / f"{i}.pt")])
+        line = refused(autogan, capsys, tmp_path, [*smoke, "--phase", "eval", "--weights", str(tmp_path / f"{i}.pt")])
         assert "not the weights.pt of an autogan run" in line
 
 
-def test_is_without_the_layers_that_it_needs_is_refused_at_once(capsys, tmp_path: Path) -> None:
+def test_is_without_the_layers_that_it_needs_is_refused_at_once(capsys, tmp_path: Path, smoke: list[str]) -> None:
     from tests.conftest import REAL_DATA
 
     weights = REAL_DATA / "inception-2015-12-05-upto-Mixed_7a.pth"
     if not weights.exists():
         pytest.skip(f"no {weights.name} in GAN_NAS_DATA")
-    words = [*SMOKE, "--evaluator", "inception", "--inception-weights", str(weights), "--fid-dims", "768"]
+    words = [*smoke, "--evaluator", "inception", "--inception-weights", str(weights), "--fid-dims", "768"]
     line = refused(autogan, capsys, tmp_path, words)
     assert "Mixed_7b" in line
     assert "--reward" in line
