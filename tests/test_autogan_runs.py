@@ -399,8 +399,8 @@ def test_a_changed_flag_method_or_live_run_is_refused_on_resume(whole: Path, cap
 # ---- the plan ------------------------------------------------------------
 
 
-def test_dry_run_makes_nothing_and_tells_plan_and_memory(capsys, tmp_path: Path) -> None:
-    words = ["--dataset", "shapes", "--evaluator", "compact", "--dry-run", "--runs-dir", str(tmp_path / "r")]
+def test_dry_run_makes_nothing_and_tells_plan_and_memory(capsys, tmp_path: Path, tiny_data: dict) -> None:
+    words = ["--dataset", tiny_data["dataset"], "--evaluator", "compact", "--dry-run", "--runs-dir", str(tmp_path / "r")]
     assert command(autogan, [*words, "--data-dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "(stage 0) + " in text
