@@ -8,11 +8,15 @@ ring          an edge as three, the 41 taps that are in use: what `merge` gives
 ring, shared  the edges that leave a node as one wide convolution of the ring form (--mixed merged)
 
 All forms compute the same sum; the run fails where they do not. They are measured by turns, so that a busy machine slows
-all of them alike. "kept" is what autograd holds for the backward pass, weights left out; on CUDA the peak beside it is that
-of the allocator.
+all of them alike. "kept" is what autograd holds for the backward pass, weights left out; "peak" what a forward and a backward
+pass take at most above what was there before, gradients of the weights included: on CUDA of the allocator, on a CPU of the
+memory of a forked process.
 """
 
 import argparse
+import ctypes
+import os
+import resource
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -121,6 +125,32 @@ def timed(net: nn.Module, forward: Callable[[], Tensor], device: torch.device) -
     return time.perf_counter() - start
 
 
+def peak(net: nn.Module, forward: Callable[[], Tensor], device: torch.device) -> float:
+    """MB of a forward and a backward pass at their highest, above what was there before."""
+    net.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        timed(net, forward, device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+
+    def highest() -> int:
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier passes have freed goes back, else it would be used again unseen
+    read, write = os.pipe()
+    if os.fork() == 0:  # a process of its own, whose highest mark begins at what it holds now
+        before = highest()
+        timed(net, forward, device)
+        os.write(write, str(highest() - before).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        measured = pipe.read()
+    os.wait()
+    return int(measured) / 1e6
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
@@ -144,13 +174,9 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
             for _ in range(args.repeats + 1):  # the first is a warm-up
                 for form, nas.leave in FORMS.items():
-                    if device.type == "cuda":
-                        torch.cuda.reset_peak_memory_stats(device)
                     times[form].append(timed(net, forward, device))
-                    if device.type == "cuda":
-                        peaks[form] = torch.cuda.max_memory_allocated(device) / 1e6
             for form, nas.leave in FORMS.items():
-                memory[form] = kept(net, forward)
+                memory[form], peaks[form] = kept(net, forward), peak(net, forward, device)
                 outputs[form] = forward().detach().float()
         nas.leave = leave_script
         tolerance = (0.1 if args.amp else 1e-3) * outputs["plain"].abs().max()
@@ -158,8 +184,7 @@ def main() -> None:
             if (outputs[form] - outputs["plain"]).abs().max() > tolerance:
                 raise SystemExit(f"{what}: {form} is not the same sum as plain")
             middle, base = median(times[form][1:]), median(times["plain"][1:])
-            peak = f"{peaks[form]:,.0f}" if peaks else "-"
-            cells = (what, form, f"{1e3 * middle:,.1f}", f"{base / middle:.2f}", f"{memory[form]:,.1f}", peak)
+            cells = (what, form, f"{1e3 * middle:,.1f}", f"{base / middle:.2f}", f"{memory[form]:,.1f}", f"{peaks[form]:,.1f}")
             print("| " + " | ".join(f"{text:{w}}" for text, w in zip(cells, widths, strict=True)) + " |", flush=True)
 
 
