@@ -1245,20 +1245,20 @@ def resolve(args: Args, data: Dataset) -> Args:
     """The arguments with 0 replaced by what it stands for. UserError: values that this data set cannot have."""
     size, images = data.images.shape[-1], len(data.images)
     search_size = args.search_size or size
-    if search_size % 8 or search_size < 16:
-        raise UserError(f"--search-size {search_size}: G doubles the side three times; use a multiple of 8, 16 or more")
     levels = args.lap_levels or (2 if search_size < 32 else 3)
-    if search_size % 2**levels:
-        raise UserError(f"--lap-levels {levels}: {search_size} px cannot be halved as often; use a smaller number")
-    if args.search_images > images:
-        raise UserError(f"--search-images {args.search_images}: {data.name} has {images}; use fewer, or 0 for all")
-    first, _ = epoch_of(args, count_of(args, data))
-    if args.search_batch > first:
-        raise UserError(f"--search-batch {args.search_batch}: more than the {first} images that train w; use a smaller one")
-    if args.z_init == "pca" and args.z_dim > min(count_of(args, data), 3 * search_size**2):
-        raise UserError(
-            f"--z-init pca: {count_of(args, data)} images have fewer than --z-dim {args.z_dim} components; lower it"
-        )
+    if "search" in stages_of(args):
+        if search_size % 8 or search_size < 16:
+            raise UserError(f"--search-size {search_size}: G doubles the side three times; use a multiple of 8, 16 or more")
+        if search_size % 2**levels:
+            raise UserError(f"--lap-levels {levels}: {search_size} px cannot be halved as often; use a smaller number")
+        if args.search_images > images:
+            raise UserError(f"--search-images {args.search_images}: {data.name} has {images}; use fewer, or 0 for all")
+        count = count_of(args, data)
+        first, _ = epoch_of(args, count)
+        if args.search_batch > first:
+            raise UserError(f"--search-batch {args.search_batch}: more than the {first} images that train w; use a smaller one")
+        if args.z_init == "pca" and args.z_dim > min(count, 3 * search_size**2):
+            raise UserError(f"--z-init pca: {count} images have fewer than --z-dim {args.z_dim} components; lower it")
     if args.conditional and (data.labels is None or (data.labels < 0).any()):
         bare = images if data.labels is None else int((data.labels < 0).sum())
         raise UserError(f"--conditional: {bare:,} of {images:,} images of {data.name} have no label; leave it out")

@@ -12,7 +12,7 @@ import torch
 
 import common.data
 import degas
-from common.data import shapes
+from common.data import Dataset, shapes
 from common.run import UserError, cli
 from tests.runs import (
     ROOT,
@@ -369,6 +369,13 @@ def test_bad_flags_are_refused_before_anything_is_made(
     preset = [] if "--resume" in words else SMOKE
     line = refused(degas, capsys, tmp_path, [*preset, *words])
     assert all(part in line for part in parts), line
+
+
+def test_flags_of_a_search_bind_no_training() -> None:
+    few = Dataset("few", torch.zeros(24, 3, 16, 16, dtype=torch.uint8), None, "0")
+    with pytest.raises(UserError, match="--search-batch 64: more than the 24 images"):
+        degas.resolve(degas.Args(), few)
+    assert degas.resolve(degas.Args(genotype="baseline", d_batch=8), few).size == 16
 
 
 def test_labels_that_are_missing_are_refused(capsys, tmp_path: Path) -> None:
