@@ -1143,7 +1143,9 @@ def plan_of(args: Args, batches: dict[str, Batches], state: State) -> list[tuple
             super_d = d_cost("super" if args.fixed_d == "none" else args.fixed_d, args.search_d_ch, args.size)[1]
             if args.mixed == "merged":  # 41 taps in place of 1 + 9 + 25 + 9 + 25
                 super_g, super_d = super_g * 41 / 69, super_d * (41 / 69 if args.fixed_d in ("none", "super") else 1)
-            macs = args.search_batch * (args.n_critic * (super_g + 6 * super_d) + 2 * (3 * super_g + 2 * super_d))
+            d_updates = 2 if args.fixed_d == "none" else 1  # of beta and of the weights, on half of a batch each
+            d_step, g_step = super_g / 2 + 3 * super_d, 3 * super_g + 2 * super_d
+            macs = args.search_batch * (args.n_critic * d_updates * d_step + 2 * g_step)
             looks = 2 + (args.search_epochs - 2) // args.search_eval_every if args.search_eval_every else 0
             scored = args.eval_n * (super_g + INCEPTION_MACS * (args.evaluator == "inception"))
             plan.append((name, steps, macs + looks * scored / max(steps, 1)))
