@@ -152,7 +152,7 @@ class Form(Page):
     def explain(self, key: str) -> str:
         return {
             **{"script": "← → another one", "preset": "named values of the script", "seeds": "3, 0-4 or 0,2,7: a run each"},
-            **{"wait": "now, when a GPU is free, or after a run", "gpu": "CUDA_VISIBLE_DEVICES"},
+            **{"wait": "now, on a free GPU, after a run", "gpu": "CUDA_VISIBLE_DEVICES"},
             **{"need": "of GPU memory before it starts", "after": "← → a run that has not ended"},
         }[key]
 

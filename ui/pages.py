@@ -260,7 +260,8 @@ def architecture(run: Run, width: int, height: int, view: View) -> list[Line]:
     if not found:
         other = next((f" · o shows {n}" for n in "GD" if cells(run, genotype, n)), "")
         fixed = clean(genotype.get("fixed_d"), 30)
-        why = f"the discriminator is the fixed one ({fixed})" if view.net == "D" and fixed else f"no genotype of {view.net} yet"
+        why = f"no genotype of the {NETS[view.net]}" + (" yet" if run.live else ": this run wrote none")
+        why = f"the discriminator is the fixed one ({fixed})" if view.net == "D" and fixed else why
         return [[(f" {why}{other}", "dim")]]
     history = [s for s, _ in run.files("genotypes", ".json") if view.at is None or s <= view.at]
     before = cells(run, run.genotype_at(history[-2]), view.net) if len(history) > 1 else []
@@ -742,8 +743,8 @@ def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
         xa, xb = points(a, metric)[0], points(b, metric)[0]
         at = min(xa[-1], xb[-1]) if view.at is None else view.at
         va, vb = value_at(a, metric, at), value_at(b, metric, at)
-        delta = human(va - vb, 4) if va is not None and vb is not None else "—"
-        rows.append((metric, human(va, 4), human(vb, 4), ("+" if delta[0] not in "-—0" else "") + delta, human(at)))
+        delta = va - vb if va is not None and vb is not None else None
+        rows.append((metric, human(va, 4), human(vb, 4), "+" * ((delta or 0) > 0) + human(delta, 4), human(at)))
     others = [m for m in dict.fromkeys([*metrics(a), *metrics(b)]) if is_score(m) and (m in metrics(a)) != (m in metrics(b))]
     lines += (
         _indent(table(["", "A", "B", "A - B", "step"], rows, "lrrrr")) if rows else [[("   nothing that both measured", "dim")]]
@@ -757,7 +758,7 @@ def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
     for key, va, vb in differing:
         na, nb = number(va), number(vb)
         delta = human(na - nb, 4) if na is not None and nb is not None else "≠"
-        shown.append((key, clean("—" if va is None else va, 30), clean("—" if vb is None else vb, 30), delta))
+        shown.append((key, *(clean("—" if v is None else v) for v in (va, vb)), delta))
     lines += _indent(table(["", "A", "B", "Δ"], shown)) if shown else []
     for net in "GD":
         ca, cb = cells(a, a.genotype_at(view.at), net), cells(b, b.genotype_at(view.at), net)
