@@ -1131,6 +1131,8 @@ def check(args: Args, world: int) -> None:
         raise UserError(f"--genotype {args.genotype}: skips the search that --phase search asks for; leave one of them out")
     if args.phase == "eval" and not args.weights:
         raise UserError("--phase eval: needs --weights, a weights.pt of a run")
+    if args.genotype or args.phase == "eval":
+        return  # no search, so its flags are not read
     chance = args.search == "random-shared"
     flag, n = ("--random-n", args.random_n or scored_by_mlas(args)) if chance else ("--candidates", args.candidates)
     if args.beam > n and args.search != "random":
@@ -1148,7 +1150,7 @@ def check(args: Args, world: int) -> None:
     if not all(word.strip().isdecimal() for word in words):
         raise UserError(f"--grow {args.grow!r}: must be iterations with commas between, like 25,55")
     ends = stage_ends(args)
-    if args.search == "mlas" and not args.genotype and (len(ends) != args.cells or sorted({0, *ends}) != [0, *ends]):
+    if args.search == "mlas" and (len(ends) != args.cells or sorted({0, *ends}) != [0, *ends]):
         raise UserError(
             f"--grow {args.grow!r}: must be {args.cells - 1} ascending iterations, above 0 and below --iterations "
             f"{args.iterations}, for --cells {args.cells}"

@@ -413,6 +413,22 @@ def test_dry_run_makes_nothing_and_tells_plan_and_memory(capsys, tmp_path: Path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("without", [{"genotype": "A"}, {"phase": "eval", "weights": Path("weights.pt")}], ids=str)
+def test_flags_of_a_search_are_not_checked_where_there_is_none(without: dict) -> None:
+    odd = {
+        "beam": 9,
+        "candidates": 1,
+        "grow": "x",
+        "controller_loss": "reference",
+        "ctrl_batch": 2,
+        "proxy_n": 1,
+        "derive_epochs": 0,
+    }
+    autogan.check(Args(**odd, **without), 1)
+    with pytest.raises(UserError):
+        autogan.check(Args(**odd), 1)
+
+
 def test_presets_beat_defaults_and_flags_beat_presets() -> None:
     for values in PRESETS.values():
         args = Args(**values)
