@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from math import e, log10, prod, sqrt
@@ -717,6 +718,7 @@ def test_fact_18_images_and_order_of_the_updates(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(nas, "draw", lambda *_: (None, None))
     monkeypatch.setattr(nas, "update", lambda *_: None)
     monkeypatch.setattr(nas, "ema_update", lambda *_: None)
+    monkeypatch.setattr(nas, "frozen", lambda *_: nullcontext())
     batches, run, state = batches_of(50_000, 120), Recorder(), nas.State()
     nas.search(args, ONE, run, None, batches, state, {})
     want = []

@@ -182,6 +182,7 @@ def test_merged_and_plain_search_alike(tiny: dict, whole: Path, tmp_path: Path) 
 # ---- seeds, evaluation ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_seed_is_one_run_and_another_seed_is_another(tiny: dict, whole: Path, tmp_path: Path) -> None:
     torch.manual_seed(123)  # whatever the global generator was
     assert_same_run(whole, start(nas, tiny, tmp_path))
@@ -210,7 +211,7 @@ def test_quirk_3_an_evaluation_changes_the_search_only_when_asked_to(tiny: dict,
 @pytest.mark.parametrize(
     ("stage", "call"),
     [
-        *(("search", 2), ("training", 2)),
+        *(("search", 2), slow("training", 2)),  # in training: test_a_finished_run_can_be_trained_longer too
         *(slow("search", 6), slow("search evaluation", 1), slow("preparing", 1), slow("evaluation (untrained)", 1)),
         *(slow("evaluation (training)", 1), slow("evaluation (last)", 1), slow("training", 4)),
     ],
