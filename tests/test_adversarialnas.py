@@ -749,6 +749,16 @@ def test_fact_19_iterations_of_the_training(images: int, batch: int, d: int, g: 
         assert len(batches(820)) == 40
 
 
+def test_the_price_of_a_search_counts_its_updates():
+    """Super-G and Super-D op by op; a backward pass costs two forward passes. SingalNAS does without the step of beta."""
+    args = replace(PAPER, phase="search", mixed="plain", search_eval_every=0)
+    g, d = nas.g_macs(None, 160), nas.d_cost("super", 80, 32)[1]
+    d_step, g_step = 60 * g + 120 * 3 * d, 120 * (3 * g + 2 * d)
+    for kind, steps in (("none", 2), ("super", 1)):
+        plan = nas.plan_of(replace(args, fixed_d=kind), {"search": batches_of(50_000, 120)}, nas.State())
+        assert plan == [("search", 2_002, pytest.approx(5 * steps * d_step + 2 * g_step))]
+
+
 def watched_search(monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[tuple[str, set[str]]]:
     """(which update, the nets that it changed) of a short search, by comparing all of them before and after each."""
     args = replace(TINY, search_epochs=2, epoch_batches=3, n_critic=2, search_eval_every=0, **changes)
