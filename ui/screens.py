@@ -171,7 +171,7 @@ class Runs(Page):
     def top_line(self, width: int, _: int) -> list[Line]:
         app = self.app
         counts = Counter(r.state for r in app.store.ordered())
-        line: Line = [(f" {clean(app.store.root)}/ ", "bold"), (f" {draw.count(len(app.store.runs), 'run')}  ", "")]
+        line: Line = [(f" {draw.count(len(app.store.runs), 'run')}  ", "")]
         for state in STATES:
             if counts[state]:
                 word = f" {state}" if width >= 100 else ""
@@ -180,7 +180,8 @@ class Runs(Page):
             line.append(("   since last visit: " + ", ".join(f"{n} {s}" for s, n in app.since.items()), "info"))
         if app.readonly:
             line.append(("   read-only", "warn"))
-        return [crop(line, width)]
+        where = draw.fit_middle(f"{clean(app.store.root)}/", max(width - draw.width_of(line) - 2, 12)).rstrip()
+        return [crop([(f" {where} ", "bold"), *line], width)]
 
     def status_line(self, width: int, _: int) -> list[Line]:
         app = self.app
