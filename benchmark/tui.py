@@ -283,6 +283,9 @@ while True:
         terminal = Terminal(root)
         terminal.read(10, b"10 running")
         terminal.press(" " * 10)
+        terminal.read(10, b"10 overlaid")
+        if b"10 overlaid" not in terminal.data:
+            sys.exit("the UI never showed ten curves")
         terminal.read(8)
         before, began, seen = terminal.cpu(), time.perf_counter(), len(terminal.data)
         terminal.read(20)
