@@ -150,8 +150,9 @@ class Args:
     g_ch: Annotated[int, opt("Channels of G; STL-10: 270. [authors' code]", "Train", min=1)] = 256
     g_params: Annotated[
         float,
-        opt("Parameters of G: the nearest channel count is taken instead of --g-ch; 0: off. [paper §4.2.3]", "Train", min=0),
-    ] = 0.0
+        opt("Parameters of G: the nearest channel count is taken instead of --g-ch; 0: off. [paper §4.2.3]", "Train",
+            min=0, max=1e9),
+    ] = 0.0  # fmt: skip
     d_ch: Annotated[int, opt("Channels of D. [authors' code]", "Train", min=1)] = 128
     z_dim: Annotated[int, opt("Latent size. [authors' code]", "Train", min=2)] = 120
     chunks: Annotated[
@@ -1055,8 +1056,13 @@ def check(args: Args, world: int) -> None:
         raise UserError(f"--phase train: needs --genotype, one of {', '.join(PUBLISHED_G)} or a file")
     if args.phase == "search" and args.genotype:
         raise UserError(f"--genotype {args.genotype}: skips the search that --phase search asks for; leave one of them out")
+    if args.genotype and (args.search == "random" or args.fixed_d != "none"):
+        flag = "--search random" if args.search == "random" else f"--fixed-d {args.fixed_d}"
+        raise UserError(f"--genotype {args.genotype}: skips the search that {flag} asks for; leave one of them out")
     if args.phase == "eval" and not args.weights:
         raise UserError("--phase eval: needs --weights, a weights.pt of a run")
+    if args.weights and args.phase != "eval":
+        raise UserError(f"--weights {args.weights}: is evaluated by --phase eval; to train use --genotype")
     if args.search == "random" and args.fixed_d != "none":
         raise UserError(f"--fixed-d {args.fixed_d}: is an opponent of the search, and --search random has none")
     if args.d_genotype == "searched" and not args.genotype and (args.search == "random" or args.fixed_d != "none"):
