@@ -1089,7 +1089,7 @@ def check_sizes(args: Args, images: int, world: int) -> None:
     for name, batch in batch_sizes(args).items():
         if batch > images:
             flag = "--search-batch" if name == "search" else "--d-batch"
-            raise UserError(f"{flag} {batch}: more than the {images} images of the data set")
+            raise UserError(f"{flag} {batch}: more than the {images} images of the data set; use {images} or fewer")
     for flag, batch in (("--search-batch", args.search_batch),) * search + (("--d-batch", args.d_batch),) * args.half_batch:
         if images % batch and images % batch // world == 1:
             raise UserError(f"{flag} {batch}: leaves a last batch of 1 of {images} images, which cannot be halved; use another")
