@@ -1158,6 +1158,17 @@ def plan_of(args: Args, batches: dict[str, Batches], state: State) -> list[tuple
     return plan
 
 
+def check_plan(args: Args, plan: list[tuple[str, int, float]]) -> None:
+    """Refuse stages that would score networks without a step of training. UserError names the flag."""
+    for name, steps, _ in plan:
+        if name == "train" and not steps:
+            raise UserError(
+                f"--n-critic {args.n_critic}: more than the D batches of all --train-epochs, so G is never trained; use fewer"
+            )
+        if name == "random" and args.candidates > 1 and not steps:
+            raise UserError(f"--candidates {args.candidates}: more than the search's G updates, which they share; use fewer")
+
+
 IS_SPLITS = 10
 INCEPTION_MACS = 5.7e9  # of one image at 299 pixels
 
@@ -1225,6 +1236,7 @@ def main(args: Args) -> dict | None:
     images = data.images.to(ranks.device)
     batches = {k: Batches(images, n, args.seed, ranks.device, ranks.rank, ranks.world) for k, n in batch_sizes(args).items()}
     plan = [] if trained else plan_of(args, batches, state)
+    check_plan(args, plan)
     memory = {} if trained else sizes(args, state)
     price_tag = price(args, ranks, plan)
     lines = [f"adversarialnas · {data.name}, {len(data.images):,} images of {args.size} px · {args.preset} · {price_tag}"]

@@ -319,6 +319,8 @@ SMOKE = ["--preset", "smoke"]
         (["--phase", "search", "--genotype", "adversarialnas-g"], ["--genotype adversarialnas-g", "--phase search"]),
         (["--genotype", "mmd-g", "--search", "random"], ["--genotype mmd-g", "--search random"]),
         (["--genotype", "mmd-g", "--fixed-d", "super"], ["--genotype mmd-g", "--fixed-d super"]),
+        (["--search", "random", "--candidates", "99"], ["--candidates 99", "G updates"]),
+        (["--train-epochs", "1", "--n-critic", "13"], ["--n-critic 13", "--train-epochs"]),
         (["--g-params", "inf"], ["--g-params", "less than or equal to 1000000000"]),
         (["--weights", "w.pt"], ["--weights w.pt", "--phase eval", "--genotype"]),
         (["--phase", "eval"], ["--weights"]),
