@@ -690,27 +690,25 @@ def test_a_run_of_another_host_gets_a_stop_file(tmp_path: Path) -> None:
     drive(tmp_path, steps)
 
 
-def in_terminal(words: list[str], size: tuple[int, int] = (120, 36)) -> tuple[int, int]:
-    """(pid, master) of a program in a terminal of its own."""
+def in_terminal(words: list[str], size: tuple[int, int] = (120, 36), **env: str) -> tuple[int, int, bytearray]:
+    """(pid, master, what it says) of a program in a terminal of its own."""
     import fcntl
     import termios
 
     pid, master = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
-        os.execve(words[0], words, {**os.environ, "TERM": "xterm-256color", "TEXTUAL_ANIMATIONS": "none"})
+        os.execve(words[0], words, {**os.environ, "TERM": "xterm-256color", "TEXTUAL_ANIMATIONS": "none", **env})
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
-    threading.Thread(target=_drain, args=(master,), daemon=True).start()
-    return pid, master
+    said = bytearray()
+    threading.Thread(target=_drain, args=(master, said), daemon=True).start()
+    return pid, master, said
 
 
-def _drain(master: int) -> None:
-    while True:
-        try:
-            if not os.read(master, 65536):
-                return
-        except OSError:
-            return
+def _drain(master: int, said: bytearray) -> None:
+    with contextlib.suppress(OSError):  # the program has ended
+        while data := os.read(master, 1 << 16):
+            said += data
 
 
 @pytest.mark.parametrize(
@@ -730,7 +728,7 @@ def test_a_launched_run_lives_on_when_the_ui_ends(tmp_path: Path, end: str) -> N
         drive(root, begin)
     else:
         code = f"import sys; sys.path[:0] = ['.', 'tests']; import test_tui; test_tui.for_terminal({str(root)!r})"
-        pid, master = in_terminal([sys.executable, "-c", code])
+        pid, master, _ = in_terminal([sys.executable, "-c", code])
         deadline = time.monotonic() + 60
         while not (process := next(iter(launch.records(root)), {}).get("child")) or not launch.records(root)[0].get("run"):
             assert time.monotonic() < deadline
@@ -885,6 +883,25 @@ def without_colour(root: str) -> None:
             await pilot.press("1", "2", "4", "5", "6", "escape")
 
     drive(Path(root), steps)
+
+
+@pytest.mark.parametrize(("system", "own", "other"), [("256", b"38;5;", b"38;2;"), ("truecolor", b"38;2;", b"38;5;")])
+def test_a_terminal_gets_the_colours_it_has_and_q_leaves(four: Path, system: str, own: bytes, other: bytes) -> None:
+    words = [sys.executable, "tui.py", str(four), "--readonly"]
+    pid, master, said = in_terminal(words, TEXTUAL_COLOR_SYSTEM=system)
+    for key, shown in ((b" ", b"1 overlaid"), (b"q", b"\x1b[?1049l")):
+        deadline = time.monotonic() + 60
+        while shown not in said:
+            assert time.monotonic() < deadline, bytes(said[-300:])
+            if b"done" in said:  # the list is there; a second press undoes nothing that is looked for
+                with contextlib.suppress(OSError):  # it has just left
+                    os.write(master, key)
+            time.sleep(0.3)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(master)
+    assert own in said
+    assert other not in said
+    assert all(glyph.encode() in said for glyph in "✓▌⏎")
 
 
 # ---- keys, help, documents -------------------------------------------------------------------------------------------------
