@@ -34,6 +34,7 @@ from textual import work
 from textual.app import App
 from textual.command import DiscoveryHit, Hit, Provider
 from textual.css.query import NoMatches
+from textual.widget import Widget
 
 from ui import draw, launch, pages, report
 from ui.base import EVERYWHERE, LETTERS, Ask, Choose, Curves, Help, Page, key_groups, key_name
@@ -122,6 +123,7 @@ class Tui(App):
     .-broad #left { width: 54%; height: 100%; }
     .-wide #charts, .-broad #charts { width: 1fr; height: 100%; }
     #table, #options, #content, #log { height: 1fr; }
+    #pixels { height: 1fr; width: auto; }
     #preview, #host { display: none; }
     #host-below { height: 1; }
     .-wide.-tall #preview, .-broad.-tall #preview { display: block; height: 5; }
@@ -150,6 +152,7 @@ class Tui(App):
         self.scripts_dir = scripts_dir or Path(__file__).resolve().parent
         self.curves = Curves()
         self.images = "NO_COLOR" not in os.environ
+        self.pixels: type[Widget] | None = None  # draws samples as they are; else half blocks do
         self.metric = "FID"
         self.overlay: dict[str, tuple[str, int]] = {}  # name: letter, colour
         self.hidden: set[str] = set()
@@ -661,9 +664,19 @@ def main(
             print(clean(line, 2000))
         return
     app = Tui(runs, readonly, theme, scripts, on_finish)
+    app.pixels = pixels() if app.images else None
     if filter:
         app.set_filter(filter)
     app.run()
+
+
+def pixels() -> type[Widget] | None:
+    """A widget for pictures, where textual-image is installed and the terminal says that it has sixel or kitty graphics."""
+    try:
+        from textual_image import renderable, widget  # asks the terminal, so before textual reads from it
+    except Exception:  # not installed, or another version: half blocks are enough
+        return None
+    return widget.Image if renderable.Image in (renderable.SixelImage, renderable.TGPImage) else None
 
 
 def filter_runs(store: Store, chosen: Callable[[Run], bool]) -> list[Run]:

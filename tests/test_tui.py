@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from fake_trainer import evolution, make_run, me, write
 from rich.cells import cell_len
+from textual.widget import Widget
 
 import tui
 from tui import Compare, Form, Help, OneRun, Runs, Tui
@@ -883,6 +884,32 @@ def without_colour(root: str) -> None:
             await pilot.press("1", "2", "4", "5", "6", "escape")
 
     drive(Path(root), steps)
+
+
+def test_samples_as_pixels_where_the_terminal_has_them(four: Path) -> None:
+    shown = []
+
+    class Picture(Widget):
+        image = property(lambda self: shown[-1], lambda self, value: shown.append(value))
+
+    async def steps(app: Tui, pilot: Pilot) -> None:
+        app.pixels = Picture
+        await open_run(app, pilot, "eagan-cifar10-s0", "3")
+        await pilot.until(lambda: shown)
+        picture, content = app.screen.query_one(Picture), app.screen.query_one("#content", Doc)
+        whole = shown[-1].size
+        assert "step" in content.text
+        assert picture.display
+        assert (picture.size.height, content.size.height) == (app.size.height - 6, 1)
+        await pilot.press("plus")
+        assert shown[-1].size[0] < whole[0]
+        n = len(shown)
+        await pilot.press("comma", "1")
+        assert len(shown) == n + 1
+        assert not picture.display
+        assert content.size.height > 20
+
+    drive(four, steps)
 
 
 @pytest.mark.parametrize(("system", "own", "other"), [("256", b"38;5;", b"38;2;"), ("truecolor", b"38;2;", b"38;5;")])

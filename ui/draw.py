@@ -19,6 +19,7 @@ from ui.runs import clean, open_regular
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
 Line = list[tuple[str, str | Style]]
 
@@ -554,6 +555,15 @@ def grid_of(image: "np.ndarray") -> tuple[int, int]:
     h, w = image.shape[:2]
     pitch = (w - 2) // 8
     return (8, pitch) if pitch >= 6 and 8 * pitch + 2 == w and (h - 2) % pitch == 0 else (1, w)
+
+
+def part(image: "np.ndarray", across: int) -> "Image":
+    """The first `across` samples of the first as many rows of a grid; any other picture whole."""
+    from PIL import Image
+
+    n, pitch = grid_of(image)
+    side = across * pitch + 2
+    return Image.fromarray(image[:side, :side] if across < n else image)
 
 
 def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8) -> list[Line]:

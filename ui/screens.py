@@ -1,8 +1,10 @@
 """The screens that look at runs: the list, one run, two runs."""
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 from textual import events
@@ -445,6 +447,7 @@ class OneRun(Page):
         self.view = pages.View()
         self.first = 0  # of the charts shown
         self.across = 8
+        self.pictured: tuple = ()  # what #pixels shows
         self.wants_output = False
 
     def body(self) -> ComposeResult:
@@ -452,6 +455,8 @@ class OneRun(Page):
         yield Doc(self.tabs, base="bar", id="tabs")
         yield Doc(self.content, id="content")
         yield LogView(id="log")
+        if self.app.pixels:
+            yield self.app.pixels(id="pixels")
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -512,6 +517,9 @@ class OneRun(Page):
         self.tab = tab
         log, content = self.query_one(LogView), self.query_one("#content", Doc)
         log.display, content.display = tab == "log", tab != "log"
+        if self.app.pixels:
+            self.query_one("#pixels").display = tab == "samples"
+            content.styles.height = 1 if tab == "samples" else "1fr"
         content.top = 0
         if tab == "log":
             self.open_log()
@@ -581,7 +589,13 @@ class OneRun(Page):
         return [*([strip] if strip else []), *lines]
 
     def samples(self, width: int, height: int) -> list[Line]:
-        return sample_lines(self.run, self.view.at, width, height, self.across, self.app.images)
+        if self.app.pixels and (found := sample_at(self.run, self.view.at)):
+            with contextlib.suppress(ValueError):  # what cannot be shown is said in the line above
+                if self.pictured != (now := (found[1], self.across)):
+                    self.query_one("#pixels").image = draw.part(draw.open_image(found[1]), self.across)
+                    self.pictured = now
+        lines = sample_lines(self.run, self.view.at, width, height, self.across, self.app.images)
+        return lines[:1] if self.app.pixels else lines
 
     def config(self, width: int, _: int) -> list[Line]:
         preset = clean(self.run.config.get("preset"))
@@ -761,20 +775,23 @@ class OneRun(Page):
         return clean(self.run.config.get("command"), 5000) or str(self.run.path)
 
 
+def sample_at(run: Run, at: float | None) -> tuple[int, Path] | None:
+    """(step, path) of the newest grid of samples that is not after `at`."""
+    return next((f for f in reversed(run.files("samples", ".png")) if at is None or f[0] <= at), None)
+
+
 def sample_lines(run: Run, at: float | None, width: int, height: int, across: int, images: bool) -> list[Line]:
     """The newest grid of samples that is not after `at`, with a line about it."""
-    files = run.files("samples", ".png")
-    before = [i for i, (s, _) in enumerate(files) if at is None or s <= at]
-    if not before:
+    files, found = run.files("samples", ".png"), sample_at(run, at)
+    if not found:
         return [[(" no samples" + (" yet" if not files else f" before step {human(at)}"), "dim")]]
-    i = before[-1]
-    step, path = files[i]
+    step, path = found
     try:
         image = draw.open_image(path)
     except ValueError as e:
         return [[(f" {path.name} cannot be shown: {e}", "bad")]]
     n, _ = draw.grid_of(image)
-    facts = f" step {human(step)} · {i + 1} of {len(files)} · {image.shape[1]} x {image.shape[0]} pixels"
+    facts = f" step {human(step)} · {files.index(found) + 1} of {len(files)} · {image.shape[1]} x {image.shape[0]} pixels"
     facts += f" · {min(n, across)} of {n} a row" if n > 1 else ""
     hint = "   + - size   , . step   * best"
     head: Line = [(facts, "bold"), (hint if len(facts + hint) < width else "", "dim")]
