@@ -1131,6 +1131,8 @@ def check(args: Args, world: int) -> None:
         raise UserError(f"--genotype {args.genotype}: skips the search that --phase search asks for; leave one of them out")
     if args.phase == "eval" and not args.weights:
         raise UserError("--phase eval: needs --weights, a weights.pt of a run")
+    if args.weights and args.phase != "eval":
+        raise UserError(f"--weights {args.weights}: is evaluated by --phase eval; to train use --genotype")
     if args.genotype or args.phase == "eval":
         return  # no search, so its flags are not read
     chance = args.search == "random-shared"
@@ -1201,7 +1203,10 @@ def plan_of(args: Args, epoch: int, state: State) -> list[tuple[str, int, float]
         plan.append(("random search" if args.search == "random" else "derive", steps, macs))
     if "train" in parts:
         g = g_macs(names_of(state.G), args.g_ch, args.z_dim, args.size) if state.G else mean_g(args.cells, args.g_ch)
-        plan.append(("train", args.train_epochs * epoch // args.n_critic, step_macs(g, d_macs(args.d_ch, args.size))))
+        steps = args.train_epochs * epoch // args.n_critic
+        if not steps:
+            raise UserError(f"--n-critic {args.n_critic}: more than the batches of all --train-epochs, so G never trains")
+        plan.append(("train", steps, step_macs(g, d_macs(args.d_ch, args.size))))
     return plan
 
 

@@ -1076,6 +1076,8 @@ def check(args: Args, world: int) -> None:
         raise UserError("--stages d: searches D for a given G; name it with --genotype")
     if args.phase == "eval" and not args.weights:
         raise UserError("--phase eval: needs --weights, a weights.pt of a run")
+    if args.weights and args.phase != "eval":
+        raise UserError(f"--weights {args.weights}: is evaluated by --phase eval; to train use --genotype")
     if args.selection == "cars" and args.objectives != "is,fid,size":
         raise UserError(f"--selection cars: needs --objectives is,fid,size, not {args.objectives}")
     if args.d_genotype and not args.genotype:
@@ -1132,6 +1134,8 @@ def plan_of(args: Args, batches: Batches, state: State) -> list[tuple[str, int, 
         g = mean_g([state.G] if state.G else typical_g if name == "search-g" else [named("eagan-g", "G")])
         if name == "train":
             steps = args.train_epochs * (args.epoch_batches or len(batches)) // args.n_critic
+            if not steps:
+                raise UserError(f"--n-critic {args.n_critic}: more than the batches of all --train-epochs, so G never trains")
             plan.append((name, steps, step_macs(g, mean_d([state.D]), args.n_critic)))
         else:
             one = name == "search-g"

@@ -327,6 +327,8 @@ def smoke(tiny_data: dict) -> list[str]:
         (["--genotype", "A", "--phase", "search"], ["--genotype A", "--phase search"]),
         (["--phase", "train"], ["--phase train", "--genotype", "sngan"]),
         (["--phase", "eval"], ["--phase eval", "--weights"]),
+        (["--weights", "w.pt"], ["--weights w.pt", "--phase eval"]),
+        (["--train-epochs", "1", "--epoch-batches", "2", "--n-critic", "3"], ["--n-critic 3", "--train-epochs"]),
         (["--phase", "eval", "--weights", "nowhere.pt"], ["nowhere.pt", "No such file"]),
         (["--dataset", "no/such/place"], ["no/such/place"]),
         (["--d-batch", "20000"], ["--d-batch", "20000"]),

@@ -332,6 +332,8 @@ SMOKE = ["--preset", "smoke"]
         (["--device", "gpu"], ["--device gpu", "auto"]),
         (["--phase", "train"], ["--phase train", "--genotype", "eagan-g"]),
         (["--phase", "eval"], ["--weights"]),
+        (["--weights", "w.pt"], ["--weights w.pt", "--phase eval"]),
+        (["--train-epochs", "1", "--epoch-batches", "2", "--n-critic", "3"], ["--n-critic 3", "--train-epochs"]),
         (["--phase", "eval", "--weights", "nowhere.pt"], ["nowhere.pt", "No such file"]),
         (["--genotype", "eagan-x"], ["eagan-x", "adversarialnas-g"]),
         (["--genotype", "eagan-d-stl10"], ["eagan-d-stl10", "discriminator"]),
