@@ -912,7 +912,10 @@ def test_samples_as_pixels_where_the_terminal_has_them(four: Path) -> None:
     drive(four, steps)
 
 
-@pytest.mark.parametrize(("system", "own", "other"), [("256", b"38;5;", b"38;2;"), ("truecolor", b"38;2;", b"38;5;")])
+@pytest.mark.parametrize(
+    ("system", "own", "other"),
+    [("256", b"38;5;", b"38;2;"), pytest.param("truecolor", b"38;2;", b"38;5;", marks=pytest.mark.slow)],
+)
 def test_a_terminal_gets_the_colours_it_has_and_q_leaves(four: Path, system: str, own: bytes, other: bytes) -> None:
     words = [sys.executable, "tui.py", str(four), "--readonly"]
     pid, master, said = in_terminal(words, TEXTUAL_COLOR_SYSTEM=system)
