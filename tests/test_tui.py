@@ -279,7 +279,9 @@ def test_what_was_chosen_and_what_has_happened_since(tmp_path: Path) -> None:
     make_run(tmp_path, seed=2, rows=20)
 
     async def first(app: Tui, pilot: Pilot) -> None:
-        await pilot.press("space", "s")
+        table = app.screen.query_one(Table)
+        await pilot.until(lambda: table.rows[0][0] == run.name)  # the running one is first, when its process is seen
+        await pilot.press("home", "space", "s")
 
     async def second(app: Tui, pilot: Pilot) -> None:
         assert app.sort == "name"
