@@ -311,7 +311,8 @@ class Tui(App):
 
     def listed(self) -> list[Run]:
         """The runs of the list in their order."""
-        runs = [r for r in self.store.ordered() if self.filter(r) and (self.show_hidden or r.name not in self.hidden)]
+        known = self.store.ordered() if self.scanned else []  # of a part the cursor would take the wrong run for the first
+        runs = [r for r in known if self.filter(r) and (self.show_hidden or r.name not in self.hidden)]
         if self.sort == "state":
             newest = sorted(runs, key=lambda r: (r.name[len(_stem(r.name)) :], r.name), reverse=not self.reverse)
             newest.sort(key=lambda r: STATES.index(r.state) if r.state in ("queued", *LIVE) else len(STATES))
