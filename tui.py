@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -61,15 +61,23 @@ from ui.widgets import THEMES, use_palette
 # ---- keys and commands ------------------------------------------------------------------------------------------------
 
 
-def key_table() -> str:
+def key_table(rows: Iterable[tuple[str, str]]) -> str:
+    return "| key | what it does |\n|---|---|\n" + "".join(f"| `{key}` | {does} |\n" for key, does in rows)
+
+
+def first_keys() -> str:
+    """The key table of the README: what the list of runs offers at its foot."""
+    return key_table((key_name(b.key), b.description) for b in Runs.BINDINGS if b.show)
+
+
+def key_tables() -> str:
     """The key tables of docs/tui.md."""
     parts = []
     for title, screen in (("Runs", Runs), ("One run", OneRun), ("Compare", Compare), ("Launch form", Form)):
         rows = [row for name, found in key_groups(screen) if name not in ("move", "everywhere") for row in found]
-        parts.append(f"### {title}\n\n| key | what it does |\n|---|---|\n" + "".join(f"| `{k}` | {t} |\n" for k, t in rows))
+        parts.append(f"### {title}\n\n{key_table(rows)}")
     groups = dict(key_groups(Runs))
-    rows = groups["move"] + groups["everywhere"]
-    parts.append("### Everywhere\n\n| key | what it does |\n|---|---|\n" + "".join(f"| `{k}` | {t} |\n" for k, t in rows))
+    parts.append(f"### Everywhere\n\n{key_table(groups['move'] + groups['everywhere'])}")
     return "\n".join(parts)
 
 
