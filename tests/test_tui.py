@@ -49,6 +49,8 @@ def drive(
     async def all_of_it() -> None:
         async with app.run_test(size=size) as pilot:
             await until(pilot, lambda: app.scanned and app.screen.is_mounted and app.screen.query_one(Table).strips)
+            listed = lambda: [r.name for r in app.listed()]  # noqa: E731
+            await until(pilot, lambda: [name for name, _ in app.screen.query_one(Table).rows] == listed())
             await steps(app, Pilot(app, pilot))
             app.exit()
 
