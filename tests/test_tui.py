@@ -131,13 +131,19 @@ def screen_lines(app: Tui) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of each method, and a second one of EAGAN; only read."""
+def runs_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("four") / "runs"
     for method in ("eagan", "adversarialnas", "autogan", "degas"):
         make_run(root, method, rows=60, samples=3)
     make_run(root, "eagan", seed=1, rows=60, samples=2, quality=20)
     return root
+
+
+@pytest.fixture
+def four(runs_of_all: Path) -> Path:
+    """A finished run of each method, and a second one of EAGAN; only read, and what an earlier test chose is forgotten."""
+    (runs_of_all / ".tui.json").unlink(missing_ok=True)
+    return runs_of_all
 
 
 # ---- starting -----------------------------------------------------------------------------------------------------------
