@@ -676,7 +676,13 @@ def main(
     app.pixels = pixels() if app.images else None
     if filter:
         app.set_filter(filter)
+    end_with_the_terminal()
     app.run()
+
+
+def end_with_the_terminal() -> None:
+    """Also where SIGHUP is ignored, as under nohup: without its terminal the UI would spin for ever. Runs go on."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pixels() -> type[Widget] | None:

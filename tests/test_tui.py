@@ -768,6 +768,7 @@ def for_terminal(root: str) -> None:
         app.screen.action_go()
 
     app.call_later(lambda: asyncio.create_task(begin()))
+    tui.end_with_the_terminal()
     app.run()
 
 
