@@ -1163,7 +1163,7 @@ def check_plan(args: Args, plan: list[tuple[str, int, float]]) -> None:
     for name, steps, _ in plan:
         if name == "train" and not steps:
             raise UserError(
-                f"--n-critic {args.n_critic}: more than the D batches of all --train-epochs, so G is never trained; use fewer"
+                f"--n-critic {args.n_critic}: more than the D batches of all --train-epochs, so G never trains; use fewer"
             )
         if name == "random" and args.candidates > 1 and not steps:
             raise UserError(f"--candidates {args.candidates}: more than the search's G updates, which they share; use fewer")

@@ -1205,7 +1205,9 @@ def plan_of(args: Args, epoch: int, state: State) -> list[tuple[str, int, float]
         g = g_macs(names_of(state.G), args.g_ch, args.z_dim, args.size) if state.G else mean_g(args.cells, args.g_ch)
         steps = args.train_epochs * epoch // args.n_critic
         if not steps:
-            raise UserError(f"--n-critic {args.n_critic}: more than the batches of all --train-epochs, so G never trains")
+            raise UserError(
+                f"--n-critic {args.n_critic}: more than the D batches of all --train-epochs, so G never trains; use fewer"
+            )
         plan.append(("train", steps, step_macs(g, d_macs(args.d_ch, args.size))))
     return plan
 

@@ -1135,7 +1135,9 @@ def plan_of(args: Args, batches: Batches, state: State) -> list[tuple[str, int, 
         if name == "train":
             steps = args.train_epochs * (args.epoch_batches or len(batches)) // args.n_critic
             if not steps:
-                raise UserError(f"--n-critic {args.n_critic}: more than the batches of all --train-epochs, so G never trains")
+                raise UserError(
+                    f"--n-critic {args.n_critic}: more than the D batches of all --train-epochs, so G never trains; use fewer"
+                )
             plan.append((name, steps, step_macs(g, mean_d([state.D]), args.n_critic)))
         else:
             one = name == "search-g"

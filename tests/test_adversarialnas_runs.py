@@ -1,9 +1,6 @@
 """Runs of adversarialnas.py as a user has them: files, seeds, stop and resume in every phase, variants, bad input."""
 
 import json
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -23,6 +20,7 @@ from tests.runs import (
     assert_same_run,
     command,
     flags,
+    kill_and_resume,
     load,
     refused,
     rows,
@@ -242,30 +240,7 @@ def test_random_search_resumed_equals_undisturbed(
 
 @pytest.mark.slow
 def test_kill_during_a_checkpoint_leaves_one_that_resumes(tiny: dict, whole: Path, tmp_path: Path) -> None:
-    killed = """
-import os, signal, sys, torch
-import common.run
-calls, save = [], torch.save
-def torn(state, path):
-    save(state, path)
-    if path.name.startswith("checkpoint"):
-        calls.append(path)
-        if len(calls) == 6:
-            os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-common.run.torch.save = torn
-torch.set_num_threads(1)
-import adversarialnas
-sys.exit(common.run.cli(adversarialnas.main, adversarialnas.Args, adversarialnas.PRESETS))
-"""
-    words = flags({**tiny, "runs_dir": tmp_path, "save_minutes": 0})
-    done = subprocess.run([sys.executable, "-c", killed, *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    (run,) = tmp_path.glob("adversarialnas-*")
-    assert list(run.glob("*.tmp"))
-    assert command(nas, ["--resume", str(run)]) == 0
-    assert not list(run.glob("*.tmp"))
-    assert_same_run(whole, run)
+    assert_same_run(whole, kill_and_resume(nas, tiny, tmp_path, save=6))
 
 
 def test_a_stop_file_stops_the_search(tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

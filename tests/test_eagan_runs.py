@@ -3,9 +3,6 @@
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from tests.runs import (
     assert_same_run,
     command,
     flags,
+    kill_and_resume,
     load,
     refused,
     rows,
@@ -231,30 +229,7 @@ def test_a_stop_file_stops_a_run(tiny: dict, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_kill_during_a_checkpoint_leaves_one_that_resumes(tiny: dict, whole: Path, tmp_path: Path) -> None:
-    killed = """
-import os, signal, sys, torch
-import common.run
-calls, save = [], torch.save
-def torn(state, path):
-    save(state, path)
-    if path.name.startswith("checkpoint"):
-        calls.append(path)
-        if len(calls) == 8:
-            os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-common.run.torch.save = torn
-torch.set_num_threads(1)
-import eagan
-sys.exit(common.run.cli(eagan.main, eagan.Args, eagan.PRESETS))
-"""
-    words = flags({**tiny, "runs_dir": tmp_path, "save_minutes": 0})
-    done = subprocess.run([sys.executable, "-c", killed, *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    (run,) = tmp_path.glob("eagan-*")
-    assert list(run.glob("*.tmp"))
-    assert command(eagan, ["--resume", str(run)]) == 0
-    assert not list(run.glob("*.tmp"))
-    assert_same_run(whole, run)
+    assert_same_run(whole, kill_and_resume(eagan, tiny, tmp_path, save=8))
 
 
 @pytest.mark.slow
