@@ -78,7 +78,7 @@ class Args:
     ] = 0
     search_images: Annotated[int, opt("Training images of the search, drawn at random; 0: all. [ours]", "Search", min=0)] = 0
     search_epochs: Annotated[int, opt("Epochs of (z, w) steps. [DARTS]", "Search", min=1)] = 50
-    epoch_batches: Annotated[int, opt("Batches that count as an epoch; 0: the data set once. [ours]", "Search", min=0)] = 0
+    epoch_batches: Annotated[int, opt("D batches that count as an epoch; 0: the data set once. [ours]", "Search", min=0)] = 0
     search_batch: Annotated[int, opt("Images of a search step, over all processes. [DARTS]", "Search", min=2)] = 64
     search_ch: Annotated[int, opt("Channels of the supernet. [inferred: docs/degas.md]", "Search", min=1)] = 128
     w_lr: Annotated[float, opt("SGD learning rate of w; 0: 0.3, for STL-10 and CelebA 0.03. [paper §4]", "Search", min=0)] = 0.0
@@ -127,7 +127,7 @@ class Args:
     ] = "2048"
     ref_n: Annotated[int, opt("Training images behind the reference; 0: all. [ours]", "Eval", min=0)] = 0
     eval_n: Annotated[int, opt("Generated images of an evaluation in training. [CT-GAN]", "Eval", min=2)] = 50_000
-    eval_every: Annotated[int, opt("G updates between evaluations in training. [ours]", "Eval", min=1)] = 10_000
+    eval_every: Annotated[int, opt("Epochs between evaluations in training; 64: 10,000 G updates. [ours]", "Eval", min=1)] = 64
     eval_bn: Annotated[
         Literal["batch", "running"], opt("BatchNorm statistics of evaluation; batch: of 100 images. [CT-GAN]", "Eval")
     ] = "batch"
@@ -137,14 +137,14 @@ PRESETS = {
     "paper": {},
     "quick": {
         **{"preset": "quick", "search_epochs": 8, "search_images": 10_000, "search_ch": 64, "arch_lr": 3e-3, "amp": True},
-        **{"iters": 4000, "eval_n": 10_000, "eval_every": 1000, "sample_every": 500},
+        **{"iters": 4000, "eval_n": 10_000, "eval_every": 6, "sample_every": 500},
     },
     "smoke": {
         **{"preset": "smoke", "dataset": "shapes", "evaluator": "compact", "z_dim": 32},
         **{"search_images": 128, "search_size": 16, "search_batch": 32, "search_ch": 12, "arch_lr": 1e-2},
         **{"search_epochs": 8, "epoch_batches": 20},
         **{"iters": 201, "g_ch": 24, "d_ch": 24, "d_batch": 32, "g_batch": 32, "n_critic": 2, "g_lr": 2e-3, "d_lr": 2e-3},
-        **{"ema": 0.9, "eval_n": 1000, "eval_every": 100, "sample_every": 50, "log_every": 10},
+        **{"ema": 0.9, "eval_n": 1000, "eval_every": 10, "sample_every": 50, "log_every": 10},
     },
 }
 
@@ -1129,16 +1129,16 @@ def train_gan(
         G.compile()
         D.compile()
 
-    total = args.iters - 1
+    total, every = args.iters - 1, updates_between_evaluations(args, len(batches))
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
         done, last = state.step - state.began, state.iteration == args.iters
-        if state.evaluated < state.step and (done % args.eval_every == 0 or last):
+        if state.evaluated < state.step and (done % every == 0 or last):
             what = "untrained" if state.iteration == 0 else "last" if last else "training"
             evaluate(args, ranks, run, evaluator, G, G_ema, state, what)
         if last:
             break
-        run.tick(state.step, f"evaluation in {min(args.eval_every - done % args.eval_every, total - done)} steps")
+        run.tick(state.step, f"evaluation in {min(every - done % every, total - done)} steps")
         lr = linear_lr(args.g_lr, state.iteration, args.iters)
         set_lr(g_opt, lr)
         set_lr(d_opt, linear_lr(args.d_lr, state.iteration, args.iters))
@@ -1157,6 +1157,11 @@ def train_gan(
             run.samples(state.step, grid(args, ranks, G_ema))
         state.iteration += 1
     run.save()
+
+
+def updates_between_evaluations(args: Args, epoch: int) -> int:
+    """--eval-every in G updates. epoch: critic steps that see the data set once."""
+    return max(1, args.eval_every * (args.epoch_batches or epoch) // args.n_critic)
 
 
 def evaluate(
@@ -1275,7 +1280,8 @@ def first_state(args: Args) -> State:
 
 def plan_of(args: Args, data: Dataset, state: State) -> list[tuple[str, int, float]]:
     """(stage, G updates, MACs of one update) for every stage. A backward pass costs two forward passes."""
-    plan, evaluated = [], args.iters // args.eval_every + 2
+    epoch = -(-len(data.images) // args.d_batch)
+    plan, evaluated = [], args.iters // updates_between_evaluations(args, epoch) + 2
     if "search" in stages_of(args):
         _, epoch = epoch_of(args, count_of(args, data))
         macs = g_macs(None, args.search_ch, args.z_dim, args.search_size, args.n, normal_ops(args))
