@@ -109,53 +109,118 @@ def scripts(folder: Path) -> tuple[list[Script], dict[str, str]]:
             source = read_bytes(path, 4 << 20).decode()
             if "class Args" in source and "PRESETS" in source:
                 found.append(read_script(path, source))
-        except (OSError, ValueError, SyntaxError, RecursionError) as e:
-            broken[path.name] = clean(e, 100)
+        except Exception as e:  # a copy may hold anything, and none may end the UI
+            broken[path.name] = clean(e, 100) or type(e).__name__
     return found, broken
 
 
 def read_script(path: Path, source: str) -> Script:
     """Options and presets, by ast: nothing of the script is run. ValueError: no Args or PRESETS that can be read."""
-    tree = ast.parse(source)
-    names: dict[str, ast.expr] = {}
-    args = None
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == "Args":
-            args = node
-        elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            names[node.targets[0].id] = node.value
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-            names[node.target.id] = node.value
-    if args is None or "PRESETS" not in names:
+    module = Module(path.parent, path.stem, source, {})
+    if not {"Args", "PRESETS"} <= module.names.keys():
         raise ValueError("defines no Args and PRESETS")
-    options = {}
-    for node in args.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            options[node.target.id] = _option(node.target.id, node.annotation, node.value, names)
-    presets = literal(names["PRESETS"], names)
+    options: dict[str, Option] = {}
+    for where, part in _lineage(*module.find("Args")):
+        for node in part.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                options[node.target.id] = _option(node.target.id, node, where, options.get(node.target.id))
+    panels = ["Run", "Data", "Search", "Train", "Eval", *(o.panel for o in options.values())]
+    options = dict(sorted(options.items(), key=lambda item: panels.index(item[1].panel)))
+    presets = literal(ast.Name("PRESETS"), module)
     if not isinstance(presets, dict) or not all(isinstance(v, dict) for v in presets.values()):
         raise ValueError("PRESETS is no dict of dicts")
-    about = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+    about = (ast.get_docstring(module.tree) or "").split("\n\n")[0].replace("\n", " ")
     return Script(path, about, options, presets)
 
 
-def literal(node: ast.expr | None, names: dict[str, ast.expr], depth: int = 0) -> Any:
-    """The value of a literal, of arithmetic on literals, of Path("..."), of {**a, ...}, of a name of such. ValueError: else."""
+class Module:
+    """What a file defines and imports, by ast. ValueError, SyntaxError: it, or a file that it imports from, cannot be read.
+
+    names: classes, expressions of values, and as text what an import means: `common.cli.CommonArgs`, looked up in
+    common/cli.py of the script's folder when it is asked for. files: all that were read for the script, by dotted name.
+    """
+
+    def __init__(self, folder: Path, name: str, source: str, files: dict[str, "Module"]) -> None:
+        self.folder, self.name, self.tree, self.files = folder, name, ast.parse(source), files
+        self.names: dict[str, ast.AST | str] = {}
+        files[name] = self
+        for node in self.tree.body:
+            if isinstance(node, ast.ClassDef):
+                self.names[node.name] = node
+            elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+                self.names[node.targets[0].id] = node.value
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+                self.names[node.target.id] = node.value
+            elif isinstance(node, ast.Import):
+                self.names |= {a.asname or a.name: a.name for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:  # `from ..x import y` may lead out of the folder
+                self.names |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+
+    def find(self, name: str) -> tuple["Module", ast.AST]:
+        """What `name` or `module.name` means here, and the module where that stands."""
+        module = self
+        for _ in range(20):
+            head, _, tail = name.rpartition(".")
+            found, owner = module.names.get(name), module.names.get(head)
+            if found is None and isinstance(owner, str):
+                found = f"{owner}.{tail}"
+            if found is None:
+                raise ValueError(f"{name[:60]} is not defined in {module.name}")
+            if not isinstance(found, str):
+                return module, found
+            file, _, name = found.rpartition(".")
+            module = module._read(file)
+        raise ValueError(f"{name} is imported in a circle")
+
+    def _read(self, name: str) -> "Module":
+        if name not in self.files:
+            try:
+                path = os.path.realpath(self.folder / (name.replace(".", "/") + ".py"))
+                Module(self.folder, name, read_bytes(Path(path), 4 << 20).decode(), self.files)
+            except (OSError, ValueError, SyntaxError) as e:
+                raise ValueError(f"module {name} cannot be read: {getattr(e, 'strerror', None) or e}") from None
+        return self.files[name]
+
+
+def _lineage(module: Module, node: ast.AST, below: tuple[ast.AST, ...] = ()) -> list[tuple[Module, ast.ClassDef]]:
+    """A class behind all that it inherits from, each with its module: the order in which dataclass takes the fields."""
+    if not isinstance(node, ast.ClassDef):
+        raise ValueError(f"is no class: {ast.unparse(node)[:60]}")
+    if node in below:
+        raise ValueError(f"{node.name} inherits from itself")
+    found: list[tuple[Module, ast.ClassDef]] = []
+    for base in reversed(node.bases):
+        found += [c for c in _lineage(*module.find(ast.unparse(base)), (*below, node)) if c not in found]
+    return [*found, (module, node)]
+
+
+def literal(node: ast.AST | None, module: Module, depth: int = 0) -> Any:
+    """The value of a literal, of arithmetic on literals, of Path("..."), of {**a, ...}, dict(a, b=...) and a | b of dicts, and
+    of a name of such. ValueError: else."""
     if depth > 50 or node is None:
         raise ValueError("is not a literal")
-    again = lambda n: literal(n, names, depth + 1)  # noqa: E731
+    again = lambda n: literal(n, module, depth + 1)  # noqa: E731
+    called = ast.unparse(node.func) if isinstance(node, ast.Call) and len(node.args) < 2 else ""
+    if called == "dict":
+        node = _as_dict(node, [None])
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        node = ast.Dict([None, None], [node.left, node.right])
     if isinstance(node, ast.Constant):
         return node.value
-    if isinstance(node, ast.Name) and node.id in names:
-        return again(names[node.id])
+    if isinstance(node, ast.Name | ast.Attribute):
+        where, found = module.find(ast.unparse(node))
+        return literal(found, where, depth + 1)
     if isinstance(node, ast.Tuple | ast.List):
         return [again(n) for n in node.elts]
     if isinstance(node, ast.Dict):
         made: dict = {}
         for k, v in zip(node.keys, node.values, strict=True):
-            made |= again(v) if k is None else {again(k): again(v)}
+            part = again(v) if k is None else {again(k): again(v)}
+            if not isinstance(part, dict):
+                raise ValueError(f"is no dict: {ast.unparse(v)[:60]}")
+            made |= part
         return made
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Path" and len(node.args) == 1:
+    if called == "Path" and node.args:
         return str(again(node.args[0]))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -again(node.operand)
@@ -168,32 +233,47 @@ def literal(node: ast.expr | None, names: dict[str, ast.expr], depth: int = 0) -
     raise ValueError(f"is not a literal: {ast.unparse(node)[:60]}")
 
 
-def _option(name: str, annotation: ast.expr, default: ast.expr | None, names: dict[str, ast.expr]) -> Option:
-    kind, extras = annotation, []
-    if ast.unparse(annotation).startswith(("Annotated[", "typing.Annotated[")):
-        kind, *extras = annotation.slice.elts
+def _as_dict(call: ast.Call, words: list[str | None]) -> ast.Dict:
+    """`f(1, b=2, **c)` as `{words[0]: 1, "b": 2, **c}`; a word that is None: as `**`."""
+    keys = [*words[: len(call.args)], *(k.arg for k in call.keywords)]
+    return ast.Dict([k and ast.Constant(k) for k in keys], [*call.args, *(k.value for k in call.keywords)])
+
+
+def _option(name: str, node: ast.AnnAssign, module: Module, base: Option | None) -> Option:
+    """A field `x: T = opt(default, help, panel, min=.., max=..)`, or older `x: Annotated[T, opt(help, panel, ..)] = default`.
+
+    base: the field that it redefines. Without a panel, it keeps that one's words, panel and range, as in common/cli.py.
+    """
+    kind, extras, words = node.annotation, [], ["default", "help", "panel", "min", "max"]
+    if ast.unparse(kind).startswith(("Annotated[", "typing.Annotated[")):
+        kind, *extras = kind.slice.elts
     parts = [kind.left, kind.right] if isinstance(kind, ast.BinOp) and isinstance(kind.op, ast.BitOr) else [kind]
     optional = any(isinstance(p, ast.Constant) and p.value is None for p in parts)
     main = next(p for p in parts if not (isinstance(p, ast.Constant) and p.value is None))
     choices: tuple[str, ...] = ()
     if isinstance(main, ast.Subscript) and ast.unparse(main.value).endswith("Literal"):
-        values = literal(main.slice, names)
+        values = literal(main.slice, module)
         choices, word = tuple(str(v) for v in (values if isinstance(values, list) else [values])), "choice"
     else:
         word = {"int": "int", "float": "float", "bool": "bool", "Path": "path"}.get(ast.unparse(main), "text")
+    given: dict[str, Any] = {}
     try:
-        value = literal(default, names)
+        if isinstance(node.value, ast.Call) and ast.unparse(node.value.func).split(".")[-1] == "opt":
+            given = literal(_as_dict(node.value, words), module)
+        elif node.value or not base:
+            given = {"default": literal(node.value, module)}
+        for call in extras:
+            if isinstance(call, ast.Call):
+                given |= literal(_as_dict(call, words[1:]), module)
     except ValueError as e:
         raise ValueError(f"{name}: {e}") from None
-    option = Option(name, word, value, choices=choices, optional=optional)
-    for call in extras:
-        if isinstance(call, ast.Call):
-            words = [literal(a, names) for a in call.args]
-            limits = {k.arg: literal(k.value, names) for k in call.keywords}
-            option.help = str([*words, limits.get("help", "")][0])
-            option.panel = str([*words[1:], limits.get("panel", "")][0])
-            option.low, option.high = limits.get("min"), limits.get("max")
-    return option
+    text, panel = (str(given.get(k) or "") for k in ("help", "panel"))
+    low, high = given.get("min"), given.get("max")
+    if base and not panel:
+        if re.fullmatch(r"\[[^]]*]", text):  # another source of the same words
+            text = re.sub(r" *\[[^]]*]$", "", base.help) + " " + text
+        text, panel, low, high = text or base.help, base.panel, base.low, base.high
+    return Option(name, word, given.get("default", base and base.default), text, panel, low, high, choices, optional)
 
 
 # ---- command lines ----------------------------------------------------------------------------------------------------
