@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from common.metrics import Compact, Inception, frechet_distance, matrix_root
-from common.run import stream
+from common.files import stream
 
 
 def seconds(work: Callable[[], object], device: str, repeat: int = 3) -> float:

@@ -17,9 +17,9 @@ from unittest.mock import MagicMock, patch
 
 import torch
 
-import common.run
+import common.ranks
 from common.metrics import Score
-from common.run import device_name, start_ranks
+from common.ranks import device_name, start_ranks
 
 REPEATS = 5
 ROWS = {  # method: {what is measured: its flags}
@@ -79,7 +79,6 @@ def measure(script: ModuleType, args: object, device: torch.device, seconds: flo
     rates: list[float] = []
     run, evaluator = MagicMock(), MagicMock(batch=100, label="FID")
     run.__enter__.return_value = run
-    run.load.return_value = {}
     run.tick.side_effect = stopwatch(device, seconds, rates)
     evaluator.score.return_value = Score(1.0, 1.0, 0.1, 100, "none", "none")
     with patch.object(script, "Run", return_value=run), patch.object(script, "Evaluator", return_value=evaluator):
@@ -103,7 +102,7 @@ def main() -> None:
 
     device = start_ranks(asked.device).device
     cuda = device.type == "cuda"
-    common.run.PROBE_SECONDS = 0.0
+    common.ranks.PROBE_SECONDS = 0.0
     float32 = "fp32 (TF32 convolutions)" if cuda and torch.backends.cudnn.allow_tf32 else "fp32"
     print(f"{device_name(device)}, torch {torch.__version__}", end=f", CUDA {torch.version.cuda}\n" if cuda else "\n")
     print(f"widths and batches of --preset {asked.preset}; 32 px; median (range)\n")

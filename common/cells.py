@@ -1,8 +1,8 @@
 """What several methods' networks are made of: operations, genotypes, published architectures, parameter counts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from common.run import UserError, read_json
+from common.files import UserError, read_json
 
 Pair = tuple[int, int]
 CONVS = {  # name: (kernel, dilation)
-    **{"conv_1x1": (1, 1), "conv_3x3": (3, 1), "conv_5x5": (5, 1)},
-    **{"dil_conv_3x3": (3, 2), "dil_conv_5x5": (5, 2)},
+    "conv_1x1": (1, 1),
+    "conv_3x3": (3, 1),
+    "conv_5x5": (5, 1),
+    "dil_conv_3x3": (3, 2),
+    "dil_conv_5x5": (5, 2),
 }
-OPS_NORMAL = ("none", "skip_connect", *CONVS)
-OPS_UP = ("nearest", "bilinear", "conv_transpose")
-OPS_DOWN = ("avg_pool", "max_pool", "conv_3x3", "conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
 
-# ---- operations -------------------------------------------------------------------------------------------------------
+# ---- operations ----------------------------------------------------------------------------------
 
 
 def conv2d(
@@ -32,13 +32,15 @@ def conv2d(
 ) -> Tensor:
     """F.conv2d; a dilated one on a CPU in float32, also under autocast.
 
-    torch 2.14's bfloat16 gradient of the weight of a dilated convolution is garbage there, often nan: for channels-last maps
-    of 32 pixels and more, when the width is above 16 and no multiple of it, or the convolution depthwise.
+    torch 2.14's bfloat16 gradient of the weight of a dilated convolution is garbage there, often nan: for channels-last
+    maps of 32 pixels and more, when the width is above 16 and no multiple of it, or the convolution depthwise.
     """
     if dilation == (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     with torch.autocast("cpu", enabled=False):
-        return F.conv2d(x.float(), weight.float(), bias, stride, padding, dilation, groups).to(torch.get_autocast_dtype("cpu"))
+        return F.conv2d(x.float(), weight.float(), bias, stride, padding, dilation, groups).to(
+            torch.get_autocast_dtype("cpu")
+        )
 
 
 class Conv(nn.Conv2d):
@@ -80,13 +82,13 @@ def conv(c_in: int, c_out: int, name: str = "conv_1x1", stride: int = 1, sn: boo
 
 
 def xavier_sn(module: nn.Conv2d) -> nn.Module:
-    """The convolution with Xavier-uniform weights under spectral norm: once wrapped, an initialiser no longer reaches them."""
+    """The convolution with Xavier-uniform weights under spectral norm, which an initialiser no longer reaches later."""
     nn.init.xavier_uniform_(module.weight)
     return spectral_norm(module)
 
 
 class Normal(nn.Module):
-    """An op of OPS_NORMAL but none, (B, C, H, W) -> same: identity, or ReLU (unless relu=False) -> convolution."""
+    """An op of OPS_NORMAL, (B, C, H, W) -> same: identity, or ReLU (unless relu=False) -> convolution."""
 
     def __init__(self, name: str, c: int, sn: bool = False, relu: bool = True) -> None:
         super().__init__()
@@ -95,6 +97,9 @@ class Normal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.conv is None else self.conv(x.relu() if self.relu else x)
+
+    def macs(self, side: int) -> int:
+        return count_params(self) * side**2
 
 
 class Up(nn.Module):
@@ -114,11 +119,15 @@ class Up(nn.Module):
             return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear").relu())
         return self.conv(self.up(x.relu()))
 
+    def macs(self, side: int) -> int:
+        transposed = 0 if self.up is None else count_params(self.up) * (side // 2) ** 2  # works on the small map
+        return transposed + count_params(self.conv) * side**2
+
 
 class Down(nn.Module):
     """An op of OPS_DOWN, (B, C, H, W) -> (B, C, H/2, W/2): a plain 2x2 pool, or ReLU -> convolution of stride 2."""
 
-    def __init__(self, name: str, c: int, sn: bool = True) -> None:
+    def __init__(self, name: str, c: int, sn: bool = False) -> None:
         super().__init__()
         self.name = name
         self.conv = conv(c, c, name, stride=2, sn=sn) if name in CONVS else None
@@ -127,6 +136,15 @@ class Down(nn.Module):
         if self.conv is None:
             return F.avg_pool2d(x, 2) if self.name == "avg_pool" else F.max_pool2d(x, 2)
         return self.conv(x.relu())
+
+    def macs(self, side: int) -> int:
+        return count_params(self) * side**2
+
+
+# Name of an op -> its module, made by (channels). An edge may also hold "none", which has no module.
+OPS_NORMAL = {name: partial(Normal, name) for name in ("skip_connect", *CONVS)}
+OPS_UP = {name: partial(Up, name) for name in ("nearest", "bilinear", "conv_transpose")}
+OPS_DOWN = {name: partial(Down, name) for name in ("avg_pool", "max_pool", *CONVS) if name != "conv_1x1"}
 
 
 class Edge(nn.ModuleDict):
@@ -144,8 +162,8 @@ def add(*terms: Tensor | None) -> Tensor:
 def init_weights(net: nn.Module) -> None:
     """Xavier-uniform for Conv2d, N(1, 0.02) for BatchNorm scales; Linear, ConvTranspose2d and biases keep the defaults.
 
-    Spectral-normalised convolutions keep what they have: torch's default in EAGAN (on a GPU its authors' initialiser wrote
-    to a tensor that spectral norm no longer read), Xavier-uniform from xavier_sn in AutoGAN and AdversarialNAS.
+    Spectral-normalised convolutions keep what they have: torch's default in EAGAN (on a GPU its authors' initialiser
+    wrote to a tensor that spectral norm no longer read), Xavier-uniform from xavier_sn in AutoGAN and AdversarialNAS.
     """
     for m in net.modules():
         if isinstance(m, nn.Conv2d) and not hasattr(m, "parametrizations"):
@@ -155,29 +173,57 @@ def init_weights(net: nn.Module) -> None:
             nn.init.zeros_(m.bias)
 
 
+# ---- what a network costs ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and multiply-adds for one image of the network as its paper writes it."""
+
+    params: int = 0
+    macs: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.params + other.params, self.macs + other.macs)
+
+
 def count_params(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def op_params(op: str, c: int) -> int:
-    """Parameters of one op at width c."""
-    if op in CONVS:
-        return c * c * CONVS[op][0] ** 2 + c
-    return {"nearest": c * c + c, "bilinear": c * c + c, "conv_transpose": c * c + 9 * c}.get(op, 0)
+def conv_cost(c_in: int, c_out: int, kernel: int, side: int, bias_adds: bool = True) -> Cost:
+    """Of a convolution with bias whose output has side x side pixels. kernel 1, side 1: of a linear layer."""
+    weights = c_in * kernel**2 * c_out
+    return Cost(weights + c_out, (weights + c_out * bias_adds) * side**2)
 
 
-def op_macs(op: str, c: int, out: int) -> int:
-    """Multiply-adds of one op with an output of out x out pixels, bias adds included, as the op is written in the paper."""
-    if op == "conv_transpose":
-        return c * c * out**2 + 9 * c * (out // 2) ** 2
-    return op_params(op, c) * out**2
+def params_and_macs(**costs: Cost) -> dict[str, dict[str, int]]:
+    """As genotype.json has them."""
+    return {what: {name: getattr(cost, what) for name, cost in costs.items()} for what in ("params", "macs")}
 
 
-# ---- AutoGAN's discriminator ------------------------------------------------------------------------------------------
+@cache
+def _op(make: Callable[[int], nn.Module], ch: int) -> nn.Module:
+    with torch.device("meta"):
+        return make(ch)
+
+
+def op_cost(make: Callable[[int], nn.Module], ch: int, side: int) -> Cost:
+    """Of one op at a width, with an output of side x side pixels; the op itself states its multiply-adds: `macs(side)`.
+
+    make: an entry of OPS_NORMAL, OPS_UP, OPS_DOWN or a table like them. TypeError: an op that states none.
+    """
+    op = _op(make, ch)
+    if not hasattr(op, "macs"):
+        raise TypeError(f"{type(op).__name__}: needs a method macs(side), its multiply-adds for one image")
+    return Cost(count_params(op), op.macs(side))
+
+
+# ---- AutoGAN's discriminator ---------------------------------------------------------------------
 
 
 class DBlock(nn.Module):
-    """SN-GAN's residual block: ReLU -> conv -> ReLU -> conv (B, C, H, W) -> same; down: both paths end in a 2x2 mean."""
+    """SN-GAN's residual block: ReLU -> conv -> ReLU -> conv, (B, C, H, W) -> same; down: both paths end in a mean."""
 
     def __init__(self, ch: int, down: bool) -> None:
         super().__init__()
@@ -187,14 +233,16 @@ class DBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.conv2(self.conv1(x.relu()).relu())
-        return main + (x if self.shortcut is None else self.shortcut(F.avg_pool2d(x, 2)))  # the 1x1 commutes with the pool
+        return main + (
+            x if self.shortcut is None else self.shortcut(F.avg_pool2d(x, 2))
+        )  # the 1x1 commutes with the pool
 
 
 class AutoGANDiscriminator(nn.Module):
     """The hand-made discriminator of AutoGAN, which AdversarialNAS trains against too: x: (B, 3, H, W) -> (B, 1).
 
-    64 ch^2 + 41 ch parameters, all layers under spectral norm. It halves x twice. stage 0 or 1 leaves out the last 2 or 1 of
-    the middle blocks, for images of 8 and 16 px: AutoGAN's D grows with its G. [AutoGAN §3.1; authors' code]
+    64 ch^2 + 41 ch parameters, all layers under spectral norm. It halves x twice. stage 0 or 1 leaves out the last 2 or
+    1 of the middle blocks, for images of 8 and 16 px: AutoGAN's D grows with its G. [AutoGAN §3.1; authors' code]
     """
 
     def __init__(self, ch: int = 128) -> None:
@@ -212,8 +260,22 @@ class AutoGANDiscriminator(nn.Module):
             x = block(x)
         return self.out(self.last(x).relu().sum(dim=(2, 3)))  # CODE: a sum, so the output's scale grows with the image
 
+    @staticmethod
+    def cost(ch: int, size: int, stage: int = 2, bias_adds: bool = True) -> Cost:
+        """At this width, on images of size x size pixels; the parameters are always those of all blocks."""
 
-# ---- genotypes --------------------------------------------------------------------------------------------------------
+        def convs(side: int, *shapes: tuple[int, int]) -> Cost:  # (channels in, kernel)
+            return sum((conv_cost(c_in, ch, kernel, side, bias_adds) for c_in, kernel in shapes), Cost())
+
+        half, quarter = size // 2, size // 4
+        stem = convs(size, (3, 3), (ch, 3)) + convs(half, (3, 1))
+        middle = [convs(half, (ch, 3), (ch, 3), (ch, 1)), convs(quarter, (ch, 3), (ch, 3))]
+        last = convs(quarter if stage else half, (ch, 3), (ch, 3)) + Cost(ch, ch)
+        params = sum([stem, *middle, last], Cost()).params
+        return Cost(params, sum([stem, *middle[:stage], last], Cost()).macs)
+
+
+# ---- genotypes -----------------------------------------------------------------------------------
 
 Genotype = tuple[tuple[str, ...], ...]  # one row of op names per cell
 
@@ -246,6 +308,18 @@ class Space:
         """The edges of a cell, counted from 0."""
         return self.first if self.first and cell == 0 else self.edges
 
+    def held(self, genotype: "Genotype | None") -> Iterator[tuple[int, int, str]]:
+        """(cell, column, op) of every op in a network of this genotype; None: in a supernet, which holds them all."""
+        for cell in range(self.cells):
+            for column in range(len(self.edges)):
+                for op in self.candidates(genotype, cell, column):
+                    yield cell, column, op
+
+    def candidates(self, genotype: "Genotype | None", cell: int, column: int) -> list[str]:
+        """The ops that an edge is built with, "none" apart: the genotype's own or, in a supernet (None), every one."""
+        ops = self.edges_of(cell)[column].ops if genotype is None else (genotype[cell][column],)
+        return [op for op in ops if op != "none"]
+
     def starved(self, row: Sequence[str], node: int) -> bool:
         """Whether a node of a row of ops lacks the input that it must have."""
         needed = node not in self.leaving or any(row[c] != "none" for c in self.leaving[node])
@@ -264,7 +338,7 @@ class Space:
         return ""
 
     def check(self, rows: object, source: str) -> Genotype:
-        """The genotype, if it belongs to this space. UserError names source, cell and edge, and what may stand there."""
+        """The genotype, if it is one of this space. UserError names source, cell and edge, and what may stand there."""
         if not isinstance(rows, list | tuple) or len(rows) != self.cells:
             raise UserError(f"{source}: a {self.name} genotype is a list of {self.cells} cells, found {rows!r:.80}")
         for i, row in enumerate(rows, 1):
@@ -272,7 +346,9 @@ class Space:
                 raise UserError(f"{source}: cell {i} needs {len(self.edges)} ops, found {row!r:.80}")
             for edge, op in zip(self.edges_of(i - 1), row, strict=True):
                 if op not in edge.ops:
-                    raise UserError(f"{source}: cell {i}, edge {edge.name}: unknown op {op!r:.40}; use {', '.join(edge.ops)}")
+                    raise UserError(
+                        f"{source}: cell {i}, edge {edge.name}: unknown op {op!r:.40}; use {', '.join(edge.ops)}"
+                    )
             if error := self.row_error(tuple(row)):
                 raise UserError(f"{source}: cell {i}: {error}")
         return tuple(tuple(row) for row in rows)
@@ -282,7 +358,7 @@ class Space:
         codes = np.asarray(codes)
         if codes.shape != (self.cells, len(self.edges)) or codes.dtype.kind not in "iu":
             raise UserError(
-                f"{source}: expected integers of shape {(self.cells, len(self.edges))}, found {codes.dtype} {codes.shape}"
+                f"{source}: expected integers of shape {self.cells, len(self.edges)}, found {codes.dtype} {codes.shape}"
             )
         rows = []
         for i, row in enumerate(codes.tolist(), 1):
@@ -303,15 +379,30 @@ class Space:
         ]
 
 
-def read_genotype(path: Path, key: str, space: Space) -> Genotype | None:
-    """Genotype `key` ("G" or "D") of a run's genotype.json, or the authors' .npy; None if a .json has no such key."""
+def named(name: str, space: Space, published: dict[str, dict[str, list]], flag: str = "") -> Genotype | None:
+    """A published genotype by name, or the one in a file, a run's genotype.json or the authors' .npy.
+
+    published: {"G": {name: codes}, "D": {...}}; its key is also that of a .json. None: a .json without this key, which
+    is an error where `flag` says whence the name comes. UserError: neither name nor file, not a genotype of this space.
+    """
+    names = published[space.name]
+    if name in names:
+        return space.from_codes(names[name], name)
+    for other, theirs in published.items():
+        if name in theirs:
+            raise UserError(f"{name}: is a genotype of {other}; for {space.name} use {', '.join(names)}")
+    path = Path(name)
     if path.suffix == ".npy":
         try:
-            return space.from_codes(np.load(path, allow_pickle=False), str(path))
+            return space.from_codes(np.load(path, allow_pickle=False), name)
         except (OSError, ValueError, EOFError) as e:
-            raise UserError(f"{path}: not a .npy file of integers ({e})") from None
-    rows = read_json(path, "genotype file").get(key)
-    return None if rows is None else space.check(rows, f"{path}, {key}")
+            raise UserError(f"{name}: not a .npy file of integers ({e})") from None
+    if path.suffix != ".json":
+        raise UserError(f"{name}: no such genotype; use {', '.join(names)}, a genotype.json or a .npy file")
+    rows = read_json(path, "genotype file").get(space.name)
+    if rows is None and flag:
+        raise UserError(f"{flag} {name}: has no genotype under the key {space.name}")
+    return None if rows is None else space.check(rows, f"{name}, {space.name}")
 
 
 def table(genotype: Genotype, space: Space) -> str:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from common.run import UserError, stream
+from common.files import UserError, stream
 
 SIZES = {"shapes": 32, "cifar10": 32, "stl10": 48, "celeba": 64}  # the names, and the image side each is used at
 BY_HAND = {  # what torchvision looks for, where it cannot download
@@ -168,12 +168,16 @@ def _image_files(
         try:
             image = Image.open(io.BytesIO(read(files[i])), formats=tuple(FORMATS.values()))
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{image.width}x{image.height}, over Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels")
+                raise ValueError(
+                    f"{image.width}x{image.height}, over Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels"
+                )
             if image.mode[0] in "IF":  # Pillow would clip these, not scale them
                 raise ValueError("more than 8 bits a channel, save it with 8")
             image = ImageOps.exif_transpose(image).convert("RGB")
         except Exception as error:  # foreign bytes: Pillow's and zipfile's parsers raise all kinds
-            raise UserError(f"{path}: {files[i]}: not readable as an image ({_line(error)}); mend or remove it") from error
+            raise UserError(
+                f"{path}: {files[i]}: not readable as an image ({_line(error)}); mend or remove it"
+            ) from error
         sizes.add(image.size)
         image = image.crop(_square(*image.size)).resize((size, size), Image.Resampling.BILINEAR)
         images[i] = np.asarray(image).transpose(2, 0, 1)
@@ -332,7 +336,7 @@ class Batches:
         return full + (rest >= self.world)
 
     def indices(self, i: int) -> torch.Tensor:
-        """Which images batch i holds, over all processes: `.chunk(world)[rank]` are this one's. int64, on the device."""
+        """The images of batch i, over all processes: `.chunk(world)[rank]` are this one's. int64, on the device."""
         epoch, k = divmod(i, len(self))
         if epoch != self._epoch:  # drawn on the CPU: the same order on every device
             order = torch.randperm(len(self.images), generator=stream(self.seed, "data", epoch))

@@ -13,8 +13,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.run import UserError, fid_label, replacing, stream
+from common.files import UserError, first_line, replacing, stream
 
+IS_SPLITS = 10  # blocks of images that the Inception Score is the mean over
 CACHE_VERSION = 1  # raise it when what the cached reference statistics mean changes
 COMPACT_RECIPE = 1  # raise it when anything changes in the compact network or its training
 COMPACT_STEPS = (300, 2000)  # of training: at least, at most
@@ -213,10 +214,12 @@ def _download(url: str) -> dict[str, Tensor]:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)  # torch.hub sets none: without a network it could wait for minutes
     try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
+        return torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
     except Exception as error:  # no network, a stalled or cut download, a broken file in torch.hub's folder
         raise UserError(
-            f"--evaluator inception: no download of {url} ({_line(error)}): get that file and pass "
+            f"--evaluator inception: no download of {url} ({first_line(error)}): get that file and pass "
             "--inception-weights FILE, or take --evaluator compact, which needs no file"
         ) from error
     finally:
@@ -231,7 +234,7 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # whatever torch.load raises on a file that is not its own
         raise UserError(
             f"--inception-weights {path} is not the FID Inception network: not a file of tensors "
-            f"({_line(error)}): pass {FID_FILE}"
+            f"({first_line(error)}): pass {FID_FILE}"
         ) from error
 
 
@@ -250,13 +253,15 @@ def _check_inception(state: Any, expected: dict[str, Tensor], needed: list[str],
             refuse(f"unknown entry {key!r}")
         if value.shape != expected[key].shape:
             refuse(f"{key} is {tuple(value.shape)}, not {tuple(expected[key].shape)}")
-    lacking = {key.split(".")[0]: None for key in expected if key not in state and not key.endswith("num_batches_tracked")}
+    lacking = {
+        key.split(".")[0]: None for key in expected if key not in state and not key.endswith("num_batches_tracked")
+    }
     if not set(needed) & set(lacking):
         return
     if set(lacking) <= {*FID_LAYERS[2048], "fc"}:
         raise UserError(
             f"--inception-weights {source} has no {', '.join(lacking)}: FID on 2048 features and the Inception Score "
-            f"need them: pass the complete {FID_FILE}, or take --fid-dims 768 and leave IS out of --objectives or --reward"
+            f"need them: pass the complete {FID_FILE}, or take --fid-dims 768 and leave IS out of --objectives/--reward"
         )
     refuse(f"no {', '.join(lacking)}")
 
@@ -333,6 +338,13 @@ def train_compact(
 # ---------------------------------------------------------------------------------------------------- evaluation
 
 
+def fid_label(net: str) -> str:
+    """How the FID of a network is shown: inception-2048 is FID, inception-768 is FID-768, compact is FID(compact)."""
+    if net.startswith("inception-"):
+        return "FID" if net == "inception-2048" else f"FID-{net.removeprefix('inception-')}"
+    return f"FID({net})"
+
+
 @dataclass(frozen=True)
 class Score:
     """What an evaluation found: FID, and IS with its deviation over the splits (None where it was not asked for)."""
@@ -367,8 +379,8 @@ class Evaluator:
     The constructor does what is quick: it loads the Inception network (name "inception") and raises a UserError when it
     is not there or lacks layers. `use` looks at the data set. `prepare` does what may take minutes.
 
-    fid_dims: 64, 192, 768 or 2048 features of Inception (compact always has 128). ref_n: how many real images, 0 for all,
-    else that many from a fixed permutation. log, check: check is called for every batch; it may raise to stop.
+    fid_dims: 64, 192, 768 or 2048 features of Inception (compact always has 128). ref_n: how many real images, from a
+    fixed permutation; 0 for all. log, check: check is called for every batch; it may raise to stop.
     net, label, ref: how the numbers are to be called, e.g. "inception-768", "FID-768", "cifar10_train 50000".
     want_fid: set to False before `prepare`, it spares the reference statistics and the FID, which is then None.
     """
@@ -382,7 +394,7 @@ class Evaluator:
         fid_dims: int = 2048,
         want_is: bool = True,
         ref_n: int = 0,
-        splits: int = 10,
+        splits: int = IS_SPLITS,
         batch: int = 100,
     ) -> None:
         self.device, self.cache_dir, self.ref_n = torch.device(device), cache_dir, ref_n
@@ -408,8 +420,8 @@ class Evaluator:
         labels = dataset.labels
         if self.net == "compact" and (labels is None or len(labels[labels >= 0].unique()) < 2):
             raise UserError(
-                f"--evaluator compact: {dataset.name} has no labels of two classes or more: put the images in one folder "
-                "a class, give the .npz `labels`, or take --evaluator inception"
+                f"--evaluator compact: {dataset.name} has no labels of two classes or more: put the images in one "
+                "folder a class, give the .npz `labels`, or take --evaluator inception"
             )
         self.dataset, self.ref_n = dataset, self.ref_n or size
         self.ref = f"{dataset.name} {self.ref_n}"
@@ -449,7 +461,9 @@ class Evaluator:
         With world > 1 this rank does the batches rank, rank+world, ..., and all ranks return the same Score.
         """
         if self.want_is and n < self.splits:
-            raise UserError(f"{n} images to score: the Inception Score needs at least {self.splits}, one for each split")
+            raise UserError(
+                f"{n} images to score: the Inception Score needs at least {self.splits}, one for each split"
+            )
         moments = Moments(self.network.dims, self.device)
         inception_score = InceptionScore(n, self.splits, self.network.classes, self.device) if self.want_is else None
         for k in range(rank, -(-n // self.batch), world):
@@ -509,7 +523,7 @@ class Evaluator:
                     raise ValueError("it was made for other data")
                 return stored["tensors"]
             except Exception as error:  # cut off, overwritten, not ours: what is in the cache can be made again
-                self.log(f"{path} is broken ({_line(error)}): made again")
+                self.log(f"{path} is broken ({first_line(error)}): made again")
         tensors = make()
         with replacing(path) as temporary:
             torch.save({"key": key, "tensors": tensors}, temporary)
@@ -522,8 +536,3 @@ def _digest(state: dict[str, Tensor]) -> str:
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error, for a message of one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

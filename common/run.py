@@ -1,8 +1,5 @@
-"""The command line made from Args, seeding, devices and processes, the run directory, checkpoints."""
+"""The run directory: status, progress, logs, checkpoints, signals."""
 
-import dataclasses
-import hashlib
-import inspect
 import json
 import math
 import os
@@ -16,256 +13,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-SCHEMA = 1
-PROBE_SECONDS = 0.4  # spent on measuring this machine's speed, for the price of a run
-ON_RESUME = {  # flags that may differ when a run goes on: none of them changes what is trained
-    *("resume", "preset", "dry_run", "device", "runs_dir", "data_dir", "inception_weights"),
-    *("save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs"),
-}
+from common.files import UserError, finite, first_line, read_json, replacing, write_json
+from common.metrics import fid_label
+from common.ranks import Ranks, device_name
 
-
-class UserError(Exception):
-    """Something the user can mend. Its text is one line: the thing, its value and the remedy; the command exits 2."""
+SCHEMA = 1  # of config.json
+CHECKPOINT = 2  # of checkpoint.pt
 
 
 class Stopped(BaseException):
     """Raised at a safe point after SIGINT, SIGTERM or a STOP file: save, then leave with exit code 130."""
 
 
-# ---- random streams, files --------------------------------------------------------------------------------------------
-
-
-def stream(seed: int, *name: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for each (seed, name): `stream(1, "z", step)` is a pure function of its arguments.
-
-    No random state lives between steps, so a resumed run equals an uninterrupted one, and what one part of the program
-    draws (evaluation, say) cannot shift what another one gets.
-    """
-    digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success move it there at once, on failure leave `path` as it was."""
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield tmp
-        with open(tmp, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    with replacing(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=1, default=str) + "\n")
-
-
-def read_json(path: Path, what: str) -> dict:
-    """A JSON object from a file. UserError: not there, not JSON, not an object."""
-    try:
-        value = json.loads(path.read_text())
-    except OSError as e:
-        raise UserError(f"{what} {path}: {e.strerror}") from None
-    except ValueError as e:
-        raise UserError(f"{what} {path}: not JSON ({e})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{what} {path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-# ---- the command line -------------------------------------------------------------------------------------------------
-
-
-def opt(help: str, panel: str, **limits: Any) -> Any:
-    """Help, panel and range of one field of Args: `population: Annotated[int, opt("...", "Search", min=2)] = 32`."""
-    return typer.Option(help=help.replace("[", r"\["), rich_help_panel=panel, **limits)  # a tag is not rich's markup
-
-
-def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[str] | None = None) -> int:
-    """Run `main(Args(...))` from a command line whose flags, defaults, ranges and help are the fields of `args_class`.
-
-    Explicit flags beat `--preset`, whose values beat the defaults of Args; `--resume DIR` takes every value from the
-    run's config.json and refuses another value for a flag that would change what is trained. Bad input is one line on
-    stderr and exit code 2; a run stopped on request is 130; a failed run is 1.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    fields = dataclasses.fields(args_class)
-    asked = {"--preset": None, "--resume": None}
-    for flag in asked:  # known before the parser is made, so that --preset quick --help shows quick's defaults
-        for i, word in enumerate(argv):
-            if word == flag and i + 1 < len(argv):
-                asked[flag] = argv[i + 1]
-            elif word.startswith(flag + "="):
-                asked[flag] = word.split("=", 1)[1]
-    defaults = {f.name: f.default for f in fields}
-    try:
-        if asked["--resume"] is not None:
-            if asked["--preset"] is not None:
-                raise UserError(f"--preset {asked['--preset']}: a resumed run keeps its settings; leave --preset out")
-            run_dir = Path(asked["--resume"])
-            config = read_json(run_dir / "config.json", "--resume: no run to go on with,")
-            script = Path(inspect.getfile(main)).name
-            if config.get("script") != script:
-                raise UserError(f"--resume {run_dir}: made by {config.get('script')}, not by {script}; resume it there")
-            saved = config.get("args") if isinstance(config.get("args"), dict) else {}
-            defaults |= {f.name: saved[f.name] for f in fields if f.name in saved and f.name != "resume"}
-        else:
-            defaults |= presets.get(asked["--preset"] or "", {})
-
-        def command(ctx: typer.Context, **values: Any) -> None:
-            if asked["--resume"] is not None:
-                for name, value in values.items():
-                    explicit = "COMMANDLINE" in str(ctx.get_parameter_source(name))
-                    if explicit and name not in ON_RESUME and jsonable(value) != defaults[name]:
-                        flag = "--" + name.replace("_", "-")
-                        raise UserError(f"{flag} {value}: this run has {defaults[name]}; it cannot change on --resume")
-            main(args_class(**values))
-
-        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        command.__signature__ = inspect.Signature(
-            [
-                context,
-                *(
-                    inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=defaults[f.name], annotation=f.type)
-                    for f in fields
-                ),
-            ]
-        )
-        command.__doc__ = (inspect.getmodule(main).__doc__ or "").strip().split("\n\n")[0]
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-        app.command()(command)
-        return app(argv, standalone_mode=False) or 0
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except (Stopped, KeyboardInterrupt):
-        return 130
-    except Exception as e:
-        if not hasattr(e, "format_message"):  # not one of the parser's own complaints
-            raise
-        print(f"error: {e.format_message()}", file=sys.stderr)
-        return 2
-
-
 def jsonable(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
-
-
-# ---- processes --------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Ranks:
-    """Where this process computes: its device, and its place among the processes of a torchrun."""
-
-    device: torch.device
-    rank: int = 0
-    world: int = 1
-
-    def average_gradients(self, parameters: Iterator[torch.nn.Parameter]) -> None:
-        """Average .grad over the processes, as one flat tensor. Every process must have sampled the same path."""
-        grads = [p.grad for p in parameters if p.grad is not None] if self.world > 1 else []
-        if grads:
-            flat = torch.cat([g.flatten() for g in grads])
-            dist.all_reduce(flat)
-            flat /= self.world
-            for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-                g.copy_(part.view_as(g))
-
-    def average_buffers(self, net: torch.nn.Module) -> None:
-        """Average floating-point buffers (BatchNorm statistics) over the processes."""
-        for b in net.buffers() if self.world > 1 else ():
-            if b.is_floating_point():
-                dist.all_reduce(b)
-                b /= self.world
-
-    def first(self, do: Callable[[], Any]) -> Any:
-        """do() on rank 0, then on the others, which find what it downloaded or cached."""
-        for turn in (True, False):
-            if (self.rank == 0) == turn:
-                value = do()
-            if self.world > 1:
-                dist.barrier()
-        return value
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process."""
-        if self.world == 1:
-            return flag
-        flags = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(flags)
-        return flags.item() > 0
-
-    def gather(self, value: Any) -> list:
-        """[value of rank 0, of rank 1, ...], the same list on every process. Values are plain containers."""
-        if self.world == 1:
-            return [value]
-        out = [None] * self.world
-        dist.all_gather_object(out, value)
-        return out
-
-
-def start_ranks(device: str) -> Ranks:
-    """Choose the device ("auto", "cpu", "cuda", "cuda:1") and, under torchrun, join the process group."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"--device {device}: torch {torch.__version__} sees no CUDA device; use --device cpu or auto")
-        index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
-        if index >= torch.cuda.device_count():
-            raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
-        chosen = torch.device("cuda", index)
-        torch.cuda.set_device(chosen)
-    elif chosen.type != "cpu":
-        raise UserError(f"--device {device}: only cpu and cuda are supported")
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return Ranks(chosen, rank, world)
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def measured_flops(device: torch.device) -> float:
-    """FLOP/s that a 3x3 convolution of 128 channels reaches here, forward and backward: PROBE_SECONDS and a little."""
-    batch = 64 if device.type == "cuda" else 4
-    x = torch.zeros(batch, 128, 16, 16, device=device, requires_grad=True)
-    w = torch.zeros(128, 128, 3, 3, device=device, requires_grad=True)
-    flops, done = 6 * batch * 16 * 16 * 128 * 128 * 9, 0
-    start = time.perf_counter()
-    while done < 3 or time.perf_counter() - start < PROBE_SECONDS:
-        torch.nn.functional.conv2d(x, w, padding=1).sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        done += 1
-        if done == 2:  # the first calls choose and load kernels
-            start = time.perf_counter()
-    return flops * (done - 2) / (time.perf_counter() - start)
 
 
 def duration(seconds: float) -> str:
@@ -280,7 +51,7 @@ def duration(seconds: float) -> str:
     return f"{m // 60}h{m % 60:02d}" if m < 48 * 60 else f"{m // 1440}d{m // 60 % 24:02d}h"
 
 
-# ---- the run directory ------------------------------------------------------------------------------------------------
+# ---- the run directory ---------------------------------------------------------------------------
 
 
 def process_identity() -> dict:
@@ -327,8 +98,8 @@ class Run:
 
     Used as `with Run(...) as run`: leaving it writes the last state (done, stopped, failed) into status.json.
     args: plain values of every flag. plan: (stage, generator updates, MACs of one update) in order, for total and ETA.
-    facts: further keys of config.json. disk: bytes that the run's files are expected to take. Raises UserError where the
-    directory cannot be made, has no room, is in use by a live process, or was begun with other images.
+    facts: further keys of config.json. disk: bytes that the run's files are expected to take. UserError: the directory
+    cannot be made, has no room, is in use by a live process, or was begun with other images.
     """
 
     def __init__(
@@ -339,39 +110,62 @@ class Run:
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
         self.stopping, self.lock = False, threading.Lock()
-        self.keep: Callable[[], dict] = dict  # returns what a resumed run needs; the script sets it at each stage
+        self.tracked: tuple[Any, dict[str, Any]] | None = None  # what a checkpoint holds: see track()
+        self.to_restore: dict[str, Any] = {}  # what load() read and the first track() puts in place
         self.seconds: dict[str, float] = {}  # per stage, over all processes that worked on this run
         self.clock = self.saved_at = self.shown_at = time.monotonic()
         self.ticks = 0
-        resumed = args["resume"] is not None
-        if resumed:
+        self.resumed = args["resume"] is not None
+        if self.resumed:
             self.dir = Path(args["resume"])
         else:
             stamp = ranks.gather(datetime.now().strftime("%Y%m%d-%H%M%S"))[0]
             name = f"{Path(script).stem}-{dataset}-s{args['seed']}-{stamp}"
             self.dir = ranks.gather(free_name(Path(args["runs_dir"]) / name))[0]
         self.status: dict[str, Any] = {
-            **{"state": "starting", "phase": "search", "stage": "", "step": 0, "total": sum(n for _, n, _ in plan)},
-            **{"rate": None, "eta_s": None, "process": process_identity(), "started": now(), "updated": now()},
-            **{"gpu_mem": None, "peak_mem": None, "last": {"fid": None, "is": None, "net": None}, "next": ""},
-            **{"resume_command": f"python {Path(script).name} --resume {self.dir}", "error": None},
+            "state": "starting",
+            "phase": "search",
+            "stage": "",
+            "step": 0,
+            "total": sum(n for _, n, _ in plan),
+            "rate": None,
+            "eta_s": None,
+            "process": process_identity(),
+            "started": now(),
+            "updated": now(),
+            "gpu_mem": None,
+            "peak_mem": None,
+            "last": {"fid": None, "is": None, "net": None},
+            "next": "",
+            "resume_command": f"python {Path(script).name} --resume {self.dir}",
+            "error": None,
         }
         if self.main:
             config = {
-                **{"schema": SCHEMA, "script": Path(script).name, "method": method, "preset": args["preset"]},
-                **{"dataset": dataset, "data_digest": digest, "seed": args["seed"], "args": self.args},
-                **{"argv": sys.argv, "command": command_line(script, self.args, ranks.world)},
-                **{"git": git_state(Path(script).parent), "device": device_name(ranks.device), "world_size": ranks.world},
-                **{"versions": {"python": platform.python_version(), "torch": torch.__version__}, **facts, "created": now()},
+                "schema": SCHEMA,
+                "script": Path(script).name,
+                "method": method,
+                "preset": args["preset"],
+                "dataset": dataset,
+                "data_digest": digest,
+                "seed": args["seed"],
+                "args": self.args,
+                "argv": sys.argv,
+                "command": command_line(script, self.args, ranks.world),
+                "git": git_state(Path(script).parent),
+                "device": device_name(ranks.device),
+                "world_size": ranks.world,
+                "versions": {"python": platform.python_version(), "torch": torch.__version__},
+                **facts,
+                "created": now(),
             }
             root = next(p for p in (self.dir, *self.dir.absolute().parents) if p.exists())
-            free = shutil.disk_usage(root).free
-            if free < disk:
+            if (free := shutil.disk_usage(root).free) < disk:
                 raise UserError(
-                    f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free of {disk / 1e9:.2f} needed; use another disk"
+                    f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free of {disk / 1e9:.2f}; use another disk"
                 )
             try:
-                if resumed:
+                if self.resumed:
                     self._check_resumable(digest)
                 else:
                     source = self.dir / "source" / "common"
@@ -383,16 +177,20 @@ class Run:
                 (self.dir / "STOP").unlink(missing_ok=True)
                 self._write_status()
             except OSError as e:
-                if not resumed:
+                if not self.resumed:
                     shutil.rmtree(self.dir, ignore_errors=True)
-                raise UserError(f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder") from None
+                raise UserError(
+                    f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder"
+                ) from None
 
     def _check_resumable(self, digest: str) -> None:
         config = read_json(self.dir / "config.json", "--resume")
         if config.get("schema") != SCHEMA:
             raise UserError(f"--resume {self.dir}: has schema {config.get('schema')}, this code reads {SCHEMA}")
         if config.get("data_digest") != digest:
-            raise UserError(f"--resume {self.dir}: the images of {self.args['dataset']} are not those that it began with")
+            raise UserError(
+                f"--resume {self.dir}: the images of {self.args['dataset']} are not those that it began with"
+            )
         try:
             status = json.loads((self.dir / "status.json").read_text())
             self.status["last"] = {k: status["last"][k] for k in ("fid", "is", "net")}
@@ -499,7 +297,7 @@ class Run:
             self.save()
 
     def check(self) -> None:
-        """Within a long evaluation: shows progress; raises Stopped when asked to stop (one process; several: see tick)."""
+        """Within a long evaluation: shows progress; raises Stopped when asked to stop (several processes: see tick)."""
         if self.stopping and self.ranks.world == 1:
             raise Stopped
         self._show()
@@ -550,7 +348,7 @@ class Run:
     # -- what a run leaves --------------------------------------------------------------------------------------------
 
     def log(self, step: int, **metrics: Any) -> None:
-        """Append a row to metrics.jsonl; values may be tensors of one element. A loss that is not finite ends the run."""
+        """Append a row to metrics.jsonl; values may be tensors of one element. A loss that is not finite: UserError."""
         self._account()
         rate = self.status["rate"]
         row = {"step": step, "phase": self.status["phase"], "stage": self.status["stage"]}
@@ -562,7 +360,9 @@ class Run:
             self._append("metrics.jsonl", row)
         for k, v in row.items():
             if k.startswith("loss/") and not math.isfinite(v):
-                raise UserError(f"{k} is {v} at step {step}: training diverged; lower the learning rates and start again")
+                raise UserError(
+                    f"{k} is {v} at step {step}: training diverged; lower the learning rates and start again"
+                )
 
     def evaluated(self, step: int, score_row: dict, **more: Any) -> None:
         """Log the row of an evaluation; it becomes the last score that progress and status show."""
@@ -612,56 +412,82 @@ class Run:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
+    def load(self, state: Any) -> None:
+        """Put the state of a resumed run in place, and cut the run's files back to it. UserError: no checkpoint."""
+        if not self.resumed:
+            return
+        saved = self._read_checkpoint()
+        if self.main:
+            for name, length in saved["files"].items():
+                if size(self.dir / name) > length:
+                    os.truncate(self.dir / name, length)
+            for old in (*self.dir.glob("genotypes/*.json"), *self.dir.glob("samples/*.png")):
+                if old.stem.isdigit() and int(old.stem) > saved["step"]:
+                    old.unlink()
+            for left_over in self.dir.glob("*.tmp"):
+                left_over.unlink()
+            self.print(f"resumed at step {saved['step']:,} · {self.dir}")
+        self.seconds, self.to_restore = saved["seconds"], saved["parts"]
+        if saved["state"] is not None:  # None: stopped before the first stage
+            state.load_state_dict(saved["state"])
+
+    def track(self, state: Any, **parts: Any) -> None:
+        """Save these from now on. In a resumed run the first call restores the parts: its stage is the checkpoint's.
+
+        state, parts: anything with a state_dict; parts may also be tensors and dictionaries, restored in place.
+        """
+        for name, part in parts.items() if self.to_restore else ():
+            saved = self.to_restore[name]
+            if isinstance(part, torch.Tensor):
+                part.copy_(saved)
+            elif isinstance(part, dict):
+                part.clear()
+                part.update(saved)
+            else:
+                part.load_state_dict(saved)
+        self.to_restore = {}
+        self.tracked = (state, parts)
+
     def save(self) -> None:
-        """checkpoint.pt from keep(); the one before it stays as checkpoint.prev.pt. Replaced whole or not at all."""
+        """checkpoint.pt of what is tracked, whole or not at all; the one before it stays as checkpoint.prev.pt."""
         self.saved_at = time.monotonic()
-        if not self.main:
+        if not self.main or (self.resumed and self.tracked is None):  # what it was resumed from is still the last state
             return
         self._account()
+        state, parts = self.tracked or (None, {})
+        checkpoint = {
+            "schema": CHECKPOINT,
+            "step": self.status["step"],
+            "files": {f: size(self.dir / f) for f in ("metrics.jsonl", "search.jsonl")},
+            "seconds": self.seconds,
+            "state": state and state.state_dict(),
+            "parts": {k: v if isinstance(v, torch.Tensor | dict) else v.state_dict() for k, v in parts.items()},
+        }
         path = self.dir / "checkpoint.pt"
-        files = {f: size(self.dir / f) for f in ("metrics.jsonl", "search.jsonl")}
-        state = {"schema": SCHEMA, "step": self.status["step"], "files": files, "seconds": self.seconds, **self.keep()}
         try:
             with replacing(path) as tmp:
-                torch.save(state, tmp)
+                torch.save(checkpoint, tmp)
                 if path.exists():
                     os.replace(path, self.dir / "checkpoint.prev.pt")
         except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
             left = shutil.disk_usage(self.dir).free / 1e6
             raise UserError(
-                f"{path}: not written ({str(e).splitlines()[0]}; {left:.0f} MB free on the disk); the checkpoint before it "
-                f"is kept: make room, then {self.status['resume_command']}"
+                f"{path}: not written ({first_line(e)}; {left:.0f} MB free on the disk); the checkpoint before it is "
+                f"kept: make room, then {self.status['resume_command']}"
             ) from None
 
-    def load(self) -> dict:
-        """The state to go on from, with the run's files cut back to it. {} for a new run. UserError: no checkpoint."""
-        if self.args["resume"] is None:
-            return {}
-        state = None
+    def _read_checkpoint(self) -> dict:
         for name in ("checkpoint.pt", "checkpoint.prev.pt"):
             path = self.dir / name
-            if path.exists() and state is None:
+            if path.exists():
                 try:
-                    state = torch.load(path, map_location="cpu", weights_only=True)
-                    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-                        raise ValueError(f"no checkpoint of schema {SCHEMA}")
+                    saved = torch.load(path, map_location="cpu", weights_only=True)
+                    if not isinstance(saved, dict) or saved.get("schema") != CHECKPOINT:
+                        raise ValueError(f"no checkpoint of schema {CHECKPOINT}")
+                    return saved
                 except Exception as e:
-                    state = None
-                    self.print(f"{path}: cannot be read ({str(e).splitlines()[0]}); trying the one before it")
-        if state is None:
-            raise UserError(f"--resume {self.dir}: no checkpoint that can be read; start the run again: it left none")
-        if self.main:
-            for name, length in state["files"].items():
-                if size(self.dir / name) > length:
-                    os.truncate(self.dir / name, length)
-            for old in (*self.dir.glob("genotypes/*.json"), *self.dir.glob("samples/*.png")):
-                if old.stem.isdigit() and int(old.stem) > state["step"]:
-                    old.unlink()
-            for left_over in self.dir.glob("*.tmp"):
-                left_over.unlink()
-            self.print(f"resumed at step {state['step']:,} · {self.dir}")
-        self.seconds = state["seconds"]
-        return state
+                    self.print(f"{path}: cannot be read ({first_line(e)}); trying the one before it")
+        raise UserError(f"--resume {self.dir}: no checkpoint that can be read; start the run again: it left none")
 
 
 def free_name(path: Path) -> Path:
@@ -673,22 +499,6 @@ def free_name(path: Path) -> Path:
 
 def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def finite(value: Any) -> Any:
-    """The same value with NaN and infinities as None: JSON has neither."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
-    return [finite(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def fid_label(net: str) -> str:
-    """How the FID of this network is shown: inception-2048 is FID, inception-768 is FID-768, compact is FID(compact)."""
-    if net.startswith("inception-"):
-        return "FID" if net == "inception-2048" else f"FID-{net.removeprefix('inception-')}"
-    return f"FID({net})"
 
 
 def command_line(script: str, args: dict, world: int) -> str:

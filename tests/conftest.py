@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import common.metrics
-import common.run
+import common.ranks
 
 torch.set_num_threads(1)  # small tensors: threads only wait for each other
-common.run.PROBE_SECONDS = 0.0  # no test reads the price of its run
+common.ranks.PROBE_SECONDS = 0.0  # no test reads the price of its run
 
 REAL_DATA = Path(os.environ.get("GAN_NAS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

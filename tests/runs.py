@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from common.run import Run, Stopped, cli
+from common.cli import cli
+from common.run import Run, Stopped
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,7 +112,7 @@ def kill_and_resume(script: ModuleType, tiny: dict, runs: Path, save: int) -> Pa
     name = Path(script.__file__).stem
     code = f"""
 import os, signal, sys, torch
-import common.run
+import common.cli, common.run
 calls, save = [], torch.save
 def torn(state, path):
     save(state, path)
@@ -123,7 +124,7 @@ def torn(state, path):
 common.run.torch.save = torn
 torch.set_num_threads(1)
 import {name}
-sys.exit(common.run.cli({name}.main, {name}.Args, {name}.PRESETS))
+sys.exit(common.cli.cli({name}.main, {name}.Args, {name}.PRESETS))
 """
     words = flags({**tiny, "runs_dir": runs, "save_minutes": 0})
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)

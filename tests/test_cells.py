@@ -14,6 +14,7 @@ from common.cells import (
     AutoGANDiscriminator,
     Conv,
     ConvAvgPool,
+    Cost,
     Down,
     Edge,
     Linear,
@@ -23,17 +24,16 @@ from common.cells import (
     conv2d,
     count_params,
     init_weights,
-    op_macs,
-    op_params,
+    op_cost,
     xavier_sn,
 )
-from common.run import stream
+from common.files import stream
 
 WINDOW = {  # (padding, dilation) as the papers' tables give them
     **{"conv_1x1": (0, 1), "conv_3x3": (1, 1), "conv_5x5": (2, 1)},
     **{"dil_conv_3x3": (2, 2), "dil_conv_5x5": (4, 2)},
 }
-MAKE = {Normal: OPS_NORMAL[1:], Up: OPS_UP, Down: OPS_DOWN}
+MAKE = {Normal: OPS_NORMAL, Up: OPS_UP, Down: OPS_DOWN}
 EVERY_OP = pytest.mark.parametrize(("make", "name"), [(make, name) for make in MAKE for name in MAKE[make]])
 
 
@@ -73,8 +73,7 @@ def test_op_is_its_definition(make: type, name: str):
     y = op(x)
     assert y.shape == (2, 6, side, side)
     torch.testing.assert_close(y, paper_op(name, op, x, macs, stride=2 if make is Down else 1), rtol=0, atol=1e-12)
-    assert count_params(op) == op_params(name, 6)
-    assert sum(macs) == op_macs(name, 6, side)
+    assert op_cost(MAKE[make][name], 6, side) == Cost(count_params(op), sum(macs))
 
 
 @EVERY_OP
@@ -89,9 +88,27 @@ def test_op_has_finite_gradients(make: type, name: str):
 
 def test_params_of_the_papers_widths():
     g = {"nearest": 65_792, "conv_transpose": 67_840, "conv_3x3": 590_080, "dil_conv_5x5": 1_638_656}
-    d = {"none": 0, "avg_pool": 0, "conv_1x1": 16_512, "dil_conv_3x3": 147_584, "conv_5x5": 409_728}
-    assert {op: op_params(op, 256) for op in g} == g
-    assert {op: op_params(op, 128) for op in d} == d
+    d = {"avg_pool": 0, "dil_conv_3x3": 147_584, "conv_5x5": 409_728}
+    assert {op: op_cost({**OPS_UP, **OPS_NORMAL}[op], 256, 32).params for op in g} == g
+    assert {op: op_cost(OPS_DOWN[op], 128, 32).params for op in d} == d
+    assert op_cost(OPS_NORMAL["conv_1x1"], 128, 32).params == 16_512
+
+
+def test_an_op_that_states_no_cost_is_refused():
+    with pytest.raises(TypeError, match="macs"):
+        op_cost(lambda ch: nn.Conv2d(ch, ch, 7), 4, 8)
+
+
+@pytest.mark.parametrize(("size", "stage"), [(8, 0), (16, 1), (32, 2), (48, 2)])
+def test_cost_of_autogans_discriminator(size: int, stage: int):
+    D, macs = AutoGANDiscriminator(6), [6]
+    for layer in D.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda m, _x, y: macs.append(y[0].numel() * (m.weight[0].numel() + 1)))
+        if isinstance(layer, ConvAvgPool) or layer is D.middle[0].shortcut:  # the paper convolves first and pools then
+            layer.register_forward_hook(lambda m, _x, y: macs.append(3 * y[0].numel() * (m.weight[0].numel() + 1)))
+    D(torch.zeros(1, 3, size, size), stage)
+    assert AutoGANDiscriminator.cost(6, size, stage) == Cost(count_params(D), sum(macs))
 
 
 def test_relu_can_be_left_out_and_spectral_norm_asked_for():
@@ -126,7 +143,7 @@ def test_weights_are_computed_in_float32_under_autocast(layer: nn.Module):
 
 
 def test_an_edge_computes_only_the_op_asked_for():
-    edge, x = Edge({name: Normal(name, 4) for name in OPS_NORMAL[1:]}), normal(1, 4, 8, 8).float()
+    edge, x = Edge({name: Normal(name, 4) for name in OPS_NORMAL}), normal(1, 4, 8, 8).float()
     assert edge(x, "none") is None
     assert torch.equal(edge(x, "conv_3x3"), edge["conv_3x3"](x))
     edge(x, "conv_3x3").sum().backward()

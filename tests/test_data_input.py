@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from common.data import Batches, load_dataset
-from common.run import UserError
+from common.files import UserError
 
 
 def png(size: tuple[int, int] = (32, 32), kind: str = "PNG") -> bytes:

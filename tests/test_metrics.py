@@ -25,7 +25,7 @@ from common.metrics import (
     to_uint8,
     train_compact,
 )
-from common.run import UserError, stream
+from common.files import UserError, stream
 
 DATA = Path(os.environ.get("GAN_NAS_DATA", Path(__file__).parents[2] / "shared/data"))
 PARTIAL = DATA / "inception-2015-12-05-upto-Mixed_7a.pth"

@@ -1,0 +1,178 @@
+"""The command line made from a dataclass: options, presets, and those options that every method has."""
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from common.files import UserError, read_json
+from common.run import Stopped, jsonable
+
+PANELS = ("Run", "Data", "Search", "Train", "Eval")
+ON_RESUME = {  # flags that may differ when a run is resumed: none of them changes what is trained
+    *("resume", "preset", "dry_run", "device", "runs_dir", "data_dir", "inception_weights"),
+    *("save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs"),
+}
+
+
+def opt(default: Any, help: str, panel: str = "", **limits: float) -> Any:
+    """One option, a field of Args: `rounds: int = opt(18, "Evolution rounds, R. [paper §5.1]", "Search", min=1)`.
+
+    help ends in its source, in brackets. panel: one of PANELS. limits: min, max. An option of the base class given
+    again with a source alone, `g_batch: int = opt(80, "[authors' code]")`, keeps its words, panel and limits.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "panel": panel, "limits": limits})
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonArgs:
+    """The options of every method. A script repeats those whose default is its paper's, and adds its own."""
+
+    preset: Literal["paper", "quick", "smoke"] = opt(
+        "paper", "Named values; explicit flags win. quick: minutes on a GPU; smoke: two CPU cores. [ours]", "Run"
+    )
+    phase: Literal["all", "search", "train", "eval"] = opt(
+        "all", "Which part to run; train needs --genotype, eval needs --weights. [ours]", "Run"
+    )
+    genotype: str | None = opt(None, "Train this instead of searching: a published name or a file. [paper]", "Run")
+    weights: Path | None = opt(None, "weights.pt of a run, for --phase eval. [ours]", "Run")
+    resume: Path | None = opt(None, "Run directory to resume, exactly where it was. [ours]", "Run")
+    dry_run: bool = opt(False, "Print plan, sizes and cost, then exit. [ours]", "Run")
+    seed: int = opt(0, "Every random stream derives from it. [ours]", "Run", min=0)
+    device: str = opt("auto", "auto, cpu, cuda or cuda:N. [ours]", "Run")
+    runs_dir: Path = opt(Path("runs"), "Folder of the run directories. [ours]", "Run")
+    save_minutes: float = opt(5.0, "Minutes between checkpoints. [ours]", "Run", min=0)
+    log_every: int = opt(50, "G updates between rows of metrics.jsonl. [ours]", "Run", min=1)
+    sample_every: int = opt(2500, "G updates between sample grids in training. [ours]", "Run", min=1)
+
+    dataset: str = opt(
+        "cifar10", "shapes, cifar10, stl10, celeba, or a folder, .zip or .npz of images. [paper]", "Data"
+    )
+    data_dir: Path = opt(Path("data"), "Folder of downloads and of cached statistics. [ours]", "Data")
+    size: int = opt(0, "Pixels of a side, a multiple of 8; 0: the data set's own. [paper]", "Data", min=0)
+
+    epoch_batches: int = opt(0, "D batches that count as an epoch; 0: the data set once. [ours]", "Search", min=0)
+
+    g_ch: int = opt(256, "Channels of G. [authors' code]", "Train", min=1)
+    d_ch: int = opt(128, "Channels of D. [authors' code]", "Train", min=1)
+    z_dim: int = opt(128, "Latent size. [authors' code]", "Train", min=1)
+    g_batch: int = opt(128, "Latents of a G step, over all processes. [paper]", "Train", min=1)
+    d_batch: int = opt(64, "Real images of a D step, over all processes. [paper]", "Train", min=1)
+    g_lr: float = opt(2e-4, "Adam learning rate of G. [paper]", "Train", min=0)
+    d_lr: float = opt(2e-4, "Adam learning rate of D. [paper]", "Train", min=0)
+    adam_b1: float = opt(0.0, "Adam beta 1 of G and D. [authors' code]", "Train", min=0, max=1)
+    adam_b2: float = opt(0.9, "Adam beta 2 of G and D. [authors' code]", "Train", min=0, max=1)
+    n_critic: int = opt(5, "D steps per G step. [authors' code]", "Train", min=1)
+    ema: float = opt(0.999, "Decay of G's average per G update; 0: G itself. [authors' code]", "Train", min=0, max=1)
+    amp: bool = opt(False, "bfloat16 autocast of G and D. [ours]", "Train")
+    compile: bool = opt(False, "torch.compile in training from scratch. [ours]", "Train")
+
+    evaluator: Literal["inception", "compact"] = opt(
+        "inception", "compact: a small classifier of the data's own labels. [ours]", "Eval"
+    )
+    inception_weights: Path | None = opt(None, "File of the FID network; default: download. [ours]", "Eval")
+    fid_dims: Literal["64", "192", "768", "2048"] = opt("2048", "Features of the FID. [pytorch-fid]", "Eval")
+    ref_n: int = opt(0, "Training images behind the reference; 0: all. [authors' code]", "Eval", min=0)
+    eval_n: int = opt(50_000, "Generated images of an evaluation in training. [paper]", "Eval", min=2)
+    eval_every: int = opt(5, "Epochs between evaluations in training. [authors' code]", "Eval", min=1)
+    eval_after: int = opt(0, "Epochs before the first of them. [ours]", "Eval", min=0)
+
+    @property
+    def g_shape(self) -> tuple[int, int, int]:
+        """What every generator takes beside its genotype: channels, latent size, side of the images."""
+        return self.g_ch, self.z_dim, self.size
+
+
+def options(args_class: type) -> list[tuple[dataclasses.Field, dict]]:
+    """(field, its metadata) of every option, in the order of the panels; what a field leaves out is its base's."""
+    found = []
+    for field in dataclasses.fields(args_class):
+        about = {}
+        for base in reversed(args_class.__mro__):  # the most general first
+            given = getattr(base, "__dataclass_fields__", {}).get(field.name)
+            about = combined(about, given.metadata) if given else about
+        found.append((field, about))
+    return sorted(found, key=lambda x: PANELS.index(x[1]["panel"]))
+
+
+def combined(base: dict, given: dict) -> dict:
+    """The metadata of a field that is given again."""
+    if not base or not given:
+        return dict(given or base)
+    words = given["help"]
+    if words.startswith("["):  # a source alone
+        words = re.sub(r"\[[^\]]*\]$", words.replace("\\", r"\\"), base["help"])
+    limits = {**base["limits"], **given["limits"]}
+    return {"help": words, "panel": given["panel"] or base["panel"], "limits": limits}
+
+
+def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[str] | None = None) -> int:
+    """Run `main(Args(...))` from a command line whose flags, defaults, ranges and help are the fields of `args_class`.
+
+    Explicit flags beat `--preset`, whose values beat the defaults of Args; `--resume DIR` takes every value from the
+    run's config.json and refuses another value for a flag that would change what is trained. Bad input is one line on
+    stderr and exit code 2; a run stopped on request is 130; a failed run is 1.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    fields = options(args_class)
+    asked = {"--preset": None, "--resume": None}
+    for flag in asked:  # known before the parser is made, so that --preset quick --help shows quick's defaults
+        for i, word in enumerate(argv):
+            if word == flag and i + 1 < len(argv):
+                asked[flag] = argv[i + 1]
+            elif word.startswith(flag + "="):
+                asked[flag] = word.split("=", 1)[1]
+    try:
+        defaults = {field.name: field.default for field, _ in fields}
+        if asked["--resume"] is not None:
+            defaults |= resumed_defaults(Path(asked["--resume"]), asked["--preset"], Path(inspect.getfile(main)).name)
+        else:
+            defaults |= presets.get(asked["--preset"] or "", {})
+        defaults = {field.name: defaults[field.name] for field, _ in fields}
+
+        def command(ctx: typer.Context, **values: Any) -> None:
+            if asked["--resume"] is not None:
+                for name, value in values.items():
+                    explicit = "COMMANDLINE" in str(ctx.get_parameter_source(name))
+                    if explicit and name not in ON_RESUME and jsonable(value) != defaults[name]:
+                        flag = "--" + name.replace("_", "-")
+                        raise UserError(f"{flag} {value}: this run has {defaults[name]}; it cannot change on --resume")
+            main(args_class(**values))
+
+        parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        for field, about in fields:
+            text = about["help"].replace("[", r"\[")  # a source is not rich's markup
+            option = typer.Option(help=text, rich_help_panel=about["panel"], **about["limits"])
+            kind, default = Annotated[field.type, option], defaults[field.name]
+            parameters.append(inspect.Parameter(field.name, parameters[0].kind, default=default, annotation=kind))
+        command.__signature__ = inspect.Signature(parameters)
+        command.__doc__ = (inspect.getmodule(main).__doc__ or "").strip().split("\n\n")[0]
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+        app.command()(command)
+        return app(argv, standalone_mode=False) or 0
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except (Stopped, KeyboardInterrupt):
+        return 130
+    except Exception as e:
+        if not hasattr(e, "format_message"):  # not one of the parser's own complaints
+            raise
+        print(f"error: {e.format_message()}", file=sys.stderr)
+        return 2
+
+
+def resumed_defaults(run: Path, preset: str | None, script: str) -> dict:
+    """Every value of a run that is resumed. UserError: no run of this script, or a preset beside it."""
+    if preset is not None:
+        raise UserError(f"--preset {preset}: a resumed run keeps its settings; leave --preset out")
+    config = read_json(run / "config.json", "--resume: no run to resume,")
+    if config.get("script") != script:
+        raise UserError(f"--resume {run}: made by {config.get('script')}, not by {script}; resume it there")
+    saved = config.get("args") if isinstance(config.get("args"), dict) else {}
+    return {name: value for name, value in saved.items() if name != "resume"}

@@ -1,0 +1,427 @@
+"""What every GAN script does alike: latents, optimisers, averaging, seeded networks, scores, sample grids, weights."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import inf, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.cells import Cost
+from common.data import Batches, Dataset
+from common.files import UserError, first_line, stream
+from common.metrics import IS_SPLITS, Evaluator, Score, to_uint8
+from common.ranks import Ranks, measured_flops
+from common.run import Run, duration
+
+Stage = tuple[str, int, float]  # of a plan: name, G updates, multiply-adds of one of them
+Generate = Callable[[Tensor, Any], Tensor]  # (latents, number of the evaluation's batch or "grid") -> images in [-1, 1]
+INCEPTION_MACS = 5.7e9  # of one image at 299 pixels
+
+
+@dataclass
+class Job:
+    """What the stages of a run work with."""
+
+    args: Any  # the script's Args
+    ranks: Ranks
+    evaluator: Evaluator
+    data: Dataset
+    plan: list[Stage] = field(default_factory=list)  # its last stage is the training from scratch, if there is one
+    run: Run = None  # once everything has been checked
+    eval_bn: str = "running"  # or "batch": whence BatchNorm has its statistics in an evaluation
+    to_bytes: Callable[[Tensor], Tensor] = to_uint8  # images in [-1, 1] -> uint8
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The real images, uint8 (N, 3, H, W), on the device."""
+        return self.data.images.to(self.ranks.device)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Real images by --d-batch: batches(i) is this process's part of batch i, float32 in [-1, 1]."""
+        return self.batches_of(self.args.d_batch)
+
+    def batches_of(self, size: int) -> Batches:
+        return Batches(self.images, size, self.args.seed, self.ranks.device, self.ranks.rank, self.ranks.world)
+
+    @property
+    def epoch(self) -> int:
+        """D batches that count as an epoch."""
+        return self.args.epoch_batches or len(self.batches)
+
+    @property
+    def g_batch(self) -> int:
+        """Latents of a G step on this process."""
+        return self.args.g_batch // self.ranks.world
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.args.amp)
+
+
+@dataclass
+class Progress:
+    """What a resumed run needs beside the networks: plain values. All counters but `stage` are of the whole run."""
+
+    stage: int = 0  # place in the list of stages
+    step: int = 0  # G updates
+    batch: int = 0  # D batches: they number the real batches and the latents
+    began: int = 0  # step at which this stage began
+    evaluated: int = -1  # last step whose evaluation is done
+    last: dict | None = None  # scores of the last evaluation in training
+    best: dict | None = None  # and of the best one
+
+    def next_stage(self) -> None:
+        self.stage, self.began = self.stage + 1, self.step
+
+    def state_dict(self) -> dict:
+        return dict(vars(self))
+
+    def load_state_dict(self, saved: dict) -> None:
+        vars(self).update(saved)
+
+
+@dataclass
+class Pair:
+    """A generator and its discriminator in training, with their optimisers."""
+
+    G: nn.Module
+    D: nn.Module
+    g_opt: torch.optim.Optimizer
+    d_opt: torch.optim.Optimizer
+
+
+# ---- networks and steps --------------------------------------------------------------------------
+
+
+def fixed_latent(job: Job, n: int, *name: object) -> Tensor:
+    """n latents z ~ N(0, I), (n, z_dim): a pure function of the seed and the name, the same on every process."""
+    g = stream(job.args.seed, *name, device=job.ranks.device)
+    return torch.randn(n, job.args.z_dim, generator=g, device=job.ranks.device)
+
+
+def latent(job: Job, n: int, *name: object) -> Tensor:
+    """This process's n latents, (n, z_dim), of those that all processes draw for this name together."""
+    return fixed_latent(job, n * job.ranks.world, *name)[job.ranks.rank :: job.ranks.world]
+
+
+def seeded(job: Job, make: Callable[[], nn.Module], *name: object) -> nn.Module:
+    """make() on the device, its initial weights drawn from the stream (seed, name)."""
+    torch.manual_seed(stream(job.args.seed, "init", *name).initial_seed())
+    return make().to(job.ranks.device, memory_format=torch.channels_last)
+
+
+def adam(job: Job, net: nn.Module, lr: float) -> torch.optim.Adam:
+    return torch.optim.Adam(net.parameters(), lr, betas=(job.args.adam_b1, job.args.adam_b2), fused=True)
+
+
+def pair_of(job: Job, G: nn.Module, D: nn.Module) -> Pair:
+    return Pair(G, D, adam(job, G, job.args.g_lr), adam(job, D, job.args.d_lr))
+
+
+def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = 0.0) -> None:
+    """One step of the optimiser. Parameters without a gradient, of ops that were not sampled, are left alone.
+
+    clip: limit of the gradient's norm, 0 for none.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    job.ranks.average_gradients(net.parameters())
+    if clip:
+        nn.utils.clip_grad_norm_(net.parameters(), clip)
+    optimizer.step()
+
+
+@contextmanager
+def frozen(*nets: nn.Module | None) -> Iterator[None]:
+    """A loss made in this `with` has no gradient for these networks: another network's step, and cheaper."""
+    for net in nets:
+        if net is not None:
+            net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for net in nets:
+            if net is not None:
+                net.requires_grad_(True)
+
+
+@torch.no_grad()
+def ema_update(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * net for parameters; buffers (BatchNorm statistics) are net's own."""
+    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+    for a, b in zip(average.buffers(), net.buffers(), strict=True):
+        a.copy_(b)
+
+
+def clone(net: nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights and buffers that shares no storage with the network."""
+    return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+@contextmanager
+def own_batch_norm(job: Job, G: nn.Module, path: Any, batches: int) -> Iterator[None]:
+    """For the time of a `with`, BatchNorm's running statistics are those of one path of a supernet alone.
+
+    They are a plain mean over so many batches of 100 images G(z, path); 0: as all paths left them.
+    """
+    norms = [m for m in G.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [(clone(m), m.momentum) for m in norms]
+    if batches:
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None  # a plain mean
+        with torch.no_grad():
+            for k in range(batches):
+                G(fixed_latent(job, 100, "bn", k), path)
+    try:
+        yield
+    finally:
+        for m, (state, momentum) in zip(norms, before, strict=True):
+            m.load_state_dict(state)
+            m.momentum = momentum
+
+
+# ---- scores and pictures -------------------------------------------------------------------------
+
+
+def only_latents(G: nn.Module) -> Generate:
+    return lambda z, _: G(z)
+
+
+@contextmanager
+def evaluating(G: nn.Module) -> Iterator[None]:
+    """For the time of a `with`, G is in eval mode and keeps no gradients."""
+    training = G.training
+    G.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        G.train(training)
+
+
+def score(job: Job, G: nn.Module, n: int, generate: Generate | None = None, split: bool = True) -> Score:
+    """Score n images of G in eval mode, always of the same latents.
+
+    generate: how latents become images, where it takes more than G(z). split: share the images over the processes.
+    """
+    generate, batch = generate or only_latents(G), job.evaluator.batch
+
+    def images(k: int) -> Tensor:
+        job.run.check()
+        z = fixed_latent(job, batch, "eval", k)  # BatchNorm that looks at the batch needs a whole one
+        return job.to_bytes(generate(z if job.eval_bn == "batch" else z[: n - k * batch], k))
+
+    with evaluating(G):
+        return job.evaluator.score(images, n, *((job.ranks.rank, job.ranks.world) if split else (0, 1)))
+
+
+def grid(job: Job, G: nn.Module, generate: Generate | None = None) -> Tensor:
+    """64 images of G in eval mode, always of the same latents: (64, 3, H, W) in [-1, 1]."""
+    with evaluating(G):
+        return (generate or only_latents(G))(fixed_latent(job, 64, "grid"), "grid")
+
+
+def evaluate_if_due(
+    job: Job, state: Progress, G: nn.Module, G_ema: nn.Module, about: dict, generate: Generate | None = None
+) -> None:
+    """Evaluate G_ema before the first update of the training, as --eval-every and --eval-after say, and after the last.
+
+    Writes weights.pt and, with the lowest FID so far, weights.best.pt: the weights of G_ema, and `about`, what else it
+    takes to build G. Beside the untrained G stand the scores of uniform noise, the worst that there is.
+    """
+    args, run, evaluator, ranks = job.args, job.run, job.evaluator, job.ranks
+    done, last = state.step - state.began, state.step - state.began == job.plan[-1][1]
+    every, after = evaluation_steps(job)
+    if state.evaluated == state.step or not (done == 0 or last or (done % every == 0 and done > after)):
+        return
+    what = "untrained" if done == 0 else "last" if last else "training"
+    run.begin("eval", f"evaluation ({what})", state.step, "the end" if last else "training")
+    ranks.average_buffers(G)
+    ema_update(G_ema, G, 1.0)
+    row = {"eval/ema": args.ema > 0, "eval/bn": job.eval_bn, "eval/what": what}
+    if what == "untrained":
+        noise = evaluator.score(lambda k: noise_images(job, k), args.eval_n, ranks.rank, ranks.world)
+        row |= {"noise/fid": noise.fid, "noise/is": noise.is_mean}
+    s = score(job, G_ema, args.eval_n, generate)
+    run.evaluated(state.step, s.row(), **row)
+    run.samples(state.step, grid(job, G_ema, generate))
+    run.print(f"step {state.step:,} ({what}): {s}")
+    widths = {"g_ch": args.g_ch, "z_dim": args.z_dim, "size": args.size, "ema": args.ema}
+    weights = {"G": G_ema.state_dict(), "step": state.step, "score": s.row(), **widths, **about}
+    run.weights("weights.pt", weights)
+    state.last = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step}
+    if what != "untrained" and (state.best is None or fid_or_inf(s.fid) < fid_or_inf(state.best["fid"])):
+        state.best = state.last
+        run.weights("weights.best.pt", weights)
+    state.evaluated = state.step
+    run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
+
+
+def until_evaluation(job: Job, state: Progress) -> str:
+    """What comes next in training, for the progress line."""
+    every, _ = evaluation_steps(job)
+    done = state.step - state.began
+    return f"evaluation in {min(every - done % every, job.plan[-1][1] - done)} steps"
+
+
+def evaluation_steps(job: Job) -> tuple[int, int]:
+    """--eval-every and --eval-after in G updates."""
+    every, after = (epochs * job.epoch // job.args.n_critic for epochs in (job.args.eval_every, job.args.eval_after))
+    return max(1, every), after
+
+
+def fid_or_inf(fid: float | None) -> float:
+    """The FID, infinite where a network's images gave none."""
+    return fid if fid is not None and isfinite(fid) else inf
+
+
+def noise_images(job: Job, k: int) -> Tensor:
+    """Uniform noise: what the worst generator scores."""
+    shape, g = (
+        (job.evaluator.batch, 3, job.args.size, job.args.size),
+        stream(job.args.seed, "noise", k, device=job.ranks.device),
+    )
+    return torch.randint(0, 256, shape, generator=g, device=job.ranks.device, dtype=torch.uint8)
+
+
+def load_weights(args: Any, device: torch.device, make: Callable[[dict], nn.Module]) -> tuple[Any, nn.Module]:
+    """--phase eval: the generator in --weights, and args with its widths. make: what is in the file -> the network.
+
+    UserError: not the weights of such a network, or of images of another size than args.size.
+    """
+    try:
+        saved = torch.load(args.weights, map_location=device, weights_only=True)
+        widths = {k: int(saved[k]) for k in ("g_ch", "z_dim", "size")}
+        G = make(saved)
+        G.load_state_dict(saved["G"])
+    except OSError as e:
+        raise UserError(f"--weights {args.weights}: {e.strerror}") from None
+    except UserError as e:
+        raise UserError(f"--weights {args.weights}: {e}") from None
+    except Exception as e:
+        raise UserError(f"--weights {args.weights}: not weights.pt of a run of this method ({first_line(e)})") from None
+    if widths["size"] != args.size:
+        raise UserError(f"--weights {args.weights}: makes {widths['size']} px; use --size {widths['size']}")
+    return replace(args, **widths, ema=float(saved.get("ema", args.ema))), G.to(device)
+
+
+def evaluate_weights(job: Job, G: nn.Module, generate: Generate | None = None) -> None:
+    """--phase eval: scores and a sample grid of the generator in --weights."""
+    args = job.args
+    job.run.begin("eval", "evaluation", 0, "the end")
+    s = score(job, G, args.eval_n, generate)
+    job.run.evaluated(0, s.row(), **{"eval/ema": args.ema > 0, "eval/bn": job.eval_bn, "eval/what": str(args.weights)})
+    job.run.samples(0, grid(job, G, generate))
+    job.run.print(f"{args.weights}: {s}")
+    job.run.result(last={"fid": s.fid, "is": s.is_mean, "is_std": s.is_std}, n=s.n, net=s.net, ref=s.ref)
+
+
+# ---- a run's beginning and end -------------------------------------------------------------------
+
+
+def check_flags(args: Any, world: int, skips_search: str, published: str) -> None:
+    """Refuse what no method can run. skips_search: the flag that names a genotype, or ""; published: what it may be."""
+    for flag, value in (("--d-batch", args.d_batch), ("--g-batch", args.g_batch)):
+        if value % world:
+            raise UserError(f"{flag} {value}: not divisible by {world} processes")
+    if args.phase == "train" and not skips_search:
+        raise UserError(f"--phase train: needs --genotype, {published}")
+    if args.phase == "search" and skips_search:
+        raise UserError(f"{skips_search}: skips the search that --phase search asks for; leave one of them out")
+    if args.phase == "eval" and not args.weights:
+        raise UserError("--phase eval: needs --weights, a weights.pt of a run")
+    if args.weights and args.phase != "eval":
+        raise UserError(f"--weights {args.weights}: is evaluated by --phase eval; to train use --genotype")
+
+
+def check_splits(**counts: int) -> None:
+    """Refuse numbers of images, by the names of their flags, that are too few for the Inception Score."""
+    for name, n in counts.items():
+        if n < IS_SPLITS:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {n}: the Inception Score has {IS_SPLITS} splits; use {IS_SPLITS} or more")
+
+
+def evaluator_options(args: Any, ranks: Ranks) -> dict:
+    """What the common flags tell an Evaluator."""
+    weights, cache = args.inception_weights, args.data_dir / "cache"
+    network = {"name": args.evaluator, "fid_dims": int(args.fid_dims), "weights": weights}
+    return {**network, "device": ranks.device, "cache_dir": cache, "ref_n": args.ref_n}
+
+
+def update_macs(args: Any, g: float, d: float, n_critic: int) -> float:
+    """Multiply-adds of n_critic steps of D and one of G; a backward pass costs two forward passes."""
+    return n_critic * args.d_batch * (g + 6 * d) + args.g_batch * (3 * g + 2 * d)
+
+
+def scoring_macs(args: Any, g: float, images: float) -> float:
+    """Multiply-adds of scoring so many images."""
+    return images * (g + INCEPTION_MACS * (args.evaluator == "inception"))
+
+
+def train_stage(job: Job, g: float, d: float) -> Stage:
+    """The plan's last stage: --train-epochs of --n-critic steps of D to one of G. UserError: no step of G."""
+    args = job.args
+    steps = args.train_epochs * job.epoch // args.n_critic
+    if not steps:
+        raise UserError(
+            f"--n-critic {args.n_critic}: more than the D batches of all --train-epochs, so G never trains; use fewer"
+        )
+    looks = 2 + max(0, args.train_epochs - args.eval_after) // args.eval_every
+    return "train", steps, update_macs(args, g, d, args.n_critic) + scoring_macs(args, g, looks * args.eval_n) / steps
+
+
+def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
+    """The first lines of a run: its images, its plan and price on this device, and what its networks cost."""
+    args, data = job.args, job.data
+    lines = [f"{method} · {data.name}, {len(data.images):,} images of {args.size} px · {args.preset}"]
+    if job.plan:
+        flops = sum(2 * steps * macs for _, steps, macs in job.plan)
+        rate = measured_flops(job.ranks.device) * job.ranks.world
+        steps = " + ".join(f"{n:,} ({name})" for name, n, _ in job.plan)
+        cost = (
+            f"{flops / 1e15:.3g} PFLOP, about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured here"
+        )
+        lines[0] += f" · {steps} G updates · {cost}"
+    lines += [data.note] if data.note else []
+    for name, cost in costs.items():
+        lines.append(
+            f"{name}: {cost.params:,} parameters" + (f", {cost.macs:,} multiply-adds an image" if cost.macs else "")
+        )
+    return lines
+
+
+def run_facts(job: Job, costs: dict[str, Cost]) -> dict:
+    """What a Run is told beside its arguments. disk: two checkpoints and one being written, with Adam's two moments."""
+    params = {name: cost.params for name, cost in costs.items()}
+    facts = {"params": params, "net": job.evaluator.net}
+    disk = 3 * 12 * sum(params.values()) + 5e7
+    return {"dataset": job.data.name, "digest": job.data.digest, "plan": job.plan, "facts": facts, "disk": disk}
+
+
+def start(job: Job, state: Progress, lines: list[str]) -> None:
+    """Print the first lines of the run, take up its state where it is resumed, and prepare the evaluator."""
+    for line in lines:
+        job.run.print(line)
+    job.run.load(state)
+    job.evaluator.log, job.evaluator.check = job.run.print, job.run.check
+    job.run.begin(job.run.status["phase"], "preparing the evaluator", state.step, "the first stage")
+    job.ranks.first(job.evaluator.prepare)
+
+
+def finish(job: Job, state: Progress, genotype: dict) -> dict | None:
+    """Write result.json. Returns the best scores of the training, if there was one."""
+    scores = {
+        "last": state.last,
+        "best": state.best,
+        "n": job.args.eval_n,
+        "net": job.evaluator.net,
+        "ref": job.evaluator.ref,
+    }
+    job.run.result(**(scores if state.last else {}), genotype=genotype)
+    return state.best
