@@ -52,8 +52,8 @@ SMALL = {  # flags of all runs but smoke's
 }
 DATA = "--dataset {tiny16} --size 16 --evaluator compact --eval-n 120 --sample-every 2 --log-every 1"
 
-# By --phase, further flags of a run each; the first run has none. {tiny16}, {tiny32} are data sets, other braces the files
-# that BASE's run with the flags in them has left.
+# By --phase, further flags of a run each; the first has none. {tiny16} and {tiny32} are data sets, other braces what
+# BASE's run with the flags in them has left.
 VARIANTS = {
     "eagan": {
         "all": """; --seed 1 --ema 0.5 --adam-b1 0.5 --g-lr 1e-3; --objectives fid; --stages g; --stages coupled; --amp;
@@ -93,7 +93,7 @@ VARIANTS = {
             --search slas --reward fid; --cells 2 --grow 2; --genotype A --size 48 --train-epochs 1""",
         "search": """--search slas; --search random-shared --bn-batches 1; --controller-loss reference; --reward fid;
             --search random-shared --random-n 5 --no-dedupe; --reward is-cost --cost-weight 3;
-            --reward is-cost --cost macs; --no-dedupe --candidates 6; --bn-batches 2; --no-dynamic-reset;
+            --reward is-cost --cost macs; --no-dedupe --candidates 20; --bn-batches 2; --no-dynamic-reset;
             --reset-window 5; --derive-epochs 0 --proxy-n 0; --cells 1 --grow ""; --proxy-n 3 --iterations 5 --grow 2,3;
             --ctrl-batch 2 --entropy-weight 0.1 --baseline-decay 0.5 --ctrl-lr 0.1 --ctrl-hidden 20;
             --cells 4 --dataset {tiny32} --size 32 --grow 1,2,3 --iterations 4""",
@@ -270,7 +270,7 @@ def contents(folder: Path) -> dict[str, object]:
         elif name == "genotype.json" or file.parts[0] == "genotypes":
             found[name] = json.loads(path.read_text())
         elif file.suffix in (".png", ".npy"):
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return found
 
 
