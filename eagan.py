@@ -14,13 +14,13 @@ Then the pair (G*, D*) is trained from scratch and evaluated.
 
 Published (CIFAR-10, 50,000 images): IS 8.81, FID 9.91 after 1.2 GPU days. Here, at paper scale: not run.
 The authors' search code lacks the weight-resetting, shares one generator between all pairs and
-selects almost at random; here these follow the paper. Tags: PAPER where a choice comes from, CODE
-where only the authors' code tells, DEVIATES where this script differs from both.
+selects almost at random; here these follow the paper. Tags: PAPER, the choice is the paper's;
+CODE, the paper is silent and it is the authors' code's; DEVIATES, it differs from both.
 """
 
 import random
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isfinite
@@ -111,6 +111,11 @@ class Args(CommonArgs):
     grad_clip: float = opt(0.0, "Gradient norm limit in training; 0: none, STL-10: 50. [authors' code]", "Train", min=0)
     eval_after: int = opt(300, "[authors' code]")
 
+    @property
+    def compared(self) -> list[str]:
+        """The names in --objectives."""
+        return self.objectives.split(",")
+
     def search_epochs(self, r: int) -> int:
         """Epochs of a stage up to the end of round r; round 0 is the warm-up."""
         return self.warmup_epochs + r * self.round_epochs
@@ -145,31 +150,33 @@ def g_loss(fake: Tensor, real: Tensor | None = None) -> Tensor:
 
 # ---- search space (paper §3, Fig. 2) -------------------------------------------------------------
 
-NORMAL, UP = ("none", *OPS_NORMAL), tuple(OPS_UP)
+NORMAL = ("none", *OPS_NORMAL)
 DOWN = ("none", *OPS_DOWN)  # CODE: a cell of D may leave the size as it is
-G_OPS = [OPS_UP] * 2 + [OPS_NORMAL] * 5  # the modules of each edge's ops
+G_OPS = [OPS_UP] * 2 + [OPS_NORMAL] * 5  # for each edge of a cell: name of an op -> its module
 D_OPS = [OPS_NORMAL] * 5 + [OPS_DOWN] * 2
 G_SPACE = Space(
     "G",
     cells=3,
     edges=(
-        EdgeSpec("0->1", UP), EdgeSpec("0->2", UP),
+        EdgeSpec("0->1", tuple(OPS_UP)), EdgeSpec("0->2", tuple(OPS_UP)),
         EdgeSpec("1->3", NORMAL), EdgeSpec("2->3", NORMAL),
         EdgeSpec("1->4", NORMAL), EdgeSpec("2->4", NORMAL), EdgeSpec("3->4", NORMAL)
     ),
-    nodes={3: (2, 3), 4: (4, 5, 6)},
+    nodes={3: (2, 3), 4: (4, 5, 6)},  # of these edges, by position, one at least must not be none
 )  # fmt: skip
 D_SPACE = Space(
     "D",
     cells=3,
     edges=(
-        EdgeSpec("0->1", NORMAL[1:], 1), EdgeSpec("0->2", NORMAL), EdgeSpec("1->2", NORMAL),
+        EdgeSpec("0->1", NORMAL[1:], first_code=1), EdgeSpec("0->2", NORMAL), EdgeSpec("1->2", NORMAL),
         EdgeSpec("1->3", NORMAL), EdgeSpec("0->3", NORMAL),
-        EdgeSpec("2->4", DOWN, -1), EdgeSpec("3->4", DOWN, -1)
+        EdgeSpec("2->4", DOWN, first_code=-1), EdgeSpec("3->4", DOWN, first_code=-1)
     ),
     nodes={2: (1, 2), 3: (3, 4)},
-    together=(5, 6),
+    together=(5, 6),  # both none, or neither
 )  # fmt: skip
+
+DGenotype = Genotype | Literal["plain"]
 
 PUBLISHED = {  # the authors' integers, one row a cell, one column an edge
     "G": {
@@ -177,38 +184,36 @@ PUBLISHED = {  # the authors' integers, one row a cell, one column an edge
         "adversarialnas-g": [[1, 1, 1, 0, 3, 3, 1], [1, 1, 0, 1, 3, 3, 3], [0, 1, 0, 3, 3, 0, 3]],
     },
     "D": {
-        "eagan-d-cifar10": [
-            [3, 0, 3, 0, 2, 0, 0],
-            [1, 0, 3, 0, 1, -1, -1],
-            [3, 0, 3, 0, 1, -1, -1],
-        ],  # D_C, paper Fig. 4
+        "eagan-d-cifar10": [[3, 0, 3, 0, 2, 0, 0], [1, 0, 3, 0, 1, -1, -1], [3, 0, 3, 0, 1, -1, -1]],  # D_C, Fig. 4
         "eagan-d-stl10": [[3, 0, 3, 0, 2, 0, 0], [4, 0, 4, 0, 1, -1, -1], [3, 0, 3, 0, 1, -1, -1]],  # D_S, paper Fig. 4
         "autogan-d": [[3, 0, 3, 0, 2, 0, 0], [3, 0, 3, 0, 1, -1, -1], [3, 0, 3, 0, 1, -1, -1]],
     },
 }
-DBAR = {"autogan": "autogan-d", "d_c": "eagan-d-cifar10"}
+STAGE = {"G": "1", "D": "2"}  # that searches this space
+DBAR = {"autogan": "autogan-d", "d_c": "eagan-d-cifar10", "plain": "plain"}
+EAGAN_G, EAGAN_D = named("eagan-g", G_SPACE, PUBLISHED), named("eagan-d-cifar10", D_SPACE, PUBLISHED)
 
 
 def sample(space: Space, rng: random.Random) -> Genotype:
-    """A random genotype: uniform over each node's valid inputs; the first down edge over all."""
+    """A random genotype: uniform over the valid inputs of each node; the first down edge over none and the ops."""
     # DEVIATES 1: the authors' D sampler writes its first pair to the wrong columns: 0->2 is always none
     rows = []
     while len(rows) < space.cells:
-        row = [rng.choice(e.ops) for e in space.edges]
-        settle(space, row, rng)
-        if not space.row_error(tuple(row)):
-            rows.append(tuple(row))
+        row = settle(space, [rng.choice(e.ops) for e in space.edges], rng)
+        if not space.row_error(row):
+            rows.append(row)
     return tuple(rows)
 
 
-def settle(space: Space, row: list[str], rng: random.Random) -> None:
-    """Let the second down edge follow the first: none with none, else an op."""
+def settle(space: Space, row: list[str], rng: random.Random) -> tuple[str, ...]:
+    """The row with its second down edge made to follow the first: none with none, else an op."""
     # DEVIATES 2: the authors let one of them be none alone; its -1 then indexes the last op
     for column in space.together[1:]:
         if row[space.together[0]] == "none":
             row[column] = "none"
         elif row[column] == "none":
             row[column] = rng.choice([op for op in space.edges[column].ops if op != "none"])
+    return tuple(row)
 
 
 # ---- networks (paper §3) -------------------------------------------------------------------------
@@ -225,9 +230,9 @@ class UpCell(nn.Module):
         self.skips = nn.ModuleList(Conv(ch, ch, 1) for _ in range(cell))
         self.resize = "bilinear" if cell == 1 else "nearest"
 
-    def forward(self, x: Tensor, ops: tuple[str, ...], skips: list[Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, ops: tuple[str, ...], skips: list[Tensor]) -> tuple[Tensor, Tensor]:
         e01, e02, e13, e23, e14, e24, e34 = self.edges
-        node1 = None if ops[2] == ops[4] == "none" else e01(x, ops[0])  # not if it feeds nothing
+        node1 = None if ops[2] == ops[4] == "none" else e01(x, ops[0])  # a node that feeds nothing
         node2 = None if ops[3] == ops[5] == "none" else e02(x, ops[1])
         node3 = add(e13(node1, ops[2]), e23(node2, ops[3]))
         for to_skip, skip in zip(self.skips, skips, strict=True):  # 1x1 before the resizing: they commute
@@ -242,10 +247,8 @@ class Generator(nn.Module):
 
     def __init__(self, genotype: Genotype | None, ch: int = 256, z_dim: int = 120, size: int = 32) -> None:
         super().__init__()
-        self.genotype, self.ch, self.bottom = genotype, ch, size // 8
-        widths = [self.bottom, 2 * self.bottom, 4 * self.bottom]
-        # a part of z enters each cell
-        self.latent = nn.ModuleList(nn.Linear(z_dim // 3, ch * w * w) for w in widths)
+        self.genotype, self.sides = genotype, [size // 8, size // 4, size // 2]  # of the cells' inputs
+        self.latent = nn.ModuleList(nn.Linear(z_dim // 3, ch * w * w) for w in self.sides)  # a third of z enters each
         self.cells = nn.ModuleList(UpCell(ch, genotype, i) for i in range(3))
         self.bn = nn.BatchNorm2d(ch)  # the only normalisation of G
         self.to_rgb = Conv(ch, 3, 3, padding=1)
@@ -254,16 +257,15 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, genotype: Genotype | None = None) -> Tensor:
         genotype = genotype or self.genotype
         skips, x = [], 0
-        for i, (linear, cell, part) in enumerate(zip(self.latent, self.cells, z.chunk(3, dim=1), strict=True)):
-            width = self.bottom * 2**i
-            x = x + linear(part).view(-1, self.ch, width, width).contiguous(memory_format=torch.channels_last)
-            skip, x = cell(x, genotype[i], skips)
+        for i, part in enumerate(z.chunk(3, dim=1)):
+            h = self.latent[i](part).unflatten(1, (-1, self.sides[i], self.sides[i]))
+            skip, x = self.cells[i](x + h.contiguous(memory_format=torch.channels_last), genotype[i], skips)
             skips.append(skip)
         return self.to_rgb(self.bn(x).relu()).tanh()
 
     @classmethod
     def saved(cls, weights: dict) -> "Generator":
-        """The one whose weights.pt this is, but for its weights."""
+        """The generator of a weights.pt, before its weights are loaded."""
         genotype = G_SPACE.check(weights["genotype"]["G"], "genotype")
         return cls(genotype, *(int(weights[k]) for k in ("g_ch", "z_dim", "size")))
 
@@ -271,11 +273,11 @@ class Generator(nn.Module):
     def cost(genotype: Genotype | None, ch: int = 256, z_dim: int = 120, size: int = 32) -> Cost:
         """BatchNorm, RGB, linears, skip convolutions and ops."""
         total = Cost(2 * ch) + conv_cost(ch, 3, 3, size)
-        for i in range(3):
-            width = size // 8 * 2**i
-            total += conv_cost(z_dim // 3, ch * width**2, 1, 1)
-            for _ in range(i):
-                total += conv_cost(ch, ch, 1, 2 * width)
+        for cell in range(3):
+            side = size // 4 * 2**cell  # of its output
+            total += conv_cost(z_dim // 3, ch * (side // 2) ** 2, 1, 1)
+            for _ in range(cell):
+                total += conv_cost(ch, ch, 1, side)
         for cell, column, op in G_SPACE.held(genotype):
             total += op_cost(G_OPS[column][op], ch, size // 4 * 2**cell)
         return total
@@ -335,10 +337,11 @@ class PlainDiscriminator(nn.Module):
 
     def __init__(self, ch: int = 128) -> None:
         super().__init__()
-        half, layers = ch // 2, []
-        for c_in, c_out, act in ((3, half, True), (half, ch, False), (ch, ch, True), (ch, ch, False), (ch, ch, True)):
-            layers += [nn.Conv2d(c_in, c_out, 4, 2, 1)] + ([nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)] if act else [])
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential()
+        for i, (c_in, c_out) in enumerate(self.convs(ch)):
+            self.layers.append(nn.Conv2d(c_in, c_out, 4, 2, 1))
+            if i in (0, 2, 4):
+                self.layers.extend([nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)])
         self.out = spectral_norm(Linear(ch, 1, bias=False))
         init_weights(self)
 
@@ -346,53 +349,34 @@ class PlainDiscriminator(nn.Module):
         return self.out(self.layers(x).sum(dim=(2, 3)))
 
     @staticmethod
-    def cost(_genotype: Literal["plain"] = "plain", ch: int = 128, size: int = 32) -> Cost:
+    def convs(ch: int) -> list[tuple[int, int]]:
+        """(channels in, channels out) of the five convolutions."""
+        return [(3, ch // 2), (ch // 2, ch), (ch, ch), (ch, ch), (ch, ch)]
+
+    @classmethod
+    def cost(cls, ch: int = 128, size: int = 32) -> Cost:
         """Convolutions, three BatchNorms, linear."""
-        half, total = ch // 2, Cost(2 * (ch // 2 + ch + ch) + ch, ch)
-        for i, (c_in, c_out) in enumerate(((3, half), (half, ch), (ch, ch), (ch, ch), (ch, ch)), 1):
+        total = Cost(2 * (ch // 2 + ch + ch) + ch, ch)
+        for i, (c_in, c_out) in enumerate(cls.convs(ch), 1):
             total += conv_cost(c_in, c_out, 4, size // 2**i)
         return total
 
 
-def make_d(d: Genotype | Literal["plain"] | None, ch: int) -> nn.Module:
+def make_d(d: DGenotype | None, ch: int) -> nn.Module:
     """The discriminator of a genotype, the plain one or, of None, SuperNet-D."""
     return PlainDiscriminator(ch) if d == "plain" else Discriminator(d, ch)
 
 
-def cost_of(args: Args, space: Space, genotype: Genotype | Literal["plain"] | None) -> Cost:
-    """Of the generator or the discriminator of a genotype or, of None, of the supernet."""
+def cost_of(args: Args, space: Space, genotype: DGenotype | None) -> Cost:
+    """What the network of a genotype costs or, of None, the supernet."""
     if space is G_SPACE:
         return Generator.cost(genotype, *args.g_shape)
-    net = PlainDiscriminator if genotype == "plain" else Discriminator
-    return net.cost(genotype, args.d_ch, args.size)
+    if genotype == "plain":
+        return PlainDiscriminator.cost(args.d_ch, args.size)
+    return Discriminator.cost(genotype, args.d_ch, args.size)
 
 
 # ---- evolution (paper §4.3) ----------------------------------------------------------------------
-
-
-@dataclass
-class Individual:
-    """A member of the population. is_mean, fid: None until scored; params: of the network alone."""
-
-    genotype: Genotype
-    parents: list[str] = field(default_factory=list)
-    how: str = "random"  # it came about
-    id: str = ""  # "stage.round-number"
-    d_genotype: Genotype | None = None  # its own discriminator, in the coupled search
-    params: int = 0
-    is_mean: float | None = None
-    fid: float | None = None
-
-    def objectives(self, names: str) -> tuple[float, ...]:
-        """What is minimised. An unusable score makes all of it infinite."""
-        # DEVIATES 5: NaN is worst; nothing dominates it in the authors' sort: a collapsed G leads
-        values = tuple(OBJECTIVES[name](self) for name in names.split(","))
-        return values if all(isfinite(v) for v in values) else (inf,) * len(values)
-
-    def text(self, label: str) -> str:
-        """Score and size, for people."""
-        is_text = "" if self.is_mean is None else f", IS {self.is_mean:.2f}"
-        return f"{label} {self.fid:.2f}{is_text}, {self.params / 1e6:.2f}M"
 
 
 OBJECTIVES = {  # name -> what of an individual is minimised
@@ -402,20 +386,50 @@ OBJECTIVES = {  # name -> what of an individual is minimised
 }
 
 
+@dataclass
+class Individual:
+    """A member of the population. is_mean, fid: None until scored; params: of the stand-alone network."""
+
+    genotype: Genotype
+    parents: list[str] = field(default_factory=list)
+    how: str = "random"  # how it came about
+    id: str = ""  # "S.R-I": place of the stage in stages_of, round, number
+    d_genotype: Genotype | None = None  # its own discriminator, in the coupled search
+    params: int = 0
+    is_mean: float | None = None
+    fid: float | None = None
+
+    def objectives(self, names: list[str]) -> tuple[float, ...]:
+        """What is minimised. An unusable score makes all of them infinite."""
+        # DEVIATES 5: NaN ranks last; in the authors' sort nothing dominates it, so a collapsed G ranks first
+        values = tuple(OBJECTIVES[name](self) for name in names)
+        return values if all(isfinite(v) for v in values) else (inf,) * len(values)
+
+    def row(self) -> dict:
+        """What search.jsonl says of it."""
+        row = {**vars(self), "is": self.is_mean}
+        del row["is_mean"], row["d_genotype"]
+        return row
+
+    def text(self, label: str) -> str:
+        """Score and size, for people."""
+        is_text = "" if self.is_mean is None else f", IS {self.is_mean:.2f}"
+        return f"{label} {self.fid:.2f}{is_text}, {self.params / 1e6:.2f}M"
+
+
 def mutate(space: Space, genotype: Genotype, rng: random.Random) -> Genotype:
     """Give one edge, uniform over all, another op that leaves the cell valid. [paper §4.3]"""
     while True:
         cell, column = rng.randrange(space.cells), rng.randrange(len(space.edges))
-        if column not in space.together[1:] or genotype[cell][column] != "none":  # else the first decides
+        if column not in space.together[1:] or genotype[cell][column] != "none":  # else it follows the first one
             break
     options = []
     for op in space.edges[column].ops:
         row = list(genotype[cell])
         row[column] = op
-        if column in space.together[:1]:
-            settle(space, row, rng)
-        if op != genotype[cell][column] and not space.row_error(tuple(row)):
-            options.append(tuple(row))
+        row = settle(space, row, rng) if column in space.together[:1] else tuple(row)
+        if op != genotype[cell][column] and not space.row_error(row):
+            options.append(row)
     return (*genotype[:cell], rng.choice(options), *genotype[cell + 1 :])
 
 
@@ -434,7 +448,7 @@ def crossover(space: Space, a: Genotype, b: Genotype, rng: random.Random) -> Gen
 
 
 def populate(args: Args, space: Space, n: int, rng: random.Random) -> list[Individual]:
-    """n distinct random genotypes; with --init-g, --init-d that one and mutants, 1 to 3 mutations away."""
+    """n distinct random genotypes or, with --init-g or --init-d, that one and mutants of it, 1 to 3 mutations away."""
     name = args.init_g if space is G_SPACE else args.init_d
     base = named(name, space, PUBLISHED) if name else None
     found: dict[Genotype, None] = {base: None} if base else {}
@@ -447,9 +461,9 @@ def populate(args: Args, space: Space, n: int, rng: random.Random) -> list[Indiv
 
 
 def breed(
-    args: Args, space: Space, parents: list[Individual], n: int, seen: dict[Genotype, None], rng: random.Random
+    args: Args, space: Space, parents: Sequence[Individual], n: int, seen: dict[Genotype, None], rng: random.Random
 ) -> list[Individual]:
-    """n new children of the parents; none of them is in `seen`, and all of them are added to it."""
+    """n children of the parents, none of them in `seen`, to which they are added."""
     # PAPER §4.3: 0.3 and 0.5, read as two independent draws. CODE: one fair coin between the two
     children = []
     for _ in range(n):
@@ -463,7 +477,7 @@ def breed(
                 child, how = mutate(space, child, rng), [*how, "mutation"]
             if child not in seen:
                 break
-        else:  # DEVIATES 4: the authors' loop need not end; here a random genotype ends it
+        else:  # DEVIATES 4: the authors' loop may never end; here a random genotype takes the place
             child, names, how = sample(space, rng), [], ["random"]
         seen[child] = None
         children.append(Individual(child, names, "+".join(how)))
@@ -508,7 +522,7 @@ def select_nsga2(points: list[tuple[float, ...]], fids: list[float], keep: int) 
 
 
 def select_cars(scores: list[tuple[float, float, float]], keep: int, rng: random.Random) -> list[int]:
-    """The authors' rule, from CARS: fronts of (1/IS, o), (1/IS, 1/o) for o = FID, size, merged in turn.
+    """The authors' rule, from CARS: fronts of (1/IS, o), (1/IS, 1/o) for o = FID, size, merged rank by rank.
 
     scores: (1/IS, FID, size). Since it maximises FID too, it selects nearly at random.
     """
@@ -516,26 +530,25 @@ def select_cars(scores: list[tuple[float, float, float]], keep: int, rng: random
     pairs += [[(s[0], 1 / (s[o] + 1e-10) if isfinite(s[o]) else inf) for s in scores] for o in (1, 2)]
     sorts = [non_dominated_sort(points) for points in pairs]
     chosen: set[int] = set()
-    for stage in range(max(map(len, sorts))):
-        union = sorted({i for fronts in sorts if stage < len(fronts) for i in fronts[stage]} - chosen)
+    for rank in range(max(map(len, sorts))):
+        union = sorted({i for fronts in sorts if rank < len(fronts) for i in fronts[rank]} - chosen)
         chosen |= set(union if len(chosen) + len(union) <= keep else rng.sample(union, keep - len(chosen)))
     return sorted(chosen)
 
 
 def select(args: Args, state: "State", keep: int) -> list[Individual]:
     """The `keep` individuals that survive a round. [paper §4.3]"""
-    population = state.population
-    points = [x.objectives(args.objectives) for x in population]
+    points = [x.objectives(args.compared) for x in state.population]
     if args.selection == "cars":
         chosen = select_cars(points, keep, rng_of(args.seed, "chosen", state.stage, state.round))
     else:
-        chosen = select_nsga2(points, [fid_or_inf(x.fid) for x in population], keep)
-    return [population[i] for i in chosen]
+        chosen = select_nsga2(points, [fid_or_inf(x.fid) for x in state.population], keep)
+    return [state.population[i] for i in chosen]
 
 
 def first_front(args: Args, population: list[Individual]) -> list[Individual]:
     """The individuals that no other dominates, lowest FID first."""
-    front = non_dominated_sort([x.objectives(args.objectives) for x in population])[0]
+    front = non_dominated_sort([x.objectives(args.compared) for x in population])[0]
     return sorted((population[i] for i in front), key=lambda x: fid_or_inf(x.fid))
 
 
@@ -552,7 +565,7 @@ class State(gan.Progress):
     hall: list[Individual] = field(default_factory=list)  # the 8 best by FID of all first fronts
     finalists: list[Individual] = field(default_factory=list)
     G: Genotype | None = None  # G*, once found or given
-    D: Genotype | str | None = None  # D*, or the fixed discriminator
+    D: DGenotype | None = None  # D*, or the fixed discriminator
     g_weights: dict[str, Tensor] | None = None  # of G* in the supernet: stage 2 begins with them
 
     def next_stage(self) -> None:
@@ -572,14 +585,17 @@ def stages_of(args: Args) -> list[str]:
     """The stages of the run, in order."""
     if args.phase == "train" or (args.genotype and args.stages != "d"):
         return ["train"]
-    search = {"g+d": ["search-g", "search-d"], "d": ["search-d"]}.get(args.stages, ["search-g"])
-    return search * args.cycles + (["train"] if args.phase == "all" else [])
+    one = {"g+d": ["search-g", "search-d"], "g": ["search-g"], "d": ["search-d"], "coupled": ["coupled"]}
+    return one[args.stages] * args.cycles + (["train"] if args.phase == "all" else [])
 
 
-def d_step(
-    job: Job, nets: Pair, batch: int, g_path: Genotype | None = None, d_path: Genotype | None = None, clip: float = 0.0
-) -> Tensor:
+ScoreOne = Callable[[Individual, int], Score]  # (individual, images) -> its score
+Paths = tuple[Genotype | None, Genotype | None]  # through SuperNet-G and SuperNet-D; None: that net is no supernet
+
+
+def d_step(job: Job, nets: Pair, batch: int, paths: Paths = (None, None), clip: float = 0.0) -> Tensor:
     """One step of D on a real batch and as many fakes."""
+    g_path, d_path = paths
     real = job.batches(batch)
     with job.autocast():
         with torch.no_grad():
@@ -589,14 +605,13 @@ def d_step(
         else:  # DEVIATES 7: one pass, faster; spectral norm iterates once a step, in the authors' code twice
             d_real, d_fake = nets.D(torch.cat([real, fake.to(real.dtype)]), d_path).chunk(2)
     loss = d_loss(d_real.float(), d_fake.float())
-    update(job, nets.D, nets.d_opt, loss, clip)  # DEVIATES 8: Adam leaves unsampled ops alone
+    update(job, nets.D, nets.d_opt, loss, clip)  # DEVIATES 8: an op not sampled has no gradient; CODE: zeros
     return loss.detach()
 
 
-def g_step(
-    job: Job, nets: Pair, step: int, g_path: Genotype | None = None, d_path: Genotype | None = None, clip: float = 0.0
-) -> Tensor:
+def g_step(job: Job, nets: Pair, step: int, paths: Paths = (None, None), clip: float = 0.0) -> Tensor:
     """One step of G."""
+    g_path, d_path = paths
     with frozen(nets.D):
         with job.autocast():
             fake = nets.D(nets.G(latent(job, job.g_batch, "g", step), g_path), d_path)
@@ -605,23 +620,25 @@ def g_step(
     return loss.detach()
 
 
-def along(G: Generator, path: Genotype) -> gan.Generate:
-    """How latents become images of a supernet: along one path."""
-    return lambda z, _: G(z, path)
+def gan_step(
+    job: Job, state: "State", nets: Pair, paths: Paths = (None, None), n_critic: int = 1, clip: float = 0.0
+) -> None:
+    """n_critic steps of D, then one of G."""
+    for _ in range(n_critic):
+        loss_d = d_step(job, nets, state.batch, paths, clip)
+        state.batch += 1
+    # DEVIATES 15: in training the authors' first G step follows the first batch
+    loss_g = g_step(job, nets, state.step, paths, clip)
+    state.step += 1
+    if state.step % job.args.log_every == 0:
+        job.run.log(state.step, **{"loss/d": loss_d, "loss/g": loss_g})
 
 
-def score_path(job: Job, G: Generator, path: Genotype, n: int) -> Score:
-    """Scores of one path of SuperNet-G, with the statistics of BatchNorm that are its own."""
-    # DEVIATES 9: the shared statistics are of the last few paths; on another one they shift the images
-    with own_batch_norm(job, G, path, job.args.bn_batches):
-        return gan.score(job, G, n, along(G, path), split=False)
-
-
-def score_all(job: Job, individuals: list[Individual], score_one: Callable[[Individual], Score]) -> None:
-    """Score those that are not scored yet, shared out over the processes. [Alg. 1, lines 13, 27]"""
+def score_all(job: Job, individuals: list[Individual], score_one: ScoreOne, n: int) -> None:
+    """Score those that are not scored yet, n images each, shared out over the processes. [Alg. 1, lines 13, 27]"""
     todo = [x for x in individuals if x.fid is None]
     for x in todo[job.ranks.rank :: job.ranks.world]:
-        s = score_one(x)
+        s = score_one(x, n)
         x.is_mean, x.fid = s.is_mean, s.fid
     scores = {x.id: (x.is_mean, x.fid) for x in todo if x.fid is not None}
     for part in job.ranks.gather(scores):
@@ -635,8 +652,8 @@ def unscored(individuals: Iterable[Individual]) -> list[Individual]:
     return [replace(x, is_mean=None, fid=None) for x in individuals]
 
 
-def births(args: Args, space: Space, state: State, n: int, parents: list[Individual]) -> list[Individual]:
-    """n children of the parents or, without any, the first population. Coupled: each has its D."""
+def births(args: Args, space: Space, state: State, n: int, parents: Sequence[Individual] = ()) -> list[Individual]:
+    """n children of the parents; without parents, the first population. Coupled: each with a D of its own."""
     rng = rng_of(args.seed, "born", state.stage, state.round)
     if parents:
         found = breed(args, space, parents, n, state.seen, rng)
@@ -644,28 +661,15 @@ def births(args: Args, space: Space, state: State, n: int, parents: list[Individ
         found = populate(args, space, n, rng)
         state.seen = {x.genotype: None for x in found}
     if args.stages == "coupled":
-        of_d = [replace(x, genotype=x.d_genotype) for x in parents]
-        seen = {x.genotype: None for x in of_d}
-        partners = breed(args, D_SPACE, of_d, n, seen, rng) if parents else populate(args, D_SPACE, n, rng)
+        d_parents = [replace(x, genotype=x.d_genotype) for x in parents]
+        seen = {x.genotype: None for x in d_parents}
+        partners = breed(args, D_SPACE, d_parents, n, seen, rng) if parents else populate(args, D_SPACE, n, rng)
         for x, partner in zip(found, partners, strict=True):
             x.d_genotype = partner.genotype
     for i, x in enumerate(found):
         x.id = f"{state.stage}.{state.round}-{i}"
         x.params = cost_of(args, space, x.genotype).params
     return found
-
-
-def search_step(
-    job: Job, state: State, nets: Pair, g_path: Genotype | None, d_path: Genotype | None, n_critic: int = 1
-) -> None:
-    """n_critic steps of D and one of G, on one path of the supernets."""
-    for _ in range(n_critic):
-        loss_d = d_step(job, nets, state.batch, g_path, d_path)
-        state.batch += 1
-    loss_g = g_step(job, nets, state.step, g_path, d_path)
-    state.step += 1
-    if state.step % job.args.log_every == 0:
-        job.run.log(state.step, **{"loss/d": loss_d, "loss/g": loss_g})
 
 
 def search_g(job: Job, state: State) -> None:
@@ -677,49 +681,50 @@ def search_g(job: Job, state: State) -> None:
     nets = pair_of(job, G, D)
     run.track(state, **vars(nets))
 
+    def score_path(x: Individual, n: int) -> Score:
+        # DEVIATES 9: the shared statistics are of the last few paths; on another one they shift the images
+        with own_batch_norm(job, G, x.genotype, args.bn_batches):
+            return gan.score(job, G, n, gan.along(G, x.genotype), split=False)
+
     if state.round == 0:
         end = state.began + args.search_epochs(0) * job.epoch
-        run.begin("search", "stage 1 warm-up", state.step, images_per_step=args.d_batch)
-        while state.step < end:  # line 1. PAPER §5.1: random paths activate all ops equally
-            run.tick(state.step, f"population in {end - state.step} steps")
+        # line 1. PAPER §5.1: random paths activate all ops equally
+        for _ in gan.steps(job, state, end, "stage 1 warm-up", "population"):
             rng = rng_of(args.seed, "path", state.batch)
-            search_step(job, state, nets, sample(G_SPACE, rng), sample(D_SPACE, rng) if coupled else None)
+            gan_step(job, state, nets, (sample(G_SPACE, rng), sample(D_SPACE, rng) if coupled else None))
         job.ranks.average_buffers(G)
         # lines 2-3. DEVIATES 11: drawn after the warm-up, which may have met them
-        state.population = births(args, G_SPACE, state, P, [])
+        state.population = births(args, G_SPACE, state, P)
         state.round = 1
 
     while state.round <= args.rounds:  # line 4
         end = state.began + args.search_epochs(state.round) * job.epoch
         name = f"stage 1 round {state.round}/{args.rounds}"
-        run.begin("search", name, state.step, images_per_step=args.d_batch)
-        while state.step < end:  # lines 5-12: every batch trains one path; D meets all of them
-            run.tick(state.step, f"scoring in {end - state.step} steps")
+        for _ in gan.steps(job, state, end, name, "scoring"):  # lines 5-12: one path a batch; D meets all of them
             x = rng_of(args.seed, "path", state.batch).choice(state.population)
-            search_step(job, state, nets, x.genotype, x.d_genotype)
+            gan_step(job, state, nets, (x.genotype, x.d_genotype))
         job.ranks.average_buffers(G)
 
         run.begin("search", f"{name} scoring", state.step, "selection")  # line 13
-        if args.mu_plus_lambda and len(state.population) == P:
+        if args.mu_plus_lambda and len(state.population) == P:  # more: resumed while scoring
             state.population += births(args, G_SPACE, state, P, state.population)
-        score_all(job, state.population, lambda x: score_path(job, G, x.genotype, args.search_n))
+        score_all(job, state.population, score_path, args.search_n)
         kept = select(args, state, P if args.mu_plus_lambda else P // 2)  # line 14
-        front = report_round(job, state, "1", kept, "recalibrated" if args.bn_batches else "shared")
+        front = report_round(job, state, G_SPACE, kept, "recalibrated" if args.bn_batches else "shared")
         with own_batch_norm(job, G, front[0].genotype, args.bn_batches):
-            run.samples(state.step, gan.grid(job, G, along(G, front[0].genotype)))
+            run.samples(state.step, gan.grid(job, G, gan.along(G, front[0].genotype)))
         state.population = unscored(kept)
         if not args.mu_plus_lambda:
             state.population += births(args, G_SPACE, state, P - len(kept), kept)
         known = {x.genotype: x for x in [*state.hall, *front]}.values()
         state.hall = sorted(known, key=lambda x: fid_or_inf(x.fid))[:8]
-        if state.round == args.rounds:
-            state.finalists = unscored({x.genotype: x for x in [*front, *state.hall]}.values())
+        state.finalists = unscored({x.genotype: x for x in [*front, *state.hall]}.values())
         state.round += 1
 
     # line 16. DEVIATES 12: "the best" is open; here of the last front and the best ever, scored anew
-    best = choose(job, state, G_SPACE, lambda x: score_path(job, G, x.genotype, args.final_n))
-    alone = seeded(job, lambda: Generator(best.genotype, *args.g_shape), "path").state_dict()
-    with own_batch_norm(job, G, best.genotype, args.bn_batches):
+    choose(job, state, G_SPACE, score_path)
+    alone = seeded(job, lambda: Generator(state.G, *args.g_shape), "path").state_dict()
+    with own_batch_norm(job, G, state.G, args.bn_batches):
         state.g_weights = {k: v.clone() for k, v in G.state_dict().items() if k in alone}
 
 
@@ -734,7 +739,6 @@ def search_d(job: Job, state: State) -> None:
     nets = pair_of(job, G, D)
     copies: dict[str, dict[str, Tensor]] = {}  # individual -> weights of its own generator
     run.track(state, **vars(nets), copies=copies)
-    images = args.d_batch * args.n_critic  # CODE: 5 steps of D to one of G; Alg. 1, line 24: one
 
     def score_pair(x: Individual, n: int) -> Score:
         G.load_state_dict(copies[x.id])
@@ -742,12 +746,10 @@ def search_d(job: Job, state: State) -> None:
 
     if state.round == 0:
         end = state.began + args.search_epochs(0) * job.epoch // args.n_critic
-        run.begin("search", "stage 2 warm-up", state.step, images_per_step=images)
-        while state.step < end:
-            run.tick(state.step, f"population in {end - state.step} steps")
+        for _ in gan.steps(job, state, end, "stage 2 warm-up", "population", args.n_critic):
             path = sample(D_SPACE, rng_of(args.seed, "path", state.batch))
-            search_step(job, state, nets, None, path, args.n_critic)
-        state.population = births(args, D_SPACE, state, P, [])  # line 18
+            gan_step(job, state, nets, (None, path), args.n_critic)
+        state.population = births(args, D_SPACE, state, P)  # line 18
         job.ranks.average_buffers(G)
         copies.update({x.id: clone(G) for x in state.population})
         state.round = 1
@@ -755,18 +757,17 @@ def search_d(job: Job, state: State) -> None:
     while state.round <= args.rounds:  # line 21
         end = state.began + args.search_epochs(state.round) * job.epoch // args.n_critic
         name = f"stage 2 round {state.round}/{args.rounds}"
-        run.begin("search", name, state.step, images_per_step=images)
-        while state.step < end:  # lines 22-26: a pair is drawn for n_critic steps of D and one of G
-            run.tick(state.step, f"scoring in {end - state.step} steps")
+        # lines 22-26: a pair is drawn for n_critic steps of D and one of G. CODE: 5 to one; Alg. 1, line 24: one
+        for _ in gan.steps(job, state, end, name, "scoring", args.n_critic):
             x = rng_of(args.seed, "path", state.batch).choice(state.population)
             G.load_state_dict(copies[x.id])
-            search_step(job, state, nets, None, x.genotype, args.n_critic)
+            gan_step(job, state, nets, (None, x.genotype), args.n_critic)
             copies[x.id] = clone(G)
 
         run.begin("search", f"{name} scoring", state.step, "selection")
-        score_all(job, state.population, lambda x: score_pair(x, args.search_n))
+        score_all(job, state.population, score_pair, args.search_n)
         kept = select(args, state, P // 2)  # line 27
-        front = report_round(job, state, "2", kept, "own")
+        front = report_round(job, state, D_SPACE, kept, "own")
         G.load_state_dict(copies[front[0].id])
         run.samples(state.step, gan.grid(job, G))
         if state.round == args.rounds:
@@ -777,7 +778,7 @@ def search_d(job: Job, state: State) -> None:
         state.round += 1
 
     # line 32. DEVIATES 14: "the best" is open; here of the last front, scored with more images
-    choose(job, state, D_SPACE, lambda x: score_pair(x, args.final_n))
+    choose(job, state, D_SPACE, score_pair)
     state.g_weights = None
 
 
@@ -788,63 +789,52 @@ def renew(
     before = dict(copies)
     copies.clear()
     for x in population:
-        own = [] if weight_reset else [name for name in (x.id, *x.parents) if name in before]
-        source = own[0] if own else best.id
+        wanted = [best.id] if weight_reset else [x.id, *x.parents, best.id]
+        source = next(name for name in wanted if name in before)
         copies[x.id] = {k: v.clone() for k, v in before[source].items()}
 
 
-def choose(job: Job, state: State, space: Space, score_one: Callable[[Individual], Score]) -> Individual:
+def choose(job: Job, state: State, space: Space, score_one: ScoreOne) -> None:
     """Score the finalists once more, with --final-n images; the lowest FID becomes G* or D*."""
-    job.run.begin("derive", f"stage {'1' if space is G_SPACE else '2'}, final choice", state.step, "the next stage")
-    score_all(job, state.finalists, score_one)
+    job.run.begin("derive", f"stage {STAGE[space.name]}, final choice", state.step, "the next stage")
+    score_all(job, state.finalists, score_one, job.args.final_n)
     state.finalists.sort(key=lambda x: (fid_or_inf(x.fid), -(x.is_mean or 0)))
     best = state.finalists[0]
-    if space is G_SPACE:
-        state.G, state.D = best.genotype, best.d_genotype or state.D
-    else:
-        state.D = best.genotype
+    state.G, state.D = pair_of_genotypes(state, space, best)
     job.run.genotype(state.step, genotype_json(job.args, state.G, state.D, best))
     counted = f"{space.name}*, of {len(state.finalists)} candidates on {job.args.final_n} images"
     job.run.print(f"{counted}:\n{table(best.genotype, space)}")
-    for x in state.finalists[:8]:  # the authors evidently retrained several
+    for x in state.finalists[:8]:  # CODE: file names in it suggest that several were retrained and the best taken
         job.run.print(f"  {x.id:>8}  {x.text(job.evaluator.label)}  {space.to_codes(x.genotype)}")
-    return best
+
+
+def pair_of_genotypes(state: State, space: Space, x: Individual) -> tuple[Genotype, DGenotype]:
+    """Those of the G and the D that an individual stands for."""
+    return (x.genotype, x.d_genotype or state.D) if space is G_SPACE else (state.G, x.genotype)
 
 
 # ---- what a search reports -----------------------------------------------------------------------
 
 
-def report_round(job: Job, state: State, stage: str, kept: list[Individual], bn: str) -> list[Individual]:
+def report_round(job: Job, state: State, space: Space, kept: list[Individual], bn: str) -> list[Individual]:
     """Write a scored round to the run's files and log. Returns its first front."""
     args, run, net, ref = job.args, job.run, job.evaluator.net, job.evaluator.ref
-    front = first_front(args, state.population)
+    front, stage = first_front(args, state.population), STAGE[space.name]
     best = front[0]  # DEVIATES 10: the lowest FID of the front; CODE: the lowest index; PAPER: open
-    people = [
-        {
-            "id": x.id,
-            "parents": x.parents,
-            "how": x.how,
-            "genotype": x.genotype,
-            "params": x.params,
-            "is": x.is_mean,
-            "fid": x.fid,
-        }
-        for x in state.population
-    ]
     run.search_row({
-        "step": state.step, "stage": stage, "round": state.round, "population": people, "front": [x.id for x in front],
+        "step": state.step, "stage": stage, "round": state.round, 
+        "population": [x.row() for x in state.population], "front": [x.id for x in front],
         "kept": [x.id for x in kept], "best": best.id, "eval/n": args.search_n, "eval/net": net,
     })  # fmt: skip
     row = Score(best.fid, best.is_mean, None, args.search_n, net, ref).row()
     run.evaluated(state.step, row, **{"eval/ema": False, "eval/bn": bn, "eval/what": f"best of round {state.round}"})
-    g, d = (best.genotype, best.d_genotype or state.D) if stage == "1" else (state.G, best.genotype)
-    run.genotype(state.step, genotype_json(args, g, d, best))
+    run.genotype(state.step, genotype_json(args, *pair_of_genotypes(state, space, best), best))
     counts = f"front {len(front)} of {len(state.population)}, best {best.id}"
     run.print(f"stage {stage} round {state.round}/{args.rounds}: {counts} with {best.text(job.evaluator.label)}")
     return front
 
 
-def genotype_json(args: Args, g: Genotype, d: Genotype | str, best: Individual | None = None) -> dict:
+def genotype_json(args: Args, g: Genotype, d: DGenotype, best: Individual | None = None) -> dict:
     """What genotype.json holds; --genotype reads it back."""
     return {
         "method": "eagan",
@@ -879,15 +869,8 @@ def train(job: Job, state: State) -> None:
         if state.step == end:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
-        for _ in range(args.n_critic):
-            loss_d = d_step(job, nets, state.batch, clip=args.grad_clip)
-            state.batch += 1
-        # DEVIATES 15: after n_critic steps of D; the authors' first G step follows the first batch
-        loss_g = g_step(job, nets, state.step, clip=args.grad_clip)
+        gan_step(job, state, nets, n_critic=args.n_critic, clip=args.grad_clip)
         ema_update(G_ema, G, args.ema)
-        state.step += 1
-        if state.step % args.log_every == 0:
-            run.log(state.step, **{"loss/d": loss_d, "loss/g": loss_g})
         if (state.step - state.began) % args.sample_every == 0:
             run.samples(state.step, gan.grid(job, G_ema))
     run.save()  # with more --train-epochs the run can go on
@@ -900,9 +883,9 @@ def check(args: Args, world: int) -> None:
     """Refuse what cannot run, before anything is made. UserError names flag, value and remedy."""
     given = f"--genotype {args.genotype}" if args.genotype and args.stages != "d" else ""
     gan.check_flags(args, world, given, f"one of {', '.join(PUBLISHED['G'])} or a file")
-    if unknown := set(args.objectives.split(",")) - set(OBJECTIVES):
-        raise UserError(f"--objectives {args.objectives}: no {', '.join(unknown)}; use some of {', '.join(OBJECTIVES)}")
-    if "is" in args.objectives.split(","):
+    if not set(args.compared) <= set(OBJECTIVES):
+        raise UserError(f"--objectives {args.objectives}: use some of {', '.join(OBJECTIVES)}, with commas")
+    if "is" in args.compared:
         gan.check_splits(search_n=args.search_n, final_n=args.final_n, eval_n=args.eval_n)
     if args.z_dim % 3:
         raise UserError(f"--z-dim {args.z_dim}: enters the three cells in equal parts; use a multiple of 3")
@@ -915,52 +898,70 @@ def check(args: Args, world: int) -> None:
 
 
 def first_state(args: Args) -> State:
-    """What a new run begins with: the genotypes given, or the fixed D. UserError: not such."""
+    """What a new run begins with: the given genotypes, or the fixed D. UserError: no genotype, or an unfit --size."""
     for name, space, flag in ((args.init_g, G_SPACE, "--init-g"), (args.init_d, D_SPACE, "--init-d")):
         if name:
             named(name, space, PUBLISHED, flag)
-    # DEVIATES 16: AutoGAN-D (GD1); the paper's 0.91M fits D_C, not found yet; CODE has the plain one
-    G, d = None, "plain" if args.dbar == "plain" else DBAR[args.dbar]
+    # DEVIATES 16: AutoGAN-D (GD1). PAPER: 0.91M, the size of D_C, which is yet to be found; CODE: the plain one
+    G, d = None, DBAR[args.dbar]
     if args.genotype:
         G, d = named(args.genotype, G_SPACE, PUBLISHED, "--genotype"), args.d_genotype
         if d is None and args.genotype.endswith(".json"):
             d = args.genotype if named(args.genotype, D_SPACE, PUBLISHED) else "plain"
         d = d or ("eagan-d-stl10" if args.size == 48 else "eagan-d-cifar10")
     D = d if d == "plain" else named(d, D_SPACE, PUBLISHED, "--d-genotype")
-    if D == "plain" and args.size < 32:
-        raise UserError(f"--size {args.size}: the plain discriminator halves it five times; use 32 or more")
-    searched = args.stages == "coupled" or "search-d" in stages_of(args)
-    halvings = 4 if searched else 0 if D == "plain" else 1 + sum(row[5] != "none" for row in D)
-    if args.size % 2**halvings:
-        raise UserError(
-            f"--size {args.size}: a discriminator here halves it {halvings} times; use a multiple of {2**halvings}"
-        )
+    check_size(args, D)
     return State(G=G, D=D)
 
 
+def check_size(args: Args, D: DGenotype) -> None:
+    """Refuse images that a discriminator of this run cannot halve as often as it wants to."""
+    stages = stages_of(args)
+    if D == "plain" and args.size < 32:
+        raise UserError(f"--size {args.size}: the plain discriminator halves it five times; use 32 or more")
+    if "search-d" in stages or "coupled" in stages:
+        halvings = 4
+    elif D == "plain":
+        halvings = 0
+    else:
+        halvings = 1 + sum(row[5] != "none" for row in D)
+    if args.size % 2**halvings:
+        unit = 2**halvings
+        raise UserError(
+            f"--size {args.size}: a discriminator here halves it {halvings} times; use a multiple of {unit}"
+        )
+
+
 def costs_of(args: Args, state: State) -> dict[str, Cost]:
-    """What the networks of this run cost; of a G that is still to be found, EAGAN's."""
-    stages, g = stages_of(args), cost_of(args, G_SPACE, state.G or named("eagan-g", G_SPACE, PUBLISHED))
-    costs = {"G" if state.G else "G, were it EAGAN's": g, "D": cost_of(args, D_SPACE, state.D)}
-    if "search-g" in stages:
+    """What the networks of this run cost; where one is still to be found, its supernet and EAGAN's own."""
+    stages, costs = stages_of(args), {}
+    if "search-g" in stages or "coupled" in stages:
         costs["SuperNet-G"] = Cost(cost_of(args, G_SPACE, None).params)
-    if "search-d" in stages or args.stages == "coupled":
+    costs["G" if state.G else "EAGAN's G"] = cost_of(args, G_SPACE, state.G or EAGAN_G)
+    if "search-d" in stages or "coupled" in stages:
         costs["SuperNet-D"] = Cost(cost_of(args, D_SPACE, None).params)
-    if "search-d" in stages:
-        costs[f"{args.population} copies of G*"] = Cost(args.population * g.params)
+        costs["EAGAN's D"] = cost_of(args, D_SPACE, EAGAN_D)
+    if "search-g" in stages:
+        costs["fixed D"] = cost_of(args, D_SPACE, state.D)
+    if stages == ["train"]:
+        costs["D"] = cost_of(args, D_SPACE, state.D)
     return costs
 
 
-def plan_of(job: Job, g: float, d: float) -> list[gan.Stage]:
-    """(name, G updates, multiply-adds of one with its share of scoring). g, d: multiply-adds an image."""
+def plan_of(job: Job, state: State) -> list[gan.Stage]:
+    """(name, G updates, multiply-adds of one with its share of scoring); a G that is still to be found is EAGAN's."""
     args, plan = job.args, []
+    g, d = cost_of(args, G_SPACE, state.G or EAGAN_G).macs, cost_of(args, D_SPACE, state.D).macs
     for name in stages_of(args):
         if name == "train":
             plan.append(gan.train_stage(job, g, d))
         else:
             n_critic = args.n_critic if name == "search-d" else 1
             steps = args.search_epochs(args.rounds) * job.epoch // n_critic
-            scoring = gan.scoring_macs(args, g, args.rounds * args.population * args.search_n)
+            scored = args.rounds * args.population * args.search_n
+            if args.mu_plus_lambda and name != "search-d":
+                scored *= 2
+            scoring = gan.scoring_macs(args, g, scored)
             plan.append((name, steps, gan.update_macs(args, g, d, n_critic) + scoring / max(steps, 1)))
     return plan
 
@@ -970,31 +971,32 @@ def main(args: Args) -> dict | None:
     # -- everything that can be wrong is found before a run directory is made
     ranks = start_ranks(args.device)
     check(args, ranks.world)
-    evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is="is" in args.objectives.split(","))
+    evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is="is" in args.compared)
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))
     evaluator.use(data)
-    args, trained = replace(args, size=data.images.shape[-1]), None
+    args = replace(args, size=data.images.shape[-1])
+    job, trained = Job(args, ranks, evaluator, data), None
     if args.phase == "eval":
-        args, trained = gan.load_weights(args, ranks.device, Generator.saved)
-    job, state = Job(args, ranks, evaluator, data), first_state(args)
-    if trained:
-        costs = {"G": cost_of(args, G_SPACE, trained.genotype)}
+        job.args, trained = gan.load_weights(args, ranks.device, Generator.saved)
+        state, costs = State(G=trained.genotype), {"G": cost_of(job.args, G_SPACE, trained.genotype)}
     else:
-        costs = costs_of(args, state)
-        job.plan = plan_of(job, *(cost.macs for cost in list(costs.values())[:2]))
+        state = first_state(args)
+        costs, job.plan = costs_of(args, state), plan_of(job, state)
     lines = gan.opening(job, "eagan", costs)
     if args.dry_run:
         print("\n".join(lines))
         return None
 
-    with Run(__file__, "eagan", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
+    copies = args.population * cost_of(args, G_SPACE, state.G or EAGAN_G).params if "search-d" in stages_of(args) else 0
+    with Run(__file__, "eagan", asdict(job.args), ranks, **gan.run_facts(job, costs, copies)) as job.run:
         gan.start(job, state, lines)
         if trained:
             gan.evaluate_weights(job, trained)
             return None
         stages = stages_of(args)
         while state.stage < len(stages):
-            {"search-g": search_g, "search-d": search_d, "train": train}[stages[state.stage]](job, state)
+            stage = {"search-g": search_g, "coupled": search_g, "search-d": search_d, "train": train}
+            stage[stages[state.stage]](job, state)
             state.next_stage()
         return gan.finish(job, state, genotype_json(args, state.G, state.D))
 

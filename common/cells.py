@@ -194,7 +194,8 @@ def count_params(net: nn.Module) -> int:
 def conv_cost(c_in: int, c_out: int, kernel: int, side: int, bias_adds: bool = True) -> Cost:
     """Of a convolution with bias whose output has side x side pixels. kernel 1, side 1: of a linear layer."""
     weights = c_in * kernel**2 * c_out
-    return Cost(weights + c_out, (weights + c_out * bias_adds) * side**2)
+    adds = weights + c_out if bias_adds else weights
+    return Cost(weights + c_out, adds * side**2)
 
 
 def params_and_macs(**costs: Cost) -> dict[str, dict[str, int]]:
@@ -203,17 +204,13 @@ def params_and_macs(**costs: Cost) -> dict[str, dict[str, int]]:
 
 
 @cache
-def _op(make: Callable[[int], nn.Module], ch: int) -> nn.Module:
-    with torch.device("meta"):
-        return make(ch)
-
-
 def op_cost(make: Callable[[int], nn.Module], ch: int, side: int) -> Cost:
     """Of one op at a width, with an output of side x side pixels; the op itself states its multiply-adds: `macs(side)`.
 
     make: an entry of OPS_NORMAL, OPS_UP, OPS_DOWN or a table like them. TypeError: an op that states none.
     """
-    op = _op(make, ch)
+    with torch.device("meta"):
+        op = make(ch)
     if not hasattr(op, "macs"):
         raise TypeError(f"{type(op).__name__}: needs a method macs(side), its multiply-adds for one image")
     return Cost(count_params(op), op.macs(side))
@@ -233,9 +230,9 @@ class DBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.conv2(self.conv1(x.relu()).relu())
-        return main + (
-            x if self.shortcut is None else self.shortcut(F.avg_pool2d(x, 2))
-        )  # the 1x1 commutes with the pool
+        if self.shortcut is not None:
+            x = self.shortcut(F.avg_pool2d(x, 2))  # the 1x1 commutes with the pool
+        return main + x
 
 
 class AutoGANDiscriminator(nn.Module):

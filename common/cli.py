@@ -15,9 +15,9 @@ from common.run import Stopped, jsonable
 
 PANELS = ("Run", "Data", "Search", "Train", "Eval")
 ON_RESUME = {  # flags that may differ when a run is resumed: none of them changes what is trained
-    *("resume", "preset", "dry_run", "device", "runs_dir", "data_dir", "inception_weights"),
-    *("save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs"),
-}
+    "resume", "preset", "dry_run", "device", "runs_dir", "data_dir", "inception_weights", "save_minutes",
+    "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs",
+}  # fmt: skip
 
 
 def opt(default: Any, help: str, panel: str = "", **limits: float) -> Any:

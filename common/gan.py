@@ -50,8 +50,9 @@ class Job:
 
     @property
     def epoch(self) -> int:
-        """D batches that count as an epoch."""
-        return self.args.epoch_batches or len(self.batches)
+        """D batches that count as an epoch. UserError: --d-batch does not fit the data."""
+        whole = len(self.batches)
+        return self.args.epoch_batches or whole
 
     @property
     def g_batch(self) -> int:
@@ -192,6 +193,11 @@ def only_latents(G: nn.Module) -> Generate:
     return lambda z, _: G(z)
 
 
+def along(G: nn.Module, path: Any) -> Generate:
+    """How latents become images of a supernet: along one path."""
+    return lambda z, _: G(z, path)
+
+
 @contextmanager
 def evaluating(G: nn.Module) -> Iterator[None]:
     """For the time of a `with`, G is in eval mode and keeps no gradients."""
@@ -226,6 +232,17 @@ def grid(job: Job, G: nn.Module, generate: Generate | None = None) -> Tensor:
         return (generate or only_latents(G))(fixed_latent(job, 64, "grid"), "grid")
 
 
+def steps(job: Job, state: Progress, end: int, name: str, upcoming: str, n_critic: int = 1) -> Iterator[None]:
+    """One turn for each G update of a search until update `end`, a safe point before each: progress, autosave, stop.
+
+    name: of the stage, for progress and rows. upcoming: what comes after it.
+    """
+    job.run.begin("search", name, state.step, images_per_step=job.args.d_batch * n_critic)
+    while state.step < end:
+        job.run.tick(state.step, f"{upcoming} in {end - state.step} steps")
+        yield
+
+
 def evaluate_if_due(
     job: Job, state: Progress, G: nn.Module, G_ema: nn.Module, about: dict, generate: Generate | None = None
 ) -> None:
@@ -235,7 +252,8 @@ def evaluate_if_due(
     takes to build G. Beside the untrained G stand the scores of uniform noise, the worst that there is.
     """
     args, run, evaluator, ranks = job.args, job.run, job.evaluator, job.ranks
-    done, last = state.step - state.began, state.step - state.began == job.plan[-1][1]
+    done = state.step - state.began
+    last = done == job.plan[-1][1]
     every, after = evaluation_steps(job)
     if state.evaluated == state.step or not (done == 0 or last or (done % every == 0 and done > after)):
         return
@@ -254,7 +272,7 @@ def evaluate_if_due(
     widths = {"g_ch": args.g_ch, "z_dim": args.z_dim, "size": args.size, "ema": args.ema}
     weights = {"G": G_ema.state_dict(), "step": state.step, "score": s.row(), **widths, **about}
     run.weights("weights.pt", weights)
-    state.last = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step}
+    state.last = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step, "n": s.n}
     if what != "untrained" and (state.best is None or fid_or_inf(s.fid) < fid_or_inf(state.best["fid"])):
         state.best = state.last
         run.weights("weights.best.pt", weights)
@@ -282,11 +300,9 @@ def fid_or_inf(fid: float | None) -> float:
 
 def noise_images(job: Job, k: int) -> Tensor:
     """Uniform noise: what the worst generator scores."""
-    shape, g = (
-        (job.evaluator.batch, 3, job.args.size, job.args.size),
-        stream(job.args.seed, "noise", k, device=job.ranks.device),
-    )
-    return torch.randint(0, 256, shape, generator=g, device=job.ranks.device, dtype=torch.uint8)
+    device, shape = job.ranks.device, (job.evaluator.batch, 3, job.args.size, job.args.size)
+    g = stream(job.args.seed, "noise", k, device=device)
+    return torch.randint(0, 256, shape, generator=g, device=device, dtype=torch.uint8)
 
 
 def load_weights(args: Any, device: torch.device, make: Callable[[dict], nn.Module]) -> tuple[Any, nn.Module]:
@@ -329,7 +345,7 @@ def check_flags(args: Any, world: int, skips_search: str, published: str) -> Non
     for flag, value in (("--d-batch", args.d_batch), ("--g-batch", args.g_batch)):
         if value % world:
             raise UserError(f"{flag} {value}: not divisible by {world} processes")
-    if args.phase == "train" and not skips_search:
+    if args.phase == "train" and not (skips_search or args.genotype):
         raise UserError(f"--phase train: needs --genotype, {published}")
     if args.phase == "search" and skips_search:
         raise UserError(f"{skips_search}: skips the search that --phase search asks for; leave one of them out")
@@ -349,9 +365,14 @@ def check_splits(**counts: int) -> None:
 
 def evaluator_options(args: Any, ranks: Ranks) -> dict:
     """What the common flags tell an Evaluator."""
-    weights, cache = args.inception_weights, args.data_dir / "cache"
-    network = {"name": args.evaluator, "fid_dims": int(args.fid_dims), "weights": weights}
-    return {**network, "device": ranks.device, "cache_dir": cache, "ref_n": args.ref_n}
+    return {
+        "name": args.evaluator,
+        "device": ranks.device,
+        "cache_dir": args.data_dir / "cache",
+        "weights": args.inception_weights,
+        "fid_dims": int(args.fid_dims),
+        "ref_n": args.ref_n,
+    }
 
 
 def update_macs(args: Any, g: float, d: float, n_critic: int) -> float:
@@ -361,7 +382,7 @@ def update_macs(args: Any, g: float, d: float, n_critic: int) -> float:
 
 def scoring_macs(args: Any, g: float, images: float) -> float:
     """Multiply-adds of scoring so many images."""
-    return images * (g + INCEPTION_MACS * (args.evaluator == "inception"))
+    return images * (g + INCEPTION_MACS if args.evaluator == "inception" else g)
 
 
 def train_stage(job: Job, g: float, d: float) -> Stage:
@@ -396,11 +417,14 @@ def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
     return lines
 
 
-def run_facts(job: Job, costs: dict[str, Cost]) -> dict:
-    """What a Run is told beside its arguments. disk: two checkpoints and one being written, with Adam's two moments."""
+def run_facts(job: Job, costs: dict[str, Cost], more: int = 0) -> dict:
+    """What a Run is told beside its arguments. more: numbers in a checkpoint that have no moments of Adam's.
+
+    disk: room for two checkpoints and one being written.
+    """
     params = {name: cost.params for name, cost in costs.items()}
     facts = {"params": params, "net": job.evaluator.net}
-    disk = 3 * 12 * sum(params.values()) + 5e7
+    disk = 3 * 4 * (3 * sum(params.values()) + more) + 5e7
     return {"dataset": job.data.name, "digest": job.data.digest, "plan": job.plan, "facts": facts, "disk": disk}
 
 
@@ -416,12 +440,9 @@ def start(job: Job, state: Progress, lines: list[str]) -> None:
 
 def finish(job: Job, state: Progress, genotype: dict) -> dict | None:
     """Write result.json. Returns the best scores of the training, if there was one."""
-    scores = {
-        "last": state.last,
-        "best": state.best,
-        "n": job.args.eval_n,
-        "net": job.evaluator.net,
-        "ref": job.evaluator.ref,
-    }
-    job.run.result(**(scores if state.last else {}), genotype=genotype)
+    scores = {}
+    if state.last:
+        net, ref = job.evaluator.net, job.evaluator.ref
+        scores = {"last": state.last, "best": state.best, "n": state.last["n"], "net": net, "ref": ref}
+    job.run.result(**scores, genotype=genotype)
     return state.best

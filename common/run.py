@@ -436,8 +436,8 @@ class Run:
 
         state, parts: anything with a state_dict; parts may also be tensors and dictionaries, restored in place.
         """
-        for name, part in parts.items() if self.to_restore else ():
-            saved = self.to_restore[name]
+        for name, saved in self.to_restore.items():
+            part = parts[name]
             if isinstance(part, torch.Tensor):
                 part.copy_(saved)
             elif isinstance(part, dict):

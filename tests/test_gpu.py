@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,16 @@ import torch
 from torch import Tensor
 
 import eagan
+from common import gan
+from common.cells import named
+from common.cli import cli
 from common.data import Batches, shapes
+from common.files import stream
+from common.gan import Job, seeded
 from common.metrics import Evaluator, frechet_distance, matrix_root
-from common.run import Ranks, Run, cli, stream
+from common.ranks import Ranks
+from common.run import Run
+from eagan import D_SPACE, G_SPACE, PUBLISHED, Generator
 
 CPU = torch.device("cpu")
 DEVICE = torch.device(os.environ.get("GAN_NAS_GPU_TESTS", "cuda"))
@@ -29,7 +37,7 @@ pytestmark = [
 TINY = {"g_ch": 16, "d_ch": 16, "g_batch": 8, "d_batch": 8, "size": 32}
 SMALL = (  # every stage in seconds; training takes 8 G updates
     f"--preset smoke --device {DEVICE.type} --g-ch 8 --d-ch 8 --d-batch 4 --g-batch 4 --epoch-batches 4 --search-n 100 "
-    "--final-n 100 --train-epochs 4 --eval-n 100 --eval-every 2"
+    "--final-n 100 --train-epochs 4 --n-critic 2 --eval-n 100 --eval-every 2"
 ).split()
 TRAIN = ("--phase", "train", "--genotype", "eagan-g")
 
@@ -43,25 +51,28 @@ def float32(monkeypatch):
 @pytest.fixture
 def cpu_latents(monkeypatch):
     """The same latents on both devices, whose generators draw different numbers from one seed."""
-    drawn = eagan.latent
-    monkeypatch.setattr(eagan, "latent", lambda args, ranks, *rest: drawn(args, Ranks(CPU), *rest).to(ranks.device))
+    drawn = gan.fixed_latent
+
+    def on_cpu(job: Job, n: int, *name: object) -> Tensor:
+        return drawn(replace(job, ranks=Ranks(CPU)), n, *name).to(job.ranks.device)
+
+    monkeypatch.setattr(gan, "fixed_latent", on_cpu)
 
 
 def one_step(device: torch.device, stage: str, net: str, **changes: object) -> tuple[float, Tensor, torch.nn.Module]:
     """The loss, the gradient and the updated network of the first step of G or D, of training or of stage 1."""
-    args, ranks = eagan.Args(**TINY, **changes), Ranks(device)
-    search = stage == "stage 1"
-    path = eagan.sample(eagan.G_SPACE, random.Random(3)) if search else None
-    G = eagan.build(args, ranks, eagan.Generator, None if search else eagan.named("eagan-g", "G"), "G")
-    D = eagan.build(args, ranks, None, eagan.named("autogan-d" if search else "eagan-d-cifar10", "D"), "D")
-    if args.compile:
+    job = Job(eagan.Args(**TINY, **changes), Ranks(device), None, shapes(16))
+    if stage == "stage 1":
+        path, g, d = eagan.sample(G_SPACE, random.Random(3)), None, named("autogan-d", D_SPACE, PUBLISHED)
+    else:
+        path, g, d = None, named("eagan-g", G_SPACE, PUBLISHED), named("eagan-d-cifar10", D_SPACE, PUBLISHED)
+    G = seeded(job, lambda: Generator(g, *job.args.g_shape), "G")
+    D = seeded(job, lambda: eagan.make_d(d, job.args.d_ch), "D")
+    if job.args.compile:
         G.compile()
         D.compile()
-    if net == "D":
-        real = Batches(shapes(16).images, args.d_batch, 0, device)(0)
-        trained, loss = D, eagan.d_step(args, ranks, G, D, eagan.adam(D, args.d_lr, args), real, 0, path)
-    else:
-        trained, loss = G, eagan.g_step(args, ranks, G, D, eagan.adam(G, args.g_lr, args), 0, path)
+    trained, step = (D, eagan.d_step) if net == "D" else (G, eagan.g_step)
+    loss = step(job, gan.pair_of(job, G, D), 0, (path, None))
     gradient = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
     return loss.item(), gradient.cpu(), trained
 
@@ -208,7 +219,7 @@ def test_resumed_run_is_the_uninterrupted_one(data_dir, tmp_path, monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
     assert read(parts / "status.json")["step"] == read(whole / "status.json")["step"] == 8
-    a, b = (torch.load(run / "checkpoint.pt", map_location="cpu")["nets"] for run in (whole, parts))
+    a, b = (torch.load(run / "checkpoint.pt", map_location="cpu")["parts"] for run in (whole, parts))
     for net in ("G", "D", "G_ema"):
         mean = torch.cat([(a[net][k] - v).abs().flatten() for k, v in b[net].items() if v.is_floating_point()]).mean()
         assert mean <= (0.01 * eagan.Args().g_lr if DEVICE.type == "cuda" else 0)
