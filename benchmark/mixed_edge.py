@@ -7,10 +7,10 @@ pair          an edge as two convolutions, dense 5x5 and dilated 5x5: 50 taps
 ring          an edge as three, the 41 taps that are in use: what `merge` gives
 ring, shared  the edges that leave a node as one wide convolution of the ring form (--mixed merged)
 
-All forms compute the same sum; the run fails where they do not. They are measured by turns, so that a busy machine slows
-all of them alike. "kept" is what autograd holds for the backward pass, weights left out; "peak" what a forward and a backward
-pass take at most above what was there before, gradients of the weights included: on CUDA of the allocator, on a CPU of the
-memory of a forked process.
+All forms compute the same sum; the run fails where they do not. They are measured by turns, so that a busy machine
+slows all of them alike. "kept" is what autograd holds for the backward pass, weights left out; "peak" what a forward
+and a backward pass take at most above what was there before, gradients of the weights included: on CUDA of the
+allocator, on a CPU of the memory of a forked process.
 """
 
 import argparse
@@ -26,25 +26,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adversarialnas as nas
-from common.run import device_name, start_ranks
+from common.cells import add
+from common.gan import Job
+from common.ranks import Ranks, device_name, start_ranks
 
 
 def leave_pair(
-    x: Tensor, edges: Sequence[nas.MixedEdge], mix: Sequence[Tensor], merged: bool, stride: int = 1, relu: bool = True
+    x: Tensor, edges: Sequence[nas.MixedEdge], mix: nas.CellMix, merged: bool, stride: int = 1, relu: bool = True
 ) -> list[Tensor]:
     """Each edge as a dense 5x5 and a dilated 5x5 convolution."""
     source, carried = x.relu() if relu else x, []
-    for edge, w in zip(edges, mix, strict=True):
-        terms = [(op, w_k, edge[op].conv) for op, w_k in zip(edge.ops, w, strict=False) if op in nas.CONVS]
-        kernels = {op: w_k * conv.weight for op, w_k, conv in terms}
-        bias = nas.add(*(w_k * conv.bias for _, w_k, conv in terms))
+    for edge in edges:
+        w, convs = mix[edge.name], {op: edge[op].conv for op in nas.MERGED if op in edge}
+        kernels = {op: w[op] * conv.weight for op, conv in convs.items()}
+        bias = add(*(w[op] * conv.bias for op, conv in convs.items()))
         dense = kernels["conv_5x5"] + F.pad(kernels["conv_3x3"], (1, 1, 1, 1))
         if "conv_1x1" in kernels:
             dense = dense + F.pad(kernels["conv_1x1"], (2, 2, 2, 2))
         wide = kernels["dil_conv_5x5"] + F.pad(kernels["dil_conv_3x3"], (1, 1, 1, 1))
-        y = F.conv2d(source, dense, bias, stride, padding=2) + F.conv2d(source, wide, None, stride, padding=4, dilation=2)
-        others = (w_k * edge[op](x) for op, w_k in zip(edge.ops, w, strict=False) if op in edge and op not in nas.CONVS)
-        carried.append(nas.add(y, *others))
+        y = F.conv2d(source, dense, bias, stride, padding=2)
+        y = y + F.conv2d(source, wide, None, stride, padding=4, dilation=2)
+        carried.append(add(y, *(w[op] * edge[op](x) for op in edge if op not in nas.MERGED)))
     return carried
 
 
@@ -52,14 +54,14 @@ leave_script = nas.leave
 
 
 def leave_ring(
-    x: Tensor, edges: Sequence[nas.MixedEdge], mix: Sequence[Tensor], merged: bool, stride: int = 1, relu: bool = True
+    x: Tensor, edges: Sequence[nas.MixedEdge], mix: nas.CellMix, merged: bool, stride: int = 1, relu: bool = True
 ) -> list[Tensor]:
     """Each edge by itself in the form of the script."""
-    return [leave_script(x, [edge], [w], True, stride, relu)[0] for edge, w in zip(edges, mix, strict=True)]
+    return [leave_script(x, [edge], mix, True, stride, relu)[0] for edge in edges]
 
 
 def leave_plain(
-    x: Tensor, edges: Sequence[nas.MixedEdge], mix: Sequence[Tensor], merged: bool, stride: int = 1, relu: bool = True
+    x: Tensor, edges: Sequence[nas.MixedEdge], mix: nas.CellMix, merged: bool, stride: int = 1, relu: bool = True
 ) -> list[Tensor]:
     return leave_script(x, edges, mix, False, stride, relu)
 
@@ -71,7 +73,7 @@ def cases(args: argparse.Namespace, device: torch.device) -> dict[str, tuple[nn.
     """name: (network, its forward pass)."""
     torch.manual_seed(0)
     alpha, beta = nas.Logits(nas.G_SPACE).to(device), nas.Logits(nas.D_SPACE).to(device)
-    noise = torch.Generator(device).manual_seed(0)
+    job = Job(nas.Args(), Ranks(device), None, None)
     g, d = args.g_ch, args.d_ch
 
     def made(net: nn.Module) -> nn.Module:
@@ -82,7 +84,7 @@ def cases(args: argparse.Namespace, device: torch.device) -> dict[str, tuple[nn.
         return x.contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def mixes(logits: nas.Logits) -> nas.Mix:
-        return logits.mix(1.0, "prob", noise.manual_seed(1))
+        return logits.mix(job, 1.0, "benchmark")
 
     up, down, first = made(nas.UpCell(g, None, 0)), made(nas.DownCell(d, None, 1)), made(nas.DownCell(d, None, 0))
     G, D = made(nas.Generator(None, g)), made(nas.Discriminator(None, d))
@@ -184,7 +186,14 @@ def main() -> None:
             if (outputs[form] - outputs["plain"]).abs().max() > tolerance:
                 raise SystemExit(f"{what}: {form} is not the same sum as plain")
             middle, base = median(times[form][1:]), median(times["plain"][1:])
-            cells = (what, form, f"{1e3 * middle:,.1f}", f"{base / middle:.2f}", f"{memory[form]:,.1f}", f"{peaks[form]:,.1f}")
+            cells = (
+                what,
+                form,
+                f"{1e3 * middle:,.1f}",
+                f"{base / middle:.2f}",
+                f"{memory[form]:,.1f}",
+                f"{peaks[form]:,.1f}",
+            )
             print("| " + " | ".join(f"{text:{w}}" for text, w in zip(cells, widths, strict=True)) + " |", flush=True)
 
 

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import adversarialnas as nas
-from adversarialnas import D_SPACE, G_SPACE, Args
-from common.data import Batches, shapes
-from common.run import Ranks, stream
+from adversarialnas import D_SPACE, G_SPACE, PUBLISHED, Args, Supernets
+from common import gan
+from common.cells import named
+from common.data import Batches, Dataset, shapes
+from common.files import stream
+from common.gan import Job
+from common.ranks import Ranks
 from tests.runs import command, rows
 
 CPU = torch.device("cpu")
@@ -32,41 +36,43 @@ WEIGHTS = ["search D", "search G", "training D", "training G"]
 def same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TF32, and latents and Gumbel noise from the CPU on both devices: their generators draw different numbers."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    latent, exponential = nas.latent, torch.Tensor.exponential_
+    latent, exponential = gan.latent, torch.Tensor.exponential_
     monkeypatch.setattr(nas, "stream", lambda *name, device="cpu": stream(*name))
-    monkeypatch.setattr(nas, "latent", lambda args, ranks, *rest: latent(args, Ranks(CPU), *rest).to(ranks.device))
+    monkeypatch.setattr(nas, "latent", lambda job, *rest: latent(job_of(job.args, CPU), *rest).to(job.ranks.device))
     monkeypatch.setattr(
-        torch.Tensor, "exponential_", lambda x, generator: x.copy_(exponential(torch.empty(x.shape), generator=generator))
+        torch.Tensor,
+        "exponential_",
+        lambda x, generator: x.copy_(exponential(torch.empty(x.shape), generator=generator)),
     )
+
+
+def job_of(args: Args, device: torch.device) -> Job:
+    return Job(args, Ranks(device), None, Dataset("shapes", shapes(16).images, None, ""))
 
 
 def one_step(device: torch.device, kind: str, **changes: object) -> tuple[float, Tensor, nn.Module]:
     """The loss, the gradient and the updated network of a first step, as `search` and `train_step` take it."""
     args = Args(**{"size": 32, "chunks": 3, "search_g_ch": 16, "search_d_ch": 16, "g_ch": 16, "d_ch": 16, **changes})
-    ranks, real = Ranks(device), Batches(shapes(16).images, 8, 0, device)(0)
+    job, real = job_of(args, device), Batches(shapes(16).images, 8, 0, device)(0)
     if kind.startswith("training"):
-        nets = nas.gan(args, ranks, nas.named("adversarialnas-g", "G"), "autogan")
-        G, D, optimizers, alpha, beta, mixes = nets["G"], nets["D"], (nets["g_opt"], nets["d_opt"]), None, None, (None, None)
+        nets, _ = nas.from_scratch(job, named("adversarialnas-g", G_SPACE, PUBLISHED), "autogan")
+        G, D = nets.G, nets.D
         if args.compile:
             G.compile()
             D.compile()
     else:
-        merged = args.mixed == "merged"
-        G = nas.seeded(args, ranks, lambda: nas.Generator(None, 16, merged=merged), "super-g")
-        D = nas.seeded(args, ranks, lambda: nas.make_d("super", 16, 32, merged), "super-d")
-        alpha, beta = (nas.seeded(args, ranks, lambda s=s: nas.Logits(s), s.name) for s in (G_SPACE, D_SPACE))
-        optimizers = nas.adam(G, args.g_lr, args), nas.adam(D, args.d_lr, args)
-        mixes = nas.draw(args, ranks, alpha, beta, 1.0, "test")
+        nets = Supernets(job)
+        G, D = nets.mixed(job, 1.0, "test")
     if kind in ARCHITECTURE:
-        trained = alpha if kind == "alpha" else beta
-        optimizer = nas.arch_adam(trained, args)
+        trained, optimizer = getattr(nets, kind), getattr(nets, f"{kind}_opt")
     else:
-        trained, optimizer = (G, optimizers[0]) if kind.endswith("G") else (D, optimizers[1])
-    if trained in (D, beta):
-        loss = nas.hinge_d(args, ranks, G, D, real, "d", 0, mixes=mixes, amp=args.amp)
-    else:
-        loss = nas.hinge_g(args, ranks, G, D, 8, "g", 0, mixes=mixes, amp=args.amp)
-    nas.update(ranks, trained, optimizer, loss, 0.0)
+        trained, optimizer = (nets.G, nets.g_opt) if kind.endswith("G") else (nets.D, nets.d_opt)
+    with job.autocast():
+        if kind == "beta" or kind.endswith("D"):
+            loss = nas.d_pass(job, G, D, real, "d", 0)
+        else:
+            loss = nas.g_pass(job, G, D, 8, "g", 0)
+    gan.update(job, trained, optimizer, loss)
     gradient = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
     return loss.item(), gradient.cpu(), trained
 
@@ -111,20 +117,23 @@ def test_a_compiled_step_is_that_of_eager(kind: str) -> None:
 @torch.no_grad()
 def test_derived_networks_give_the_numbers_of_the_cpu() -> None:
     args, rng, x = Args(size=32, chunks=3), random.Random(0), shapes(4).images / 127.5 - 1
-    z = nas.latent(args, Ranks(CPU), 4, "test")
+    z = nas.latent(job_of(args, CPU), 4, "test")
     for i in range(10):
         g, d = (nas.random_genotype(space, rng) for space in (G_SPACE, D_SPACE))
         for make, given in ((lambda g=g: nas.Generator(g, 8), z), (lambda d=d: nas.Discriminator(d, 8), x)):
-            here, there = (nas.seeded(args, Ranks(to), make, i).eval()(given.to(to)).cpu() for to in (CPU, DEVICE))
+            nets = (gan.seeded(job_of(args, to), make, i).eval() for to in (CPU, DEVICE))
+            here, there = (net(given.to(to)).cpu() for net, to in zip(nets, (CPU, DEVICE), strict=True))
             torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.usefixtures("quick_compact")
-def test_a_whole_run_searches_and_trains_and_goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_searches_and_trains_and_goes_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = (
-        f"--preset smoke --device {DEVICE.type} --amp --search-g-ch 4 --search-d-ch 4 --search-batch 8 --search-epochs 3 "
-        "--epoch-batches 4 --derive-every 4 --search-eval-every 2 --g-ch 8 --d-ch 8 --d-batch 8 --g-batch 8 "
-        "--train-epochs 2 --eval-n 100 --log-every 1"
+        f"--preset smoke --device {DEVICE.type} --amp --search-g-ch 4 --search-d-ch 4 --search-batch 8 "
+        "--search-epochs 3 --epoch-batches 4 --derive-every 4 --search-eval-every 2 --g-ch 8 --d-ch 8 --d-batch 8 "
+        "--g-batch 8 --train-epochs 2 --eval-n 100 --log-every 1"
     ).split()
     ticks, tick = [], nas.Run.tick
 

@@ -1,6 +1,7 @@
 """Runs of adversarialnas.py as a user has them: files, seeds, stop and resume in every phase, variants, bad input."""
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -12,8 +13,11 @@ import torch
 
 import adversarialnas as nas
 import common.data
-import common.run
-from common.run import Run, cli
+from adversarialnas import D_SPACE, G_SPACE, PUBLISHED
+from common.cells import named
+from common.cli import cli
+from common.files import UserError
+from common.run import Run
 from tests.runs import (
     ROOT,
     assert_equal,
@@ -45,7 +49,14 @@ def tiny(tiny_data: dict) -> dict:
     return {
         **tiny_data,
         **{"search_g_ch": 2, "search_d_ch": 2, "g_ch": 2, "d_ch": 2, "z_dim": 6, "n_critic": 2, "epoch_batches": 4},
-        **{"search_batch": 4, "g_batch": 4, "d_batch": 4, "search_epochs": 2, "derive_every": 3, "search_eval_every": 1},
+        **{
+            "search_batch": 4,
+            "g_batch": 4,
+            "d_batch": 4,
+            "search_epochs": 2,
+            "derive_every": 3,
+            "search_eval_every": 1,
+        },
         **{"arch_lr": 0.01, "train_epochs": 2, "eval_n": 10, "eval_every": 1, "candidates": 2},
         **{"sample_every": 2, "log_every": 1},
     }
@@ -84,7 +95,7 @@ def test_search_rows_tell_probabilities_entropy_genotype_and_flips(whole: Path) 
     assert [r["batch"] for r in found] == [0, 3, 4]
     assert [r["step"] for r in found] == [0, 2, 2]
     for row in found:
-        for net, space in (("G", nas.G_SPACE), ("D", nas.D_SPACE)):
+        for net, space in (("G", G_SPACE), ("D", D_SPACE)):
             keys = [f"{c + 1}/{e.name}" for c in range(space.cells) for e in space.edges_of(c)]
             assert list(row["probabilities"][net]) == list(row["entropy"][net]) == keys
             specs = [e for c in range(space.cells) for e in space.edges_of(c)]
@@ -108,9 +119,9 @@ def test_search_rows_tell_probabilities_entropy_genotype_and_flips(whole: Path) 
 
 def test_the_genotype_is_also_left_as_the_authors_file(whole: Path) -> None:
     saved = json.loads((whole / "genotype.json").read_text())
-    for net, space in (("G", nas.G_SPACE), ("D", nas.D_SPACE)):
+    for net, space in (("G", G_SPACE), ("D", D_SPACE)):
         codes = np.load(whole / f"latest_{net}.npy")
-        assert (codes.dtype, codes.shape) == (np.uint8, (space.cells, 7))
+        assert (codes.dtype.str, codes.shape, codes.flags.c_contiguous) == ("|u1", (space.cells, 7), True)
         assert codes.tolist() == space.to_codes(saved[net])
 
 
@@ -131,7 +142,7 @@ def test_genotype_of_a_run_is_trained_without_a_search(tiny: dict, whole: Path, 
     saved = json.loads((whole / "genotype.json").read_text())
     assert load(run, "weights.pt")["genotype"] == {k: tuple(map(tuple, saved[k])) for k in "GD"}
     assert not (run / "search.jsonl").exists()
-    assert "cells.0.edges.0" in next(iter(load(run, "checkpoint.pt")["nets"]["D"]))
+    assert "cells.0.edges.0" in next(iter(load(run, "checkpoint.pt")["parts"]["D"]))
 
 
 def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path) -> None:
@@ -146,8 +157,7 @@ def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path) ->
         *({"search": "random"}, slow({"fixed_d": "super"}), slow({"fixed_d": "sngan"})),
         *(slow({"fixed_d": "autogan"}), slow({"d_genotype": "searched"})),
         *(slow({"gumbel": "log"}), slow({"gumbel": "off"}), slow({"mixed": "plain"}), slow({"amp": True})),
-        *(slow({"ref_beta_axis": True}), slow({"ref_ema_overwrite": True}), slow({"half_batch": True})),
-        *(slow({"train_epoch0": True}), slow({"search": "random", "candidates": 1, "g_params": 2e4})),
+        *(slow({"ref_ema_overwrite": True}), slow({"search": "random", "candidates": 1, "g_params": 2e4})),
         *(slow({"g_params": 2e4}), slow({"size": 48, "chunks": 2}), slow({"grad_clip": 50.0, "search_eval_every": 0})),
         *(slow({"genotype": "mmd-g"}), slow({"genotype": "animation-g", "d_genotype": "animation-d"})),
     ],
@@ -171,9 +181,8 @@ def test_every_variant_runs(tiny: dict, tmp_path: Path, flags: dict) -> None:
         assert result["genotype"]["D"] is None
     if "g_params" in flags:  # the width nearest to it
         ch, genotype = load(run, "weights.pt")["g_ch"], result["genotype"]["G"]
-        around = [abs(nas.g_params(genotype, c, 6, 16) - 2e4) for c in (ch - 1, ch, ch + 1)]
-        assert min(around) == around[1]
-        assert result["genotype"]["params"]["G"] == nas.g_params(genotype, ch, 6, 16)
+        params = [nas.Generator.cost(genotype, c, 6, 16).params for c in (ch - 1, ch, ch + 1)]
+        assert min(params, key=lambda n: abs(n - 2e4)) == params[1] == result["genotype"]["params"]["G"]
 
 
 @pytest.mark.slow
@@ -199,7 +208,7 @@ def test_one_seed_is_one_run_and_another_seed_is_another(tiny: dict, whole: Path
 
 def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, tmp_path: Path) -> None:
     run = start(nas, tiny, tmp_path, eval_every=2, sample_every=1, search_eval_every=0, eval_n=12)
-    assert_equal(load(run, "checkpoint.pt")["nets"], load(whole, "checkpoint.pt")["nets"])
+    assert_equal(load(run, "checkpoint.pt")["parts"], load(whole, "checkpoint.pt")["parts"])
     assert rows(run, "search.jsonl") == rows(whole, "search.jsonl")
 
 
@@ -260,7 +269,7 @@ def test_a_finished_run_can_be_trained_longer(tiny: dict, tmp_path: Path) -> Non
     short = start(nas, tiny, tmp_path, genotype="adversarialnas-g", train_epochs=1)
     assert command(nas, ["--resume", str(short), "--train-epochs", "2"]) == 0
     long = start(nas, tiny, tmp_path, genotype="adversarialnas-g")
-    assert_equal(load(short, "checkpoint.pt")["nets"], load(long, "checkpoint.pt")["nets"])
+    assert_equal(load(short, "checkpoint.pt")["parts"], load(long, "checkpoint.pt")["parts"])
 
 
 def test_a_diverged_search_fails_with_the_step(tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -301,11 +310,11 @@ SMOKE = ["--preset", "smoke"]
         (["--phase", "eval"], ["--weights"]),
         (["--phase", "eval", "--weights", "nowhere.pt"], ["nowhere.pt", "No such file"]),
         (["--genotype", "adversarialnas-x"], ["adversarialnas-x", "mmd-g"]),
-        (["--genotype", "animation-d"], ["animation-d", "discriminator"]),
+        (["--genotype", "animation-d"], ["animation-d: is a genotype of D", "mmd-g"]),
         (["--genotype", "nowhere.json"], ["nowhere.json", "No such file"]),
         (["--genotype", "nowhere.npy"], ["nowhere.npy"]),
         (["--genotype", "adversarialnas-g", "--d-genotype", "searched"], ["searched", "adversarialnas-g", "autogan"]),
-        (["--genotype", "adversarialnas-g", "--d-genotype", "mmd-g"], ["mmd-g", "generator"]),
+        (["--genotype", "adversarialnas-g", "--d-genotype", "mmd-g"], ["mmd-g: is a genotype of G", "animation-d"]),
         (["--d-genotype", "searched", "--fixed-d", "sngan"], ["--d-genotype searched", "--fixed-d"]),
         (["--search", "random", "--fixed-d", "super"], ["--fixed-d super", "--search random"]),
         (["--eval-n", "5"], ["--eval-n 5"]),
@@ -314,7 +323,9 @@ SMOKE = ["--preset", "smoke"]
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else x,
 )
-def test_bad_flags_are_refused_before_anything_is_made(capsys, tmp_path: Path, words: list[str], parts: list[str]) -> None:
+def test_bad_flags_are_refused_before_anything_is_made(
+    capsys, tmp_path: Path, words: list[str], parts: list[str]
+) -> None:
     preset = [] if "--resume" in words else SMOKE
     line = refused(nas, capsys, tmp_path, [*preset, *words])
     assert all(part in line for part in parts), line
@@ -336,7 +347,7 @@ def test_bad_npy_genotypes_are_refused(capsys, tmp_path: Path, codes: np.ndarray
 
 
 def test_a_genotype_file_without_an_input_names_the_edge(capsys, tmp_path: Path) -> None:
-    genotype = [list(row) for row in nas.named("adversarialnas-g", "G")]
+    genotype = [list(row) for row in named("adversarialnas-g", G_SPACE, PUBLISHED)]
     genotype[1][4:] = ["none"] * 3
     (tmp_path / "g.json").write_text(json.dumps({"G": genotype}))
     line = refused(nas, capsys, tmp_path, [*SMOKE, "--genotype", str(tmp_path / "g.json")])
@@ -346,7 +357,7 @@ def test_a_genotype_file_without_an_input_names_the_edge(capsys, tmp_path: Path)
 def test_weights_of_another_network_are_refused(capsys, tmp_path: Path) -> None:
     torch.save({"hello": 1}, tmp_path / "w.pt")
     line = refused(nas, capsys, tmp_path, [*SMOKE, "--phase", "eval", "--weights", str(tmp_path / "w.pt")])
-    assert "not the weights.pt of an adversarialnas run" in line
+    assert "w.pt: not weights.pt of a run of this method" in line
 
 
 def test_a_changed_flag_is_refused_on_resume(whole: Path, capsys) -> None:
@@ -357,13 +368,48 @@ def test_a_changed_flag_is_refused_on_resume(whole: Path, capsys) -> None:
     assert before == {f: f.read_bytes() for f in whole.rglob("*") if f.is_file()}
 
 
-def test_dry_run_makes_nothing_and_tells_sizes_at_paper_width(capsys, tmp_path: Path) -> None:
-    words = ["--dataset", "shapes", "--evaluator", "compact", "--dry-run"]
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (
+            [],
+            [
+                "G, were it adversarialnas-g: 8,846,851 parameters, 2,680,478,720 multiply-adds an image",
+                "D: 1,053,824 parameters, 272,498,816 multiply-adds an image",
+                "Super-G: 29,265,443 parameters",
+                "Super-D: 11,049,120 parameters",
+            ],
+        ),
+        (
+            ["--d-genotype", "searched", "--g-params", "1e6"],
+            ["G, were it adversarialnas-g: 1,005,238 ", "D, were it animation-d: 4,553,984 ", "Super-G", "Super-D"],
+        ),
+        (["--fixed-d", "autogan"], ["G, were", "D: 1,053,824 ", "Super-G: 29,265,443 ", "D of the search: 412,880 "]),
+        (["--search", "random"], ["G, were it adversarialnas-g: 8,846,851 parameters", "D: 1,053,824 parameters"]),
+        (
+            ["--genotype", "mmd-g", "--d-genotype", "animation-d"],
+            ["G: 20,185,859 parameters", "D: 4,553,984 parameters"],
+        ),
+    ],
+    ids=lambda x: " ".join(x) if x and x[0].startswith("--") else "",
+)
+def test_dry_run_makes_nothing_and_tells_exact_sizes(
+    capsys: pytest.CaptureFixture, tmp_path: Path, words: list[str], lines: list[str]
+) -> None:
+    words = ["--dataset", "shapes", "--evaluator", "compact", "--dry-run", *words]
     assert command(nas, [*words, "--runs-dir", str(tmp_path / "r"), "--data-dir", str(tmp_path)]) == 0
-    text = capsys.readouterr().out
-    assert "Super-G 0.47 GB" in text  # 29.3 M weights, Adam's two moments and a gradient
-    assert "PFLOP" in text
+    first, *found = capsys.readouterr().out.splitlines()
+    assert re.search(r"shapes, .* 32 px .*\(train\) G updates · .* PFLOP", first)
+    assert len(found) == len(lines)
+    assert all(line.startswith(want) for line, want in zip(found, lines, strict=True)), found
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_begins_with_its_sizes(whole: Path) -> None:
+    log, params = (whole / "log.txt").read_text(), json.loads((whole / "config.json").read_text())["params"]
+    names = ["G, were it adversarialnas-g", "D", "Super-G", "Super-D"]
+    assert list(params) == names
+    assert all(f"{name}: {params[name]:,} parameters" in log for name in names)
 
 
 # ---- several processes ------------------------------------------------------------
@@ -380,8 +426,8 @@ def test_two_processes_share_the_batches(tiny: dict, whole: Path, tmp_path: Path
     assert all(x.isfinite().all() for x in load(run, "weights.pt")["G"].values())
 
 
-def test_a_batch_that_two_processes_cannot_halve_is_refused() -> None:
-    with pytest.raises(common.run.UserError, match=r"--search-batch 2: is halved on 2 processes; use 4 or more"):
-        nas.check(replace(nas.Args(), search_batch=2), 2)
-    with pytest.raises(common.run.UserError, match=r"--search-batch 5: not divisible by 2 processes"):
-        nas.check(replace(nas.Args(), search_batch=5), 2)
+@pytest.mark.parametrize(("batch", "world"), [(2, 2), (5, 2), (3, 3), (6, 4)])
+def test_a_batch_that_processes_cannot_halve_is_refused(batch: int, world: int) -> None:
+    with pytest.raises(UserError, match=rf"--search-batch {batch}: is halved on {world} processes; .* of {2 * world}$"):
+        nas.check(replace(nas.Args(), search_batch=batch, d_batch=12, g_batch=12), world)
+    nas.check(replace(nas.Args(), search_batch=3 * world, d_batch=12, g_batch=12), world)
