@@ -1,304 +1,280 @@
-"""AutoGAN: an RNN controller grows a generator, cell by cell (Gong, Chang, Jiang, Wang, ICCV 2019).
+"""AutoGAN: an RNN controller grows a generator, cell by cell (Gong et al., ICCV 2019).
 
-Paper: arXiv 1908.03835. Authors' code: VITA-Group/AutoGAN at a5eeef0. This script is written anew; docs/autogan.md has the
-details.
+Paper: arXiv 1908.03835. Authors' code: VITA-Group/AutoGAN at a5eeef0. Details: docs/autogan.md.
 
-Search, multi-level (MLAS): stage s = 0, 1, 2 decides cell s + 1, on images of 8, 16, 32 pixels. Repeat T times:
-    train the shared weights of all generators and one hand-made discriminator, with a fresh architecture for every batch;
-        if the losses go flat: dynamic reset, both start anew at the end of this iteration
-    train the stage's controller, an LSTM, by REINFORCE; reward: the Inception Score under the shared weights
-    at a stage's last iteration: sample M candidates, keep the K best as the beam that the next controller goes on from
-Derive: the K architectures of the last beam are trained briefly from scratch, the best one is taken. It is then trained from
-scratch in full, against the same discriminator at twice the width, and evaluated.
+Search (Algorithm 1): stage s = 0, 1, 2 decides cell s + 1, on images of 8, 16, 32 px. An iteration:
+    step 1: train the shared weights of all generators and one hand-made discriminator, with a fresh
+            architecture for every batch; if the losses go flat, step 4 is a dynamic reset
+    step 2: train the stage's controller, an LSTM, by REINFORCE; the reward is the Inception Score
+            under the shared weights
+    step 3: at a stage's end sample M candidates and keep the K best: the beam that the next stage's
+            controller goes on from
+    step 4: in a dynamic reset G and D start anew; controller and beam stay
+Derive: the K architectures of the last beam are trained briefly from scratch, the best one is taken.
+It is trained from scratch in full, against the same discriminator at twice the width, and evaluated.
 
-Published (CIFAR-10, 50,000 images): IS 8.55, FID 12.42 after 43 hours of search. This script at paper scale: not run.
-The authors' code ranks candidates after a reset has wiped their weights, resets its baseline, crashes with more than one
-architecture a step, and released neither other rewards nor baselines (docs/autogan.md, Deviations). Tags: PAPER where a
-choice comes from, CODE where only the authors' code tells, DEVIATES where this script differs from both.
+Published (CIFAR-10, 50,000 images): IS 8.55, FID 12.42 after 43 hours. Here, at paper scale: not run.
+The authors' code ranks candidates after a reset has wiped their weights, resets its baseline, crashes
+with more than one architecture a step, and has neither other rewards nor baselines. Tags: PAPER where
+a choice comes from, CODE where only the authors' code tells, DEVIATES where this differs from both.
 """
 
-import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from math import inf, isfinite
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from common.cells import AutoGANDiscriminator, Conv, Genotype, init_weights
-from common.data import Batches, Dataset, load_dataset
-from common.metrics import Evaluator, Score, to_uint8
-from common.run import Ranks, Run, UserError, cli, duration, measured_flops, opt, read_json, start_ranks, stream
+from common import gan
+from common.cells import AutoGANDiscriminator, Conv, Cost, conv_cost, count_params, init_weights, params_and_macs
+from common.cli import CommonArgs, cli, opt
+from common.data import load_dataset
+from common.files import UserError, read_json, rng_of, stream
+from common.gan import Job, Pair, adam, ema_update, frozen, latent, own_batch_norm, pair_of, seeded, update
+from common.metrics import Evaluator, Score
+from common.ranks import Ranks, start_ranks
+from common.run import Run
 
-# ---- arguments --------------------------------------------------------------------------------------------------------
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Args:
-    preset: Annotated[
-        Literal["paper", "quick", "smoke"],
-        opt("Named values; explicit flags win. quick: minutes on a GPU; smoke: two CPU cores. [ours]", "Run"),
-    ] = "paper"
-    phase: Annotated[
-        Literal["all", "search", "train", "eval"],
-        opt("Which part to run; train needs --genotype, eval needs --weights. [ours]", "Run"),
-    ] = "all"
-    genotype: Annotated[
-        str | None,
-        opt("Generator to train instead of searching: A, B, C, sngan, a vector, a genotype.json. [paper §4.1]", "Run"),
-    ] = None
-    weights: Annotated[Path | None, opt("weights.pt of a run, for --phase eval. [ours]", "Run")] = None
-    resume: Annotated[Path | None, opt("Run directory to go on with, exactly where it was. [ours]", "Run")] = None
-    dry_run: Annotated[bool, opt("Print plan, sizes and cost, then exit. [ours]", "Run")] = False
-    seed: Annotated[int, opt("Every random stream derives from it. [ours]", "Run", min=0)] = 0
-    device: Annotated[str, opt("auto, cpu, cuda or cuda:N. [ours]", "Run")] = "auto"
-    runs_dir: Annotated[Path, opt("Folder of the run directories. [ours]", "Run")] = Path("runs")
-    save_minutes: Annotated[float, opt("Minutes between checkpoints. [ours]", "Run", min=0)] = 5.0
-    log_every: Annotated[int, opt("G updates between rows of metrics.jsonl. [ours]", "Run", min=1)] = 50
-    sample_every: Annotated[int, opt("G updates between sample grids in training. [ours]", "Run", min=1)] = 2500
+class Args(CommonArgs):
+    genotype: str | None = opt(None, "Train this instead of searching: A, B, C, sngan, a vector, a file. [paper §4.1]")
+    dataset: str = opt("cifar10", "[paper §4]")
+    size: int = opt(0, "Pixels of a side, a multiple of 2^cells; 0: the data set's own. [paper §4]")
 
-    dataset: Annotated[str, opt("shapes, cifar10, stl10, celeba, or a folder, .zip or .npz of images. [paper §4]", "Data")] = (
-        "cifar10"
+    search: Literal["mlas", "slas", "random-shared", "random"] = opt(
+        "mlas", "slas: one controller for all cells; random-shared, random: none. [paper §4.3]", "Search"
     )
-    data_dir: Annotated[Path, opt("Folder of downloads and of cached statistics. [ours]", "Data")] = Path("data")
-    size: Annotated[int, opt("Pixels of a side, a multiple of 2^cells; 0: 32, for STL-10 48. [paper §4]", "Data", min=0)] = 0
+    cells: int = opt(3, "Cells of G, each doubles the side. [paper §4.1]", "Search", min=1, max=6)
+    iterations: int = opt(90, "Iterations, T; the released script: 65. [paper §4]", "Search", min=1)
+    grow: str = opt("25,55", "Iterations that end a stage; the released script: 15,35. [authors' code]", "Search")
+    gan_epochs: int = opt(15, "Epochs of the shared GAN an iteration. [paper §4]", "Search", min=1)
+    ctrl_steps: int = opt(30, "Controller steps an iteration. [paper §4]", "Search", min=1)
+    ctrl_batch: int = opt(1, "Architectures that a controller step scores. [authors' code]", "Search", min=1)
+    ctrl_lr: float = opt(3.5e-4, "Learning rate of the controller. [paper §4]", "Search", min=0)
+    ctrl_hidden: int = opt(100, "LSTM's hidden and embedding size. [authors' code]", "Search", min=1)
+    controller_loss: Literal["fixed", "reference"] = opt(
+        "fixed", "reference: the authors' formulas. [fixed: ours; reference: code]", "Search"
+    )
+    entropy_weight: float = opt(1e-3, "Weight of the entropy; the paper: 1e-4. [authors' code]", "Search", min=0)
+    baseline_decay: float = opt(0.9, "Decay of the rewards' average a step. [authors' code]", "Search", min=0, max=1)
+    candidates: int = opt(10, "Candidates at a stage's end, M. [authors' code]", "Search", min=1)
+    beam: int = opt(5, "Of them kept, K. [authors' code]", "Search", min=1)
+    dedupe: bool = opt(True, "Candidates are distinct, if they can be. [ours]", "Search")
+    reward: str = opt("is", "is, fid (1/FID) or is-cost (IS less a price): see REWARDS. [paper §4.3]", "Search")
+    cost: Literal["params", "macs"] = opt("params", "What is-cost puts a price on. [ours]", "Search")
+    cost_weight: float = opt(1.0, "Price of a stage's largest G, in points of IS. [ours]", "Search", min=0)
+    reward_n: int = opt(5000, "Images behind a reward. [authors' code]", "Search", min=2)
+    bn_batches: int = opt(0, "Batches of 100 that re-estimate BatchNorm for a score; 0: none. [code]", "Search", min=0)
+    dynamic_reset: bool = opt(True, "G and D start anew when the losses go flat. [paper §3.3]", "Search")
+    reset_variance: float = opt(1e-3, "Variance of losses that counts as flat. [paper §4]", "Search", min=0)
+    reset_window: int = opt(500, "Losses that the variance is of. [authors' code]", "Search", min=2)
+    search_g_ch: int = opt(128, "Channels of the shared G. [authors' code]", "Search", min=1)
+    search_d_ch: int = opt(64, "Channels of D in the search. [authors' code]", "Search", min=1)
+    random_n: int = opt(0, "Architectures that a random search scores; 0: as many as mlas. [ours]", "Search", min=0)
+    derive_epochs: int = opt(30, "Epochs of each of the K before the choice; 0: none. [paper §4.3]", "Search", min=0)
+    final_n: int = opt(10_000, "Images that score it then. [ours]", "Search", min=2)
+    proxy_n: int = opt(0, "Random ones that join them, for the proxy's rank correlation. [paper §4.3]", "Search", min=0)
 
-    search: Annotated[
-        Literal["mlas", "slas", "random-shared", "random"],
-        opt(
-            "slas: one controller for all cells; random-shared, random: no controller, with or without sharing. [§4.3]",
-            "Search",
-        ),
-    ] = "mlas"
-    cells: Annotated[int, opt("Cells of G, each doubles the side. [paper §4.1]", "Search", min=1, max=6)] = 3
-    iterations: Annotated[int, opt("Search iterations T; the released script: 65. [paper §4]", "Search", min=1)] = 90
-    grow: Annotated[
-        str, opt("Iterations after which the next cell begins; the released script: 15,35. [authors' code]", "Search")
-    ] = "25,55"
-    gan_epochs: Annotated[int, opt("Epochs of shared GAN training an iteration. [paper §4]", "Search", min=1)] = 15
-    epoch_batches: Annotated[int, opt("D batches that count as an epoch; 0: the data set once. [ours]", "Search", min=0)] = 0
-    ctrl_steps: Annotated[int, opt("Controller steps an iteration. [paper §4]", "Search", min=1)] = 30
-    ctrl_batch: Annotated[int, opt("Architectures a controller step scores. [authors' code]", "Search", min=1)] = 1
-    ctrl_lr: Annotated[float, opt("Adam learning rate of the controller. [paper §4]", "Search", min=0)] = 3.5e-4
-    ctrl_hidden: Annotated[int, opt("LSTM's hidden and embedding size. [authors' code]", "Search", min=1)] = 100
-    controller_loss: Annotated[
-        Literal["fixed", "reference"], opt("reference: the authors' formulas. [fixed: ours; reference: code]", "Search")
-    ] = "fixed"
-    entropy_weight: Annotated[
-        float, opt("Weight of the policy's entropy; the paper has 1e-4. [authors' code]", "Search", min=0)
-    ] = 1e-3
-    baseline_decay: Annotated[
-        float, opt("Decay of the reward's moving average a step. [authors' code]", "Search", min=0, max=1)
-    ] = 0.9
-    candidates: Annotated[int, opt("Candidates sampled at a stage's end, M. [authors' code]", "Search", min=1)] = 10
-    beam: Annotated[int, opt("Of them kept, K. [authors' code]", "Search", min=1)] = 5
-    dedupe: Annotated[bool, opt("Candidates are distinct as far as the policy allows. [ours]", "Search")] = True
-    reward: Annotated[
-        Literal["is", "fid", "is-cost"],
-        opt("fid: 1/FID, and with --evaluator inception no IS at all; is-cost: IS less a price. [paper §4.3]", "Search"),
-    ] = "is"
-    cost: Annotated[Literal["params", "macs"], opt("What is-cost puts a price on. [ours]", "Search")] = "params"
-    cost_weight: Annotated[float, opt("Price of the stage's largest architecture, in IS points. [ours]", "Search", min=0)] = 1.0
-    reward_n: Annotated[int, opt("Images behind a reward. [authors' code]", "Search", min=2)] = 5000
-    bn_batches: Annotated[
-        int, opt("Batches of 100 that re-estimate BatchNorm before scoring; 0: as shared. [0: authors' code]", "Search", min=0)
-    ] = 0
-    dynamic_reset: Annotated[bool, opt("Shared weights start anew when the losses go flat. [paper §3.3]", "Search")] = True
-    reset_variance: Annotated[float, opt("Variance of a loss that counts as flat. [paper §4]", "Search", min=0)] = 1e-3
-    reset_window: Annotated[int, opt("Losses that the variance is of. [authors' code]", "Search", min=2)] = 500
-    tap: Annotated[
-        Literal["after", "before"],
-        opt("Skips leave a cell after or before its own are added. [after: code; before: Fig. 3]", "Search"),
-    ] = "after"
-    search_g_ch: Annotated[int, opt("Channels of the shared G. [authors' code]", "Search", min=1)] = 128
-    search_d_ch: Annotated[int, opt("Channels of D in the search. [authors' code]", "Search", min=1)] = 64
-    random_n: Annotated[int, opt("Architectures a random search scores; 0: as many as mlas would. [ours]", "Search", min=0)] = 0
-    derive_epochs: Annotated[
-        int, opt("Epochs each of the K trains from scratch before the choice; 0: no training. [paper §4.3]", "Search", min=0)
-    ] = 30
-    final_n: Annotated[int, opt("Images that score it then. [ours]", "Search", min=2)] = 10_000
-    proxy_n: Annotated[
-        int, opt("Random architectures that join them to measure the proxy's rank correlation. [paper §4.3]", "Search", min=0)
-    ] = 0
+    train_epochs: int = opt(320, "Epochs of D from scratch. [authors' code]", "Train", min=1)
+    g_ch: int = opt(256, "[authors' code]")
+    d_ch: int = opt(128, "[authors' code]")
+    z_dim: int = opt(128, "[authors' code]")
+    g_batch: int = opt(128, "[paper §4]")
+    d_batch: int = opt(64, "[paper §4]")
+    g_lr: float = opt(2e-4, "[paper §4]")
+    d_lr: float = opt(2e-4, "[paper §4]")
+    adam_b1: float = opt(0.0, "Adam beta 1, of all optimisers. [authors' code]")
+    adam_b2: float = opt(0.9, "Adam beta 2, of all optimisers. [authors' code]")
+    ema: float = opt(0.999, "[authors' code]")
+    eval_n: int = opt(50_000, "[paper §4]")
+    eval_every: int = opt(20, "[authors' code]")
 
-    train_epochs: Annotated[int, opt("Epochs of D in training from scratch. [authors' code]", "Train", min=1)] = 320
-    g_ch: Annotated[int, opt("Channels of G. [authors' code]", "Train", min=1)] = 256
-    d_ch: Annotated[int, opt("Channels of D. [authors' code]", "Train", min=1)] = 128
-    z_dim: Annotated[int, opt("Latent size. [authors' code]", "Train", min=1)] = 128
-    g_batch: Annotated[int, opt("Latents of a G step, over all processes. [paper §4]", "Train", min=1)] = 128
-    d_batch: Annotated[int, opt("Real images of a D step, over all processes. [paper §4]", "Train", min=1)] = 64
-    g_lr: Annotated[float, opt("Adam learning rate of G. [paper §4]", "Train", min=0)] = 2e-4
-    d_lr: Annotated[float, opt("Adam learning rate of D. [paper §4]", "Train", min=0)] = 2e-4
-    adam_b1: Annotated[float, opt("Adam beta 1, of all optimisers. [authors' code]", "Train", min=0, max=1)] = 0.0
-    adam_b2: Annotated[float, opt("Adam beta 2, of all optimisers. [authors' code]", "Train", min=0, max=1)] = 0.9
-    n_critic: Annotated[int, opt("D steps per G step, in search and training. [authors' code]", "Train", min=1)] = 5
-    ema: Annotated[
-        float, opt("Decay of G's average per G update, from scratch only. [authors' code]", "Train", min=0, max=1)
-    ] = 0.999
-    amp: Annotated[bool, opt("bfloat16 autocast of G and D. [ours]", "Train")] = False
-    compile: Annotated[bool, opt("torch.compile in training from scratch. [ours]", "Train")] = False
+    @property
+    def stage_ends(self) -> list[int]:
+        """Iterations after which a beam is taken: a stage's last. Only mlas has more than one stage."""
+        if self.search != "mlas" or not self.grow.strip():
+            return [self.iterations]
+        return [*map(int, self.grow.split(",")), self.iterations]
 
-    evaluator: Annotated[
-        Literal["inception", "compact"], opt("compact: a small classifier of the data's own labels. [ours]", "Eval")
-    ] = "inception"
-    inception_weights: Annotated[Path | None, opt("File of the FID network; default: download. [ours]", "Eval")] = None
-    fid_dims: Annotated[Literal["64", "192", "768", "2048"], opt("Features of the FID. [pytorch-fid]", "Eval")] = "2048"
-    ref_n: Annotated[int, opt("Training images behind the reference; 0: all. [authors' code]", "Eval", min=0)] = 0
-    eval_n: Annotated[int, opt("Generated images of an evaluation in training. [paper §4]", "Eval", min=2)] = 50_000
-    eval_every: Annotated[int, opt("Epochs between evaluations in training. [authors' code]", "Eval", min=1)] = 20
-    eval_after: Annotated[int, opt("Epochs before the first of them. [ours]", "Eval", min=0)] = 0
+    @property
+    def random_count(self) -> int:
+        """Architectures that a random search scores; by default as many as mlas."""
+        return self.random_n or self.iterations * self.ctrl_steps * self.ctrl_batch + self.cells * self.candidates
+
+    def cells_of(self, s: int) -> range:
+        """The cells that stage s decides."""
+        return range(s, s + 1) if self.search == "mlas" else range(self.cells)
+
+    def side(self, s: int) -> int:
+        """Pixels of a side at stage s, of generated and real images."""
+        # CODE: 2^(s + 3), whatever the size: no search at 48 px
+        return self.size * 2 ** (s + 1) // 2**self.cells
+
+    def g_cost(self, genotype: "Rows", ch: int) -> Cost:
+        """Of the G of this width that a stage has: with the first cells only, and smaller images."""
+        return Generator.cost(genotype, ch, self.z_dim, self.side(len(genotype) - 1))
+
+    def needs(self, score: str) -> bool:
+        """Whether the rewards need this score, "is" or "fid". The compact network gives both anyway."""
+        return self.evaluator == "compact" or SPARED.get(self.reward) != score
 
 
 PRESETS = {
     "paper": {},
-    "quick": {
-        **{
-            "preset": "quick",
-            "iterations": 9,
-            "grow": "3,6",
-            "gan_epochs": 1,
-            "reward_n": 1000,
-            "derive_epochs": 2,
-            "amp": True,
-        },
-        **{"final_n": 2000, "beam": 3, "train_epochs": 25, "eval_n": 10_000, "eval_every": 5, "sample_every": 500},
-    },
-    "smoke": {
-        **{"preset": "smoke", "dataset": "shapes", "evaluator": "compact", "iterations": 6, "grow": "2,4", "gan_epochs": 1},
-        **{"epoch_batches": 12, "ctrl_steps": 4, "candidates": 4, "beam": 2, "reward_n": 200, "derive_epochs": 2},
-        **{"final_n": 300, "search_g_ch": 16, "search_d_ch": 16, "g_ch": 24, "d_ch": 16, "d_batch": 32, "g_batch": 32},
-        **{"n_critic": 1, "g_lr": 1e-3, "d_lr": 1e-3, "ema": 0.98, "train_epochs": 12, "eval_n": 1000, "eval_every": 4},
-        **{"sample_every": 50, "log_every": 10},
-    },
+    "quick": dict(
+        preset="quick", iterations=9, grow="3,6", gan_epochs=1, reward_n=1000, beam=3, derive_epochs=2,
+        final_n=2000, amp=True, train_epochs=25, eval_n=10_000, eval_every=5, sample_every=500,
+    ),
+    "smoke": dict(
+        preset="smoke", dataset="shapes", evaluator="compact", iterations=6, grow="2,4", gan_epochs=1,
+        epoch_batches=12, ctrl_steps=4, candidates=4, beam=2, reward_n=200, derive_epochs=2, final_n=300,
+        search_g_ch=16, search_d_ch=16, g_ch=24, d_ch=16, d_batch=32, g_batch=32, n_critic=1, g_lr=1e-3,
+        d_lr=1e-3, ema=0.98, train_epochs=12, eval_n=1000, eval_every=4, sample_every=50, log_every=10,
+    ),
+}  # fmt: skip
+
+# ---- losses (paper Eq. 1: hinge), on the scores of D, (B, 1) -------------------------------------
+
+
+def d_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """E[relu(1 - D(x))] + E[relu(1 + D(G(z)))]."""
+    return (1 - real).relu().mean() + (1 + fake).relu().mean()
+
+
+def g_loss(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """-E[D(G(z))]. real: for losses that compare with real images' scores; this one does not."""
+    return -fake.mean()  # CODE: the paper's Eq. 2 has no gradient where D(G(z)) > 0
+
+
+# ---- search space (paper §3.1, Fig. 2) -----------------------------------------------------------
+
+Vector = tuple[int, ...]  # the authors' encoding: the codes of all decisions in their order
+Row = tuple[str, ...]  # what is decided of a cell, by name: conv, norm, up, shortcut, skips
+Genotype = tuple[Row, ...]
+Rows = tuple[Row | None, ...]  # what a network is built for; None: for every option
+
+layer_cost = partial(conv_cost, bias_adds=False)  # PAPER: its multiply-adds leave out the biases
+d_cost = partial(AutoGANDiscriminator.cost, bias_adds=False)
+
+# name -> module, made by (channels). CODE: "in" is without scale, shift and running statistics
+NORMS = {"none": nn.Identity, "bn": nn.BatchNorm2d, "in": nn.InstanceNorm2d}
+UPS = {  # name -> cost of doubling an image of side x side pixels, by (channels, side)
+    "bilinear": lambda ch, side: Cost(),
+    "nearest": lambda ch, side: Cost(),
+    "deconv": lambda ch, side: layer_cost(ch, ch, 2, side),  # 2x2, stride 2
 }
 
-# ---- search space (paper §3.1, Fig. 2) --------------------------------------------------------------------------------
 
-Vector = tuple[int, ...]  # the authors' encoding: the codes of all decisions, in the order of the controller
-
-
-def decisions(cell: int) -> dict[str, tuple[str, ...]]:
-    """What is decided of cell 0, 1, …: decision -> its options. The place of an option is its code in a vector."""
-    # CODE: a skip's code is a bit mask whose highest bit is the first cell, so code 1 is the cell just before this one
+def decisions(cell: int) -> dict[str, Row]:
+    """What is decided of cell 0, 1, …: decision -> its options. An option's place is its code."""
+    # CODE: a skip's code is a bit mask whose highest bit is the first cell; 1 is the cell just before
     masks = [[i + 1 for i in range(cell) if code >> (cell - 1 - i) & 1] for code in range(2**cell)]
     return {
         "conv": ("post", "pre"),
-        "norm": ("none", "bn", "in"),
-        "up": ("bilinear", "nearest", "deconv"),
+        "norm": tuple(NORMS),
+        "up": tuple(UPS),
         "shortcut": ("no", "yes"),
         "skips": tuple("+".join(map(str, mask)) or "none" for mask in masks),
     }
 
 
-def to_decide(cells: range) -> list[tuple[str, tuple[str, ...]]]:
-    """(name, options) of every decision about these cells that has more than one option: the first has no skips."""
-    found = [(f"{cell + 1}/{name}", options) for cell in cells for name, options in decisions(cell).items()]
-    return [(name, options) for name, options in found if len(options) > 1]
+def sources_of(skips: str) -> list[int]:
+    """The cells, counted from 1, that a skip decision reads."""
+    return [] if skips == "none" else [int(source) for source in skips.split("+")]
+
+
+def to_decide(cells: range) -> list[tuple[str, Row]]:
+    """(name, options) of every decision about these cells, but for the first cell's skips."""
+    return [(f"{cell + 1}/{name}", x) for cell in cells for name, x in decisions(cell).items() if len(x) > 1]
 
 
 def names_of(vector: Vector) -> Genotype:
-    """One row (conv, norm, up, shortcut, skips) of names a cell."""
+    """The names that the codes stand for."""
     rows, codes = [], iter(vector)
-    for cell in range(cells_of(vector)):
-        rows.append(tuple(options[next(codes) if len(options) > 1 else 0] for options in decisions(cell).values()))
+    for cell in range((len(vector) + 1) // 5):
+        options = decisions(cell).values()
+        rows.append(tuple(x[next(codes) if len(x) > 1 else 0] for x in options))
     return tuple(rows)
-
-
-def cells_of(vector: Vector) -> int:
-    return (len(vector) + 1) // 5
-
-
-def vector_of(codes: list | tuple, source: str) -> Vector:
-    """The vector, if it is one: 4 codes for the first cell and 5 for each other. UserError names what is wrong with it."""
-    if len(codes) % 5 != 4:
-        raise UserError(
-            f"{source}: {len(codes)} numbers; an architecture has 4 for the first cell and 5 for each other: 14 for 3"
-        )
-    for place, (code, (name, options)) in enumerate(zip(codes, to_decide(range(cells_of(codes))), strict=True), 1):
-        if type(code) is not int or not 0 <= code < len(options):
-            raise UserError(
-                f"{source}: number {place}, {name}: {code!r:.20} is not in 0..{len(options) - 1} ({', '.join(options)})"
-            )
-    return tuple(codes)
-
-
-def vector_of_names(genotype: list | tuple) -> Vector:
-    """The vector of rows of names. ValueError: a name that is not an option."""
-    rows = [(row, decisions(cell)) for cell, row in enumerate(genotype)]
-    codes = [
-        options.index(name) for row, made in rows for name, options in zip(row, made.values(), strict=True) if len(options) > 1
-    ]
-    return tuple(codes)
 
 
 def text_of(vector: Vector) -> str:
     return " ".join(map(str, vector))
 
 
-PUBLISHED = {  # paper Fig. 3 and Table 1; A is the authors' "top 1", B and C are read off their fixed models
+def largest(cells: int) -> Genotype:
+    """The costliest architecture of so many cells."""
+    return tuple(("pre", "bn", "deconv", "yes", decisions(cell)["skips"][-1]) for cell in range(cells))
+
+
+# paper Fig. 3 and Table 1; A is the authors' "top 1", B and C are read off their fixed models
+PUBLISHED = {
     "A": (1, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0, 1, 0, 3),
     "B": (1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 0, 1, 1, 3),
     "C": (1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 0, 1, 0, 3),
-    "sngan": (1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0),  # PAPER §4.1: SN-GAN's generator lies in the space
+    "sngan": (1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0),  # PAPER §4.1: it lies in the space
 }
 
 
 def read_vector(name: str) -> Vector:
-    """A published architecture by name, a vector in digits, or the one in a genotype.json. UserError: none of them."""
+    """A published vector by name, one in digits, or that of a genotype.json. UserError: none of them."""
     if name in PUBLISHED:
         return PUBLISHED[name]
+    text, source = name, f"--genotype {name!r}"
     if name.endswith(".json"):
         text, source = read_json(Path(name), "genotype file").get("vector"), f"{name}, vector"
         if not isinstance(text, str):
             raise UserError(f"{name}: has no vector, as a genotype.json of autogan.py has")
-    else:
-        text, source = name, f"--genotype {name!r}"
     words = text.replace(",", " ").split()
     if not words or not all(word.isdecimal() for word in words):
-        raise UserError(
-            f"{source}: no such architecture; use {', '.join(PUBLISHED)}, numbers like '{text_of(PUBLISHED['A'])}' or a .json"
-        )
-    return vector_of([int(word) for word in words], source)
+        known = f"{', '.join(PUBLISHED)}, numbers like '{text_of(PUBLISHED['A'])}' or a .json"
+        raise UserError(f"{source}: no such architecture; use {known}")
+    if len(words) % 5 != 4:
+        raise UserError(f"{source}: {len(words)} numbers; the first cell takes 4 and each other 5: 14 for 3 cells")
+    vector = tuple(map(int, words))
+    decided = to_decide(range((len(vector) + 1) // 5))
+    for i, (code, (what, names)) in enumerate(zip(vector, decided, strict=True), 1):
+        if code >= len(names):
+            known = f"0..{len(names) - 1} ({', '.join(names)})"
+            raise UserError(f"{source}: number {i}, {what}: {code} is not in {known}")
+    return vector
 
 
-def random_vector(cells: int, rng: random.Random) -> Vector:
-    """Uniform over the whole space."""
-    return tuple(rng.randrange(len(options)) for _, options in to_decide(range(cells)))
-
-
-# ---- networks (paper §3.1) --------------------------------------------------------------------------------------------
+# ---- networks (paper §3.1) -----------------------------------------------------------------------
 
 
 class ConvBlock(nn.Module):
-    """A 3x3 convolution with norm, ReLU and, in a cell's first block, up-sampling: (B, C, H, W) -> same, or 2H x 2W.
+    """3x3 convolution, norm, ReLU and, in a cell's first block, up-sampling: (B, C, H, W) -> same or 2H x 2W.
 
     pre: norm, ReLU, up, convolution. post: up, convolution, norm, ReLU. [order: authors' code]
     """
 
-    def __init__(self, ch: int, pre: bool, norms: tuple[str, ...], ups: tuple[str, ...]) -> None:
+    def __init__(self, ch: int, pre: bool, norms: Row, ups: Row) -> None:
         super().__init__()
         self.pre = pre
         self.conv = Conv(ch, ch, 3, padding=1)
-        self.bn = nn.BatchNorm2d(ch) if "bn" in norms else None
+        for name in norms:
+            self.add_module(name, NORMS[name](ch))
         self.deconv = nn.ConvTranspose2d(ch, ch, 2, 2) if "deconv" in ups else None
 
     def forward(self, x: Tensor, norm: str, up: str | None) -> Tensor:
         if self.pre:
-            return self.up_conv(self.norm(x, norm).relu(), up)
-        return self.norm(self.up_conv(x, up), norm).relu()
-
-    def norm(self, x: Tensor, norm: str) -> Tensor:
-        # CODE: instance norm has neither scale and shift nor running statistics, batch norm has both
-        return x if norm == "none" else self.bn(x) if norm == "bn" else F.instance_norm(x)
+            return self.up_conv(getattr(self, norm)(x).relu(), up)
+        return getattr(self, norm)(self.up_conv(x, up)).relu()
 
     def up_conv(self, x: Tensor, up: str | None) -> Tensor:
-        if up == "nearest" and x.shape[-1] >= 8:  # as the one transposed 4x4 convolution that both together are: faster
+        if up == "nearest" and x.shape[-1] >= 8:  # both together are one transposed 4x4 convolution: faster
             w = self.conv.weight.flip(2, 3).transpose(0, 1)
             w = F.pad(w, (0, 1, 0, 1)) + F.pad(w, (1, 0, 0, 1)) + F.pad(w, (0, 1, 1, 0)) + F.pad(w, (1, 0, 1, 0))
             return F.conv_transpose2d(x, w, self.conv.bias, stride=2, padding=1)
@@ -308,150 +284,163 @@ class ConvBlock(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode=up)
         return self.conv(x)
 
+    @staticmethod
+    def cost(ch: int, norms: Row, ups: Row, side: int) -> Cost:
+        """side: of the output. Norms count no multiply-adds."""
+        norm = Cost(sum(count_params(NORMS[name](ch)) for name in norms))
+        return sum((UPS[name](ch, side // 2) for name in ups), layer_cost(ch, ch, 3, side) + norm)
+
 
 class Projection(nn.Module):
-    """Up-sampling by 2^doublings and a 1x1 convolution, of a shortcut or a skip: (B, C, H, W) -> (B, C, …)."""
+    """Of a shortcut or a skip: up-sampling by 2^doublings and a 1x1 convolution."""
 
-    def __init__(self, ch: int, doublings: int, ups: tuple[str, ...]) -> None:
+    def __init__(self, ch: int, doublings: int, ups: Row) -> None:
         super().__init__()
-        self.conv, self.factor = Conv(ch, ch, 1), 2**doublings
-        self.deconv = nn.Sequential(*(nn.ConvTranspose2d(ch, ch, 2, 2) for _ in range(doublings))) if "deconv" in ups else None
+        self.conv, self.factor, self.deconv = Conv(ch, ch, 1), 2**doublings, None
+        if "deconv" in ups:
+            self.deconv = nn.Sequential(*(nn.ConvTranspose2d(ch, ch, 2, 2) for _ in range(doublings)))
 
     def forward(self, x: Tensor, up: str) -> Tensor:
         if up == "deconv":
             return self.conv(self.deconv(x))
-        return F.interpolate(self.conv(x), scale_factor=self.factor, mode=up)  # 1x1 first: it commutes with both resizings
+        return F.interpolate(self.conv(x), scale_factor=self.factor, mode=up)  # 1x1 first: they commute
+
+    @staticmethod
+    def cost(ch: int, doublings: int, ups: Row, side: int) -> Cost:
+        """side: of the output."""
+        sides = [side // 2**i for i in range(1, doublings + 1)]
+        return sum((UPS[name](ch, before) for name in ups for before in sides), layer_cost(ch, ch, 1, side))
 
 
 class Cell(nn.Module):
     """x: (B, C, H, W), taps of the earlier cells -> its own tap and its output, both (B, C, 2H, 2W).
 
-    row None builds it for every architecture. Shared are then: convolution and BatchNorm by (conv, block), the deconvolution
-    of the first block by conv, the projections by their source alone. [authors' code]
+    row None builds it for every architecture. Shared are then: convolution and BatchNorm by (conv, block),
+    the deconvolution of the first block by conv, projections by their source alone. [authors' code]
     """
 
-    def __init__(self, ch: int, cell: int, row: tuple[str, ...] | None, tap: str) -> None:
+    def __init__(self, ch: int, cell: int, row: Row | None) -> None:
         super().__init__()
-        every = decisions(cell)
-        convs, norms, ups, shortcuts = ((choice,) for choice in row[:4]) if row else list(every.values())[:4]
-        self.tap = tap
+        convs, norms, ups, shortcuts, (skips,) = self.options(cell, row)
         self.block1 = nn.ModuleDict({conv: ConvBlock(ch, conv == "pre", norms, ups) for conv in convs})
         self.block2 = nn.ModuleDict({conv: ConvBlock(ch, conv == "pre", norms, ()) for conv in convs})
         self.shortcut = Projection(ch, 1, ups) if "yes" in shortcuts else None
-        sources = sources_of(row[4] if row else every["skips"][-1])
-        self.skips = nn.ModuleDict({str(source): Projection(ch, cell + 1 - source, ups) for source in sources})
+        self.skips = nn.ModuleDict({str(i): Projection(ch, cell + 1 - i, ups) for i in sources_of(skips)})
 
-    def forward(self, x: Tensor, taps: list[Tensor], row: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, taps: list[Tensor], row: Row) -> tuple[Tensor, Tensor]:
         conv, norm, up, shortcut, skips = row
-        before = h = self.block1[conv](x, norm, up)
-        for source in sources_of(skips):  # out of place: the authors' += would overwrite what ReLU's backward pass needs
-            h = h + self.skips[str(source)](taps[source - 1], up)
+        h = self.block1[conv](x, norm, up)
+        for i in sources_of(skips):  # out of place: += would overwrite what ReLU's backward pass needs
+            h = h + self.skips[str(i)](taps[i - 1], up)
         out = self.block2[conv](h, norm, None)
         if shortcut == "yes":
             out = out + self.shortcut(x, up)
-        # CODE: the tap is what the second block sees; in Fig. 3 it leaves before the skips are added
-        return (before if self.tap == "before" else h), out
+        return h, out  # CODE: the tap is what the second block sees; in Fig. 3 it leaves before the skips
 
+    @staticmethod
+    def options(cell: int, row: Row | None) -> list[Row]:
+        """By decision, what it is built for: the row's choice or, of None, all options and all skips."""
+        if row:
+            return [(name,) for name in row]
+        *others, skips = decisions(cell).values()
+        return [*others, skips[-1:]]
 
-def sources_of(skips: str) -> list[int]:
-    """The cells, counted from 1, that a skip decision reads."""
-    return [] if skips == "none" else [int(source) for source in skips.split("+")]
+    @staticmethod
+    def cost(ch: int, cell: int, row: Row | None, side: int) -> Cost:
+        """side: of the output."""
+        convs, norms, ups, shortcuts, (skips,) = Cell.options(cell, row)
+        total = Cost()
+        for _ in convs:
+            total += ConvBlock.cost(ch, norms, ups, side) + ConvBlock.cost(ch, norms, (), side)
+        if "yes" in shortcuts:
+            total += Projection.cost(ch, 1, ups, side)
+        for i in sources_of(skips):
+            total += Projection.cost(ch, cell + 1 - i, ups, side)
+        return total
 
 
 class Generator(nn.Module):
-    """z: (B, z_dim) -> (B, 3, size, size) in [-1, 1], of a genotype of one cell or more."""
+    """z: (B, z_dim) -> (B, 3, size, size) in [-1, 1], of a genotype of one cell or more.
 
-    def __init__(
-        self, genotype: Genotype | tuple[None, ...], ch: int = 256, z_dim: int = 128, size: int = 32, tap: str = "after"
-    ) -> None:
+    A genotype of Nones builds the shared weights of all generators. Forward then takes a genotype, which
+    may have fewer cells: of n cells come images of bottom * 2^n pixels.
+    """
+
+    def __init__(self, genotype: Rows, ch: int = 256, z_dim: int = 128, size: int = 32) -> None:
         super().__init__()
         self.genotype, self.ch, self.bottom = genotype, ch, size // 2 ** len(genotype)
         self.latent = nn.Linear(z_dim, ch * self.bottom**2)
-        self.cells = nn.ModuleList(Cell(ch, i, row, tap) for i, row in enumerate(genotype))
+        self.cells = nn.ModuleList(Cell(ch, i, row) for i, row in enumerate(genotype))
         self.bn = nn.BatchNorm2d(ch)
         self.to_rgb = Conv(ch, 3, 3, padding=1)
         init_weights(self)
 
     def forward(self, z: Tensor, genotype: Genotype | None = None) -> Tensor:
-        x = self.latent(z).view(-1, self.ch, self.bottom, self.bottom).contiguous(memory_format=torch.channels_last)
-        taps: list[Tensor] = []
-        for cell, row in zip(self.cells, genotype or self.genotype, strict=False):  # a short genotype is an early stage's
+        x = self.latent(z).view(-1, self.ch, self.bottom, self.bottom)
+        x, taps = x.contiguous(memory_format=torch.channels_last), []
+        for cell, row in zip(self.cells, genotype or self.genotype, strict=False):
             tap, x = cell(x, taps, row)
             taps.append(tap)
         return self.to_rgb(self.bn(x).relu()).tanh()
 
+    @classmethod
+    def saved(cls, weights: dict) -> "Generator":
+        """The one whose weights.pt this is, but for its weights."""
+        if weights.get("tap", "after") != "after":
+            raise UserError("made with --tap before, which is no more; use the version that made it")
+        genotype = weights["genotype"]["G"]
+        for cell, row in enumerate(genotype):
+            for name, options in zip(row, decisions(cell).values(), strict=True):
+                if name not in options:
+                    raise UserError(f"cell {cell + 1}: {name!r:.20} is none of {', '.join(options)}")
+        G = cls(genotype, *(int(weights[k]) for k in ("g_ch", "z_dim", "size")))
+        return G.to(memory_format=torch.channels_last)
 
-class SuperGenerator(Generator):
-    """The shared weights of all generators: forward(z, genotype); (B, 3, bottom 2^n, …) for a genotype of n cells."""
-
-    def __init__(self, cells: int, ch: int = 128, z_dim: int = 128, size: int = 32, tap: str = "after") -> None:
-        super().__init__((None,) * cells, ch, z_dim, size, tap)
-        self.how = {"ch": ch, "z_dim": z_dim, "tap": tap}
-
-    def extract(self, vector: Vector) -> Generator:
-        """A stand-alone generator with copies of the weights that this architecture uses: the same images."""
-        alone = Generator(names_of(vector), size=self.bottom * 2 ** cells_of(vector), **self.how)
-        weights = self.state_dict()
-        alone.load_state_dict({name: weights[name] for name in alone.state_dict()})
-        return alone.to(self.latent.weight.device, memory_format=torch.channels_last)
-
-
-def g_params(genotype: Genotype | None, ch: int = 256, z_dim: int = 128, size: int = 32, cells: int = 3) -> int:
-    """Parameters of the stand-alone generator or, of None, of the SuperGenerator with so many cells."""
-    c3, c1, deconv = 9 * ch * ch + ch, ch * ch + ch, 4 * ch * ch + ch
-    bottom = size // 2 ** (len(genotype) if genotype else cells)
-    total = (z_dim + 1) * bottom**2 * ch + 29 * ch + 3
-    if genotype is None:
-        skips = sum(c1 + doublings * deconv for i in range(cells) for doublings in range(1, i + 1))
-        return total + skips + cells * (2 * (2 * c3 + 4 * ch + deconv) + c1 + deconv)
-    for i, (_, norm, up, shortcut, skips) in enumerate(genotype):
-        doublings = [1] * (shortcut == "yes") + [i + 1 - source for source in sources_of(skips)]
-        total += 2 * c3 + 4 * ch * (norm == "bn") + c1 * len(doublings) + (up == "deconv") * deconv * (1 + sum(doublings))
-    return total
+    @staticmethod
+    def cost(genotype: Rows, ch: int = 256, z_dim: int = 128, size: int = 32) -> Cost:
+        """Linear, cells, BatchNorm and RGB of the network with these arguments."""
+        bottom = size // 2 ** len(genotype)
+        total = layer_cost(z_dim, ch * bottom**2, 1, 1)
+        for i, row in enumerate(genotype):
+            total += Cell.cost(ch, i, row, bottom * 2 ** (i + 1))
+        return total + Cost(2 * ch) + layer_cost(ch, 3, 3, size)
 
 
-def g_macs(genotype: Genotype, ch: int = 256, z_dim: int = 128, size: int = 32) -> int:
-    """Multiply-adds of one generated image: convolutions, deconvolutions and the linear, as the paper writes them."""
-    bottom = size // 2 ** len(genotype)
-    total = z_dim * ch * bottom**2 + 27 * ch * size**2
-    for i, (_, _, up, shortcut, skips) in enumerate(genotype):
-        one = ch * ch * bottom**2 * 4 ** (i + 1)  # of a 1x1 convolution, or of a deconvolution, to this cell's size
-        doublings = [1] * (shortcut == "yes") + [i + 1 - source for source in sources_of(skips)]
-        total += 18 * one + one * len(doublings)
-        if up == "deconv":
-            total += one + sum(one // 4**k for n in doublings for k in range(n))
-    return total
+# ---- controller (paper §3.3) ---------------------------------------------------------------------
 
 
-def d_macs(ch: int = 128, size: int = 32, stage: int = 2) -> int:
-    """Multiply-adds of the discriminator of a stage for one image, as the paper writes them."""
-    full, half, quarter = size**2, (size // 2) ** 2, (size // 4) ** 2
-    stem = (27 * ch + 9 * ch * ch) * full + 3 * ch * half
-    middle = [19 * ch * ch * half, 18 * ch * ch * quarter][:stage]
-    return stem + sum(middle) + 18 * ch * ch * (quarter if stage else half) + ch
+@dataclass
+class Candidate:
+    """An architecture and what is known of it."""
 
+    vector: Vector
+    h: Tensor | None = None  # the controller's state after the last decision
+    c: Tensor | None = None
+    score: float | None = None  # the reward
+    is_mean: float | None = None
+    fid: float | None = None
+    params: int = 0
+    how: str = ""  # it became a finalist: beam, proxy or random
+    shared: float | None = None  # its reward under the shared weights; `score` is then that after training
 
-def largest(cells: int) -> Genotype:
-    """The costliest architecture of so many cells."""
-    return tuple(("pre", "bn", "deconv", "yes", decisions(i)["skips"][-1]) for i in range(cells))
-
-
-# ---- controller (paper §3.3) ------------------------------------------------------------------------------------------
+    def row(self) -> dict:
+        """As search.jsonl has it."""
+        about = {"how": self.how, "shared": self.shared} if self.how else {"params": self.params}
+        scores = {} if self.score is None else {"score": self.score, "is": self.is_mean, "fid": self.fid}
+        return {"vector": text_of(self.vector), **scores, **about}
 
 
 class Drawn(NamedTuple):
-    """n architectures that a controller drew: vectors, and of its own decisions log-probability, entropy and policy."""
+    """n architectures that a controller drew, and the distributions of its decisions."""
 
-    vectors: list[Vector]
-    logp: Tensor  # (n, decisions) of the options chosen
+    candidates: list[Candidate]
+    logp: Tensor  # (n, decisions), log-probability of the options chosen
     entropy: Tensor  # (n, decisions), nats
     policy: list[Tensor]  # per decision (n, options)
-    h: Tensor  # (n, hidden), the state after the last decision
-    c: Tensor
 
 
 class Controller(nn.Module):
-    """An LSTM that decides one stage's cells, each decision on the sight of those before. On the CPU, wherever G is."""
+    """An LSTM that decides a stage's cells, each decision on the sight of those before. On the CPU."""
 
     def __init__(self, options: list[int], hidden: int = 100) -> None:
         super().__init__()
@@ -459,11 +448,14 @@ class Controller(nn.Module):
         self.embedding = nn.Embedding(sum(options), hidden)
         self.decoders = nn.ModuleList(nn.Linear(hidden, n) for n in options)
 
-    def forward(self, n: int, rng: torch.Generator, beam: list[dict]) -> Drawn:
-        """Draw n; each goes on from a member of the beam, drawn uniformly with replacement, and from nothing if it is empty."""
-        start = [beam[i] for i in torch.randint(len(beam), (n,), generator=rng)] if beam else []
-        x = self.lstm.weight_hh.new_zeros(n, self.lstm.hidden_size)  # CODE: not the last cell's last token, as in Fig. 1
-        h, c = (torch.stack([b[k] for b in start]) for k in "hc") if beam else (x, x)
+    def forward(self, n: int, rng: torch.Generator, beam: list[Candidate]) -> Drawn:
+        """Draw n; each goes on from a member of the beam, drawn uniformly with replacement."""
+        x = h = c = self.lstm.weight_hh.new_zeros(n, self.lstm.hidden_size)
+        prefixes: list[Vector] = [()] * n
+        if beam:  # CODE: x stays zero; in Fig. 1 it is the last cell's last token
+            start = [beam[i] for i in torch.randint(len(beam), (n,), generator=rng)]
+            prefixes = [b.vector for b in start]
+            h, c = torch.stack([b.h for b in start]), torch.stack([b.c for b in start])
         tokens, logp, entropy, policy, first = [], [], [], [], 0
         for decoder in self.decoders:
             h, c = self.lstm(x, (h, c))
@@ -476,529 +468,422 @@ class Controller(nn.Module):
             logp.append(log_p.gather(1, token))
             entropy.append(-(p * log_p).sum(1, keepdim=True))
             policy.append(p.detach())
-        own = torch.cat(tokens, 1).tolist()
-        vectors = [(*b["vector"], *t) for b, t in zip(start, own, strict=True)] if beam else [tuple(t) for t in own]
-        return Drawn(vectors, torch.cat(logp, 1), torch.cat(entropy, 1), policy, h.detach(), c.detach())
+        parts = zip(prefixes, torch.cat(tokens, 1).tolist(), h.detach(), c.detach(), strict=True)
+        drawn = [Candidate((*prefix, *own), h, c) for prefix, own, h, c in parts]
+        return Drawn(drawn, torch.cat(logp, 1), torch.cat(entropy, 1), policy)
 
 
-def controller_loss(args: Args, rewards: Tensor, drawn: Drawn, baseline: list[float] | None) -> tuple[Tensor, list[float]]:
-    """The REINFORCE loss of rewards (n,), and the baseline after it. baseline None: this reward becomes it. [paper §3.3.2]"""
+def controller_loss(args: Args, rewards: Tensor, drawn: Drawn, baseline: list | None) -> tuple[Tensor, list]:
+    """REINFORCE: the loss of rewards (n,), and the baseline after them. [paper §3.3.2]"""
     keep, weight = args.baseline_decay, args.entropy_weight
     if args.controller_loss == "reference":
-        # CODE functions.py: the entropy enters the advantage undetached, so that minimising pushes it down; the baseline
-        # already holds this reward; a (1, D) row times a (D, 1) column
+        # CODE: the entropy enters the advantage undetached, so that minimising pushes it down; the
+        # baseline already holds this reward; a (1, D) row times a (D, 1) column
         r = rewards[:, None] + weight * drawn.entropy
         b = r if baseline is None else keep * torch.tensor(baseline) + (1 - keep) * r
         return -drawn.logp.sum() * (r - b).sum(), b[0].tolist()
-    # DEVIATES 1: the entropy is a bonus, as the paper means it, and the baseline is what came before, over all iterations
+    # DEVIATES 1: the entropy is a bonus, as the paper means it; the baseline is what came before
     mean = rewards.mean().item()
     b = mean if baseline is None else baseline[0]
     loss = -((rewards - b) * drawn.logp.sum(1)).mean() - weight * drawn.entropy.sum(1).mean()
     return loss, [keep * b + (1 - keep) * mean]
 
 
-# ---- one step of a GAN ------------------------------------------------------------------------------------------------
+# ---- rewards (paper §3.3.2, §4.3) ----------------------------------------------------------------
+
+# name -> what is maximised, by (score, genotype, price); a line of your own is enough.
+# price: the --cost of this G in parts of that of its stage's largest, times --cost-weight
+REWARDS = {
+    "is": lambda score, genotype, price: score.is_mean,
+    "fid": lambda score, genotype, price: 1 / score.fid if score.fid > 0 else 0.0,  # PAPER §4.3.2
+    "is-cost": lambda score, genotype, price: score.is_mean - price,
+}
+SPARED = {"is": "fid", "is-cost": "fid", "fid": "is"}  # the score that a reward does without, if any
+WORST = Score(inf, 0.0, None, 0, "", "")  # where a network's images give none
 
 
-def latent(args: Args, ranks: Ranks, n: int, *name: object) -> Tensor:
-    """n latents z ~ N(0, I), (n, z_dim): a pure function of the seed and the name, the same on every process."""
-    return torch.randn(n, args.z_dim, generator=stream(args.seed, *name, device=ranks.device), device=ranks.device)
+def reward_of(args: Args, score: Score, genotype: Genotype, ch: int) -> float:
+    """The reward of a G of this width; where it is not finite, that of the worst and dearest G."""
+    own, most = args.g_cost(genotype, ch), args.g_cost(largest(len(genotype)), ch)
+    price = args.cost_weight * getattr(own, args.cost) / getattr(most, args.cost)
+    value = REWARDS[args.reward](score, genotype, price)
+    return value if isfinite(value) else REWARDS[args.reward](WORST, genotype, args.cost_weight)
 
 
-def d_step(
-    args: Args, ranks: Ranks, G: nn.Module, D: nn.Module, d_opt: torch.optim.Optimizer, real: Tensor, batch: int,
-    genotype: Genotype | None = None, stage: int = 2
-) -> Tensor:  # fmt: skip
-    """One step of D on a real batch and as many fakes: E[relu(1 - D(x))] + E[relu(1 + D(G(z)))]. [paper Eq. 1]"""
-    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=args.amp):
-        with torch.no_grad():
-            fake = G(latent(args, ranks, len(real) * ranks.world, "d", batch)[ranks.rank :: ranks.world], genotype)
-        # DEVIATES 2: one pass over both, faster; spectral norm then iterates once a step, in the authors' code twice
-        d_real, d_fake = D(torch.cat([real, fake.to(real.dtype)]), stage).chunk(2)
-    loss = (1 - d_real.float()).relu().mean() + (1 + d_fake.float()).relu().mean()
-    update(ranks, D, d_opt, loss, 0.0)
-    return loss.detach()
-
-
-def g_step(
-    args: Args, ranks: Ranks, G: nn.Module, D: nn.Module, g_opt: torch.optim.Optimizer, step: int,
-    genotype: Genotype | None = None, stage: int = 2
-) -> Tensor:  # fmt: skip
-    """One step of G: -E[D(G(z))]. [authors' code; the paper's Eq. 2 has no gradient where D(G(z)) > 0]"""
-    D.requires_grad_(False)  # spares the gradients of D's weights
-    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=args.amp):
-        z = latent(args, ranks, args.g_batch, "g", step)[ranks.rank :: ranks.world]
-        loss = -D(G(z, genotype), stage).float().mean()
-    update(ranks, G, g_opt, loss, 0.0)
-    D.requires_grad_(True)
-    return loss.detach()
-
-
-def update(ranks: Ranks, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> None:
-    # DEVIATES 3: gradients of ops that were not sampled are None, not 0, so that Adam leaves their moments alone
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    ranks.average_gradients(net.parameters())
-    if clip:
-        nn.utils.clip_grad_norm_(net.parameters(), clip)
-    optimizer.step()
-
-
-def adam(net: nn.Module, lr: float, args: Args) -> torch.optim.Adam:
-    return torch.optim.Adam(net.parameters(), lr, betas=(args.adam_b1, args.adam_b2), fused=True)
-
-
-def fresh(args: Args, ranks: Ranks, make: Callable[[], nn.Module], *name: object) -> nn.Module:
-    """make() on the device, its initial weights drawn from the stream (seed, name)."""
-    torch.manual_seed(stream(args.seed, "init", *name).initial_seed())
-    return make().to(ranks.device, memory_format=torch.channels_last)
-
-
-def clone(net: nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights and buffers that shares no storage with the network."""
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-@torch.no_grad()
-def ema_update(average: nn.Module, net: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * net for parameters; buffers (BatchNorm statistics) are net's own."""
-    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-    for a, b in zip(average.buffers(), net.buffers(), strict=True):
-        a.copy_(b)
-
-
-# ---- scoring ----------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def score(
-    args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G: Generator, n: int,
-    genotype: Genotype | None = None, split: bool = False,
-) -> Score:  # fmt: skip
-    """IS and FID of n images of G in eval mode; always of the same latents. split: share the images over the processes."""
-    G.eval()
-
-    def images(k: int) -> Tensor:
-        run.check()
-        z = latent(args, ranks, evaluator.batch, "eval", k)[: n - k * evaluator.batch]
-        return to_uint8(G(z, genotype))
-
-    try:
-        return evaluator.score(images, n, *((ranks.rank, ranks.world) if split else (0, 1)))
-    finally:
-        G.train()
-
-
-@contextmanager
-def recalibrated(args: Args, ranks: Ranks, G: SuperGenerator, genotype: Genotype) -> Iterator[None]:
-    """For the time of a `with`, BatchNorm's running statistics are of this architecture alone (--bn-batches)."""
-    norms = [m for m in G.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [(clone(m), m.momentum) for m in norms]
-    if args.bn_batches:
-        for m in norms:
-            m.reset_running_stats()
-            m.momentum = None  # a plain mean over the batches
-        with torch.no_grad():
-            for k in range(args.bn_batches):
-                G(latent(args, ranks, 100, "bn", k), genotype)
-    try:
-        yield
-    finally:
-        for m, (state, momentum) in zip(norms, before, strict=True):
-            m.load_state_dict(state)
-            m.momentum = momentum
-
-
-def reward_of(args: Args, s: Score, genotype: Genotype, ch: int) -> float:
-    """What controller, beam and final choice maximise: IS, 1/FID, or IS less a price. Not finite: below every score that is."""
-    if args.reward == "fid":
-        # PAPER §4.3.2: 1/FID
-        return 1 / s.fid if isfinite(s.fid) and s.fid > 0 else 0.0
-    if args.reward == "is":
-        return s.is_mean if isfinite(s.is_mean) else 0.0
-    if not isfinite(s.is_mean):
-        return -args.cost_weight  # the dearest at an IS of 0; every IS is 1 or more
-    cost = g_params if args.cost == "params" else g_macs
-    size = stage_size(args, len(genotype) - 1)
-    return s.is_mean - args.cost_weight * cost(genotype, ch, args.z_dim, size) / cost(
-        largest(len(genotype)), ch, args.z_dim, size
-    )
-
-
-def stage_size(args: Args, stage: int) -> int:
-    """Pixels of a side at a stage, of the images of G and of the real ones."""
-    return args.size * 2 ** (stage + 1) // 2**args.cells  # CODE: 2^(stage + 3), whatever the size: no search at 48 px
-
-
-def resized(data: Dataset, size: int) -> Dataset:
-    """The data set at a stage's size: bilinear with antialiasing, as PIL does it in the authors' code."""
-    if size == data.images.shape[-1]:
-        return data
-    parts = [F.interpolate(x, (size, size), mode="bilinear", antialias=True) for x in data.images.split(256)]
-    return replace(data, images=torch.cat(parts), name=f"{data.name} {size} px")
-
-
-# ---- search (paper §3.3, Algorithm 1) ---------------------------------------------------------------------------------
+# ---- search (paper §3.3, Algorithm 1) ------------------------------------------------------------
 
 
 @dataclass
-class State:
-    """What a resumed run needs beside the networks. Counters are of the whole run if not said otherwise."""
+class State(gan.Progress):
+    """What a resumed run needs beside the networks."""
 
-    part: int = 0  # index into parts_of(args)
-    step: int = 0  # G updates
-    batch: int = 0  # D batches: they number the real batches and the latents
-    began: int = 0  # step at which this part, or this finalist's training, began
-    stage: int = 0  # the paper's s: cells decided so far in the search
+    s: int = 0  # the paper's stage: cell s + 1 is being decided
     iteration: int = 0  # of the search
     turn: int = 0  # G updates of this iteration
     ctrl: int = 0  # controller steps of this iteration
     reset: bool = False  # this iteration ends in a dynamic reset
     resets: int = 0  # so many there were
-    skipped: dict[int, int] = field(default_factory=dict)  # stage -> G updates that resets have cut off
-    windows: dict[str, list[float]] = field(default_factory=lambda: {"g": [], "d": []})  # the last losses
+    skipped: dict[int, int] = field(default_factory=dict)  # stage -> G updates cut off by resets
+    windows: dict[str, list[float]] = field(default_factory=lambda: {"g": [], "d": []})  # last losses
     baseline: list[float] | None = None  # of the stage
-    scored: list[dict] = field(default_factory=list)  # candidates of this stage's end that have their score
-    beam: list[dict] = field(default_factory=list)  # K times vector, score, and the controller's h and c
-    finalists: list[dict] = field(default_factory=list)
+    scored: list[Candidate] = field(default_factory=list)  # of this stage's candidates
+    beam: list[Candidate] = field(default_factory=list)
+    finalists: list[Candidate] = field(default_factory=list)
     G: Vector | None = None  # the architecture, once found or given
-    evaluated: int = -1  # last step whose evaluation is done
-    best: dict | None = None  # of the evaluations in training
+
+    def state_dict(self) -> dict:
+        lists = {k: [vars(x) for x in getattr(self, k)] for k in ("scored", "beam", "finalists")}
+        return {**super().state_dict(), **lists}
+
+    def load_state_dict(self, saved: dict) -> None:
+        lists = {k: [Candidate(**x) for x in saved[k]] for k in ("scored", "beam", "finalists")}
+        super().load_state_dict({**saved, **lists})
+
+    def genotype(self, args: Args) -> Genotype:
+        """The architecture; until it is found A or, with other than three cells, the largest."""
+        if self.G:
+            return names_of(self.G)
+        return names_of(PUBLISHED["A"]) if args.cells == 3 else largest(args.cells)
+
+    def row(self, kind: str, **more: object) -> dict:
+        """A row of search.jsonl."""
+        return {"step": self.step, "stage": self.s, "iteration": self.iteration, "kind": kind, **more}
+
+    def watch(self, job: Job, losses: list[Tensor]) -> None:
+        """Put the losses of a gan_step into the windows. They live on over iterations and stages."""
+        everyone = job.ranks.gather(torch.stack(losses).tolist())
+        means = [sum(x) / len(x) for x in zip(*everyone, strict=True)]
+        for name, new in (("d", means[:-1]), ("g", means[-1:])):
+            self.windows[name] = [*self.windows[name], *new][-job.args.reset_window :]
+
+    def window_row(self) -> dict:
+        """Variances of the losses in the windows, None before the first."""
+        row: dict = {"n": len(self.windows["g"])}
+        for name, losses in self.windows.items():
+            losses = torch.tensor(losses, dtype=torch.float64)
+            row[f"var_{name}"] = losses.var(correction=0).item() if len(losses) else None
+        return row
+
+    def collapsed(self, args: Args) -> bool:
+        """Whether G's window is full and one loss has gone flat, as a collapsed pair's do. [paper §3.3]"""
+        if len(self.windows["g"]) < args.reset_window:
+            return False
+        row = self.window_row()  # PAPER §4, CODE: variance; §3.3 says standard deviation
+        return min(row["var_g"], row["var_d"]) < args.reset_variance
 
 
-def parts_of(args: Args) -> list[str]:
-    """The parts of the run, in order."""
+def stages_of(args: Args) -> list[str]:
+    """The stages of the run, in order. The paper's stages are all in "search"."""
     if args.genotype:
         return ["train"]
     search = ["derive"] if args.search == "random" else ["search", "derive"]
     return search + (["train"] if args.phase == "all" else [])
 
 
-def rng_of(args: Args, *name: object) -> random.Random:
-    """Architectures are drawn from a stream of their own for each (seed, name)."""
-    return random.Random(repr((args.seed, *name)))
+def d_step(job: Job, nets: Pair, batch: int, genotype: Genotype | None = None, stage: int = 2) -> Tensor:
+    """One step of D on a real batch and as many fakes."""
+    real = job.batches(batch)
+    with job.autocast():
+        with torch.no_grad():
+            fake = nets.G(latent(job, len(real), "d", batch), genotype)
+        # DEVIATES 2: one pass over both, faster; spectral norm then iterates once a step, not twice
+        d_real, d_fake = nets.D(torch.cat([real, fake.to(real.dtype)]), stage).chunk(2)
+    loss = d_loss(d_real.float(), d_fake.float())
+    update(job, nets.D, nets.d_opt, loss)
+    return loss.detach()
 
 
-def restore(saved: dict, **parts: object) -> None:
-    """Load networks and optimisers from a checkpoint's "nets", if it has them."""
-    for name, part in parts.items():
-        if saved.get("nets"):
-            part.load_state_dict(saved["nets"][name])
+def g_step(job: Job, nets: Pair, step: int, genotype: Genotype | None = None, stage: int = 2) -> Tensor:
+    """One step of G."""
+    with frozen(nets.D):
+        with job.autocast():
+            fake = nets.D(nets.G(latent(job, job.g_batch, "g", step), genotype), stage)
+        loss = g_loss(fake.float())
+        update(job, nets.G, nets.g_opt, loss)  # DEVIATES 3: Adam leaves ops that were not sampled alone
+    return loss.detach()
 
 
-def checkpoint(state: State, **parts: object) -> Callable[[], dict]:
-    return lambda: {"state": vars(state), "nets": {k: v.state_dict() for k, v in parts.items()}}
+def gan_step(job: Job, state: State, nets: Pair, controller: Controller | None = None) -> list[Tensor]:
+    """n_critic steps of D, in the search each on a new architecture, and one of G. Returns the losses."""
+    genotype, stage, losses = None, 2, []
+    for _ in range(job.args.n_critic):
+        if controller is not None:
+            (path,) = draw(job.args, state, controller, 1, "path", state.batch)
+            genotype, stage = names_of(path.vector), state.s
+        losses.append(d_step(job, nets, state.batch, genotype, stage))
+        state.batch += 1
+    # DEVIATES 6: after n_critic steps of D; the authors' first G step follows the first batch
+    losses.append(g_step(job, nets, state.step, genotype, stage))
+    state.step += 1
+    if state.step % job.args.log_every == 0:
+        job.run.log(state.step, **{"loss/d": losses[-2], "loss/g": losses[-1]})
+    return losses
 
 
-def stage_ends(args: Args) -> list[int]:
-    """Iterations after which a beam is taken: the last ones of the stages. The others than mlas have one stage, the last."""
-    grow = [int(word) for word in args.grow.split(",") if word.strip()] if args.search == "mlas" else []
-    return [*grow, args.iterations]
+def uniform(args: Args, n: int, *name: object) -> list[Candidate]:
+    """n architectures, each uniform over the whole space."""
+    rng, decided = rng_of(args.seed, *name), to_decide(range(args.cells))
+    return [Candidate(tuple(rng.randrange(len(x)) for _, x in decided)) for _ in range(n)]
 
 
-def scored_by_mlas(args: Args) -> int:
-    """Architectures that a multi-level search scores: one a controller step and sample, and M at the end of each stage."""
-    return args.iterations * args.ctrl_steps * args.ctrl_batch + args.cells * args.candidates
+def draw(args: Args, state: State, controller: Controller, n: int, *name: object) -> list[Candidate]:
+    """n architectures of this stage: by the controller, without gradients, or uniform."""
+    if args.search == "random-shared":
+        return uniform(args, n, *name)
+    with torch.no_grad():
+        return controller(n, stream(args.seed, *name), state.beam).candidates
 
 
-def push(window: list[float], losses: list[float], length: int) -> None:
-    """Append, and keep the last `length`."""
-    window += losses
-    del window[:-length]
-
-
-def variance(window: list[float]) -> float:
-    """Population variance."""
-    return torch.tensor(window, dtype=torch.float64).var(correction=0).item()
-
-
-def collapsed(args: Args, windows: dict[str, list[float]]) -> bool:
-    """Whether G's window is full and one of the two losses has gone flat. [paper §3.3: a collapsed pair's hinge losses are]"""
-    # PAPER §4: "variance threshold 1e-3", §3.3 says standard deviation; CODE: variance
-    full = len(windows["g"]) == args.reset_window
-    return full and min(variance(windows["g"]), variance(windows["d"])) < args.reset_variance
-
-
-def draw_candidates(draw: Callable[[int, int], list[dict]], n: int, distinct: bool) -> list[dict]:
-    """n candidates. draw(n, i): the i-th n of them. distinct: as far as 50 n draws give them, then filled up with the rest."""
-    # DEVIATES 4: the authors take what comes; a trained policy then gives about two architectures among ten
+def collect(n: int, distinct: bool, draw_more: Callable[[int, int], list[Candidate]]) -> list[Candidate]:
+    """n candidates, distinct as far as 50 n draws give such. draw_more(n, i): the i-th n draws."""
+    # DEVIATES 4: the authors take what comes: of a trained policy, about two architectures among ten
     if not distinct:
-        return draw(n, 0)
-    found: dict[Vector, dict] = {}
+        return draw_more(n, 0)
+    found: dict[Vector, Candidate] = {}
     spare = []
     for i in range(50):
-        for x in draw(n, i):
-            if found.setdefault(x["vector"], x) is not x:
+        for x in draw_more(n, i):
+            if found.setdefault(x.vector, x) is not x:
                 spare.append(x)
         if len(found) >= n:
             break
     return [*found.values(), *spare][:n]
 
 
-def best_of(candidates: list[dict], n: int) -> list[dict]:
-    """The n with the highest score, the first of equals first."""
-    return sorted(candidates, key=lambda x: -x["score"])[:n]
+def score_shared(job: Job, G: Generator, x: Candidate) -> Candidate:
+    """The candidate with its score under the shared weights."""
+    args, genotype, ch = job.args, names_of(x.vector), job.args.search_g_ch
+    with own_batch_norm(job, G, genotype, args.bn_batches):
+        # DEVIATES 5: of the same latents for all; the authors draw new ones each time
+        found = gan.score(job, G, args.reward_n, lambda z, _: G(z, genotype))
+    reward, params = reward_of(args, found, genotype, ch), args.g_cost(genotype, ch).params
+    return replace(x, score=reward, is_mean=found.is_mean, fid=found.fid, params=params)
 
 
-def window_row(state: State) -> dict:
-    """What a dynamic reset watches; None before the first loss."""
-    variances = {f"var_{k}": variance(window) if window else None for k, window in state.windows.items()}
-    return {**variances, "n": len(state.windows["g"])}
+def new_pair(job: Job, genotype: Rows, g_ch: int, d_ch: int, *name: object) -> Pair:
+    """A new G and D of these widths with their optimisers."""
+    G = seeded(job, lambda: Generator(genotype, g_ch, job.args.z_dim, job.args.size), "G", *name)
+    D = seeded(job, lambda: AutoGANDiscriminator(d_ch), "D", *name)
+    return pair_of(job, G, D)
 
 
-POLICY_DRAWS = 64
+def new_controller(job: Job, state: State) -> tuple[Controller, Optimizer]:
+    """The controller of this stage and its optimiser; in random-shared they stay idle."""
+    args, on_cpu = job.args, replace(job, ranks=Ranks(torch.device("cpu")))
+    options = [len(options) for _, options in to_decide(args.cells_of(state.s))]
+    controller = seeded(on_cpu, lambda: Controller(options, args.ctrl_hidden), "controller", state.s)
+    return controller, adam(job, controller, args.ctrl_lr)
 
 
-def policy_row(args: Args, controller: Controller, state: State, cells: range) -> dict:
-    """What the controller would decide now, over POLICY_DRAWS draws: mean probability of every option, mean entropy in nats."""
-    with torch.no_grad():
-        drawn = controller(POLICY_DRAWS, stream(args.seed, "policy", state.iteration, state.ctrl), state.beam)
-    return {
-        "decisions": [name for name, _ in to_decide(cells)],
-        "options": [options for _, options in to_decide(cells)],
-        "policy": [p.mean(0).tolist() for p in drawn.policy],
-        "entropy": drawn.entropy.mean(0).tolist(),
-    }
+def at_stage(job: Job, s: int) -> Job:
+    """The job on real images of a stage's size, with an evaluator of its own for the rewards."""
+    side, data = job.args.side(s), job.data
+    if side != data.images.shape[-1]:  # CODE: bilinear with antialiasing, as PIL does it
+        parts = [F.interpolate(x, (side, side), mode="bilinear", antialias=True) for x in data.images.split(256)]
+        data = replace(data, images=torch.cat(parts), name=f"{data.name} {side} px")
+    evaluator = copy(job.evaluator)  # CODE: Inception is fed the small images; compact is trained on them
+    evaluator.want_fid = job.args.needs("fid")
+    evaluator.use(data)
+    job.ranks.first(evaluator.prepare)
+    return replace(job, data=data, evaluator=evaluator)
 
 
-def listed(candidates: list[dict]) -> list[dict]:
-    """Candidates as search.jsonl has them."""
-    return [{k: text_of(v) if k == "vector" else v for k, v in x.items() if k not in ("h", "c")} for x in candidates]
+def plan_reset(job: Job, state: State, left: int) -> None:
+    """The losses have gone flat: this iteration ends in a reset; `left` G updates of it fall away."""
+    window, place = state.window_row(), f"stage {state.s} iteration {state.iteration + 1}"
+    state.reset, state.windows = True, {"g": [], "d": []}
+    state.skipped[state.s] = state.skipped.get(state.s, 0) + left
+    job.plan = plan_of(job, state)
+    job.run.replan(job.plan)
+    job.run.search_row(state.row("reset", window=window, resets=state.resets + 1))
+    job.run.print(f"{place}: losses have gone flat ({window}); at its end G and D start anew")
 
 
-def uniform(args: Args, n: int, *name: object) -> list[dict]:
-    """n architectures, each uniform over the space."""
-    rng = rng_of(args, *name)
-    return [{"vector": random_vector(args.cells, rng)} for _ in range(n)]
+def controller_step(job: Job, state: State, G: Generator, controller: Controller, c_opt: Optimizer) -> None:
+    """Score what the controller draws, and one step of REINFORCE with these rewards."""
+    args = job.args
+    drawn = controller(args.ctrl_batch, stream(args.seed, "controller", state.iteration, state.ctrl), state.beam)
+    scored = [score_shared(job, G, x) for x in drawn.candidates]
+    if state.ctrl == 0 and args.controller_loss == "reference":
+        state.baseline = None  # CODE: it is forgotten at every iteration
+    rewards = torch.tensor([x.score for x in scored])
+    loss, state.baseline = controller_loss(args, rewards, drawn, state.baseline)
+    c_opt.zero_grad()
+    loss.backward()
+    c_opt.step()
+    state.ctrl += 1
+
+    with torch.no_grad():  # what it would decide now
+        now = controller(64, stream(args.seed, "policy", state.iteration, state.ctrl), state.beam)
+    decided = to_decide(args.cells_of(state.s))
+    job.run.search_row(state.row(
+        "controller", reward=rewards.mean().item(), baseline=sum(state.baseline) / len(state.baseline),
+        window=state.window_row(), scored=[x.row() for x in scored],
+        decisions=[name for name, _ in decided], options=[options for _, options in decided],
+        policy=[p.mean(0).tolist() for p in now.policy], entropy=now.entropy.mean(0).tolist(),
+    ))  # fmt: skip
 
 
-def scorer(args: Args, ranks: Ranks, evaluator: Evaluator, data: Dataset) -> Evaluator:
-    """The evaluator of rewards on images of a stage's size; without the FID where it is costly and nobody asks for it."""
-    # CODE: Inception is fed the small images as they are. compact is another network at each size, trained on resized images
-    one = copy(evaluator)
-    one.want_fid = args.evaluator == "compact" or args.reward == "fid"
-    one.use(data)
-    ranks.first(one.prepare)
-    return one
+def take_beam(job: Job, state: State, G: Generator, controller: Controller) -> None:
+    """Score the candidates of a stage's end; the K best become the beam."""
+    args, run, net = job.args, job.run, job.evaluator.net
+    count = args.random_count if args.search == "random-shared" else args.candidates
+    drawn = collect(count, args.dedupe, lambda n, i: draw(args, state, controller, n, "candidates", state.s, i))
+    for x in drawn[len(state.scored) :]:
+        run.tick(state.step, f"candidate {len(state.scored) + 1} of {count}")
+        state.scored.append(score_shared(job, G, x))
+    state.beam = sorted(state.scored, key=lambda x: -x.score)[: args.beam]
+
+    rows = {"beam": [x.row() for x in state.beam], "candidates": [x.row() for x in state.scored]}
+    run.search_row(state.row("beam", **rows))
+    best, state.scored = state.beam[0], []
+    genotype = names_of(best.vector)
+    with own_batch_norm(job, G, genotype, args.bn_batches):
+        run.samples(state.step, gan.grid(job, G, lambda z, _: G(z, genotype)))
+    run.genotype(state.step, genotype_json(args, best.vector, best))
+    if state.s == args.cells - 1:  # at full size only: a stage's scores are its own
+        row = Score(best.fid, best.is_mean, None, args.reward_n, net, job.evaluator.ref).row()
+        how = {"eval/ema": False, "eval/bn": "recalibrated" if args.bn_batches else "shared"}
+        run.evaluated(state.step, row, **how, **{"eval/what": "best of the search"})
+    run.print(f"stage {state.s}, the beam, scored by {args.reward} with {net} on {args.reward_n} images:")
+    for x in state.beam:
+        run.print(f"  {text_of(x.vector)}  {x.score:.4g}  {x.params / 1e6:.3f}M")
 
 
-def search(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, data: Dataset, state: State, saved: dict) -> None:
-    """Grow the generator stage by stage; leaves the K best of the last beam in state.finalists."""
-    multi, guided = args.search == "mlas", args.search != "random-shared"
-    if not multi:
-        state.stage = args.cells - 1
-    ends = stage_ends(args)
-    to_score = args.candidates if guided else args.random_n or scored_by_mlas(args)
-    at_size = {stage: resized(data, stage_size(args, stage)) for stage in range(state.stage, args.cells)}
-    judges = {stage: scorer(args, ranks, evaluator, images) for stage, images in at_size.items()}
-
-    def shared_gan() -> tuple[SuperGenerator, nn.Module, torch.optim.Optimizer, torch.optim.Optimizer]:
-        size, ch = args.size, args.search_g_ch
-        G = fresh(args, ranks, lambda: SuperGenerator(args.cells, ch, args.z_dim, size, args.tap), "G", state.resets)
-        D = fresh(args, ranks, lambda: AutoGANDiscriminator(args.search_d_ch), "D", state.resets)
-        return G, D, adam(G, args.g_lr, args), adam(D, args.d_lr, args)
-
-    def new_controller() -> tuple[Controller, torch.optim.Optimizer]:
-        options = [len(options) for _, options in to_decide(cells)]
-        made = fresh(args, Ranks(torch.device("cpu")), lambda: Controller(options, args.ctrl_hidden), "controller", state.stage)
-        return made, adam(made, args.ctrl_lr, args)
-
-    def draw(n: int, *name: object) -> list[dict]:
-        """n architectures of this stage: by the controller, which is not trained by it, or uniform."""
-        if not guided:
-            return uniform(args, n, *name)
-        with torch.no_grad():
-            drawn = controller(n, stream(args.seed, *name), state.beam)
-        return [{"vector": v, "h": h, "c": c} for v, h, c in zip(drawn.vectors, drawn.h, drawn.c, strict=True)]
-
-    def score_one(vector: Vector) -> dict:
-        # DEVIATES 5: of the same latents for all, so that candidates are compared in pairs; the authors draw new ones each time
-        genotype = names_of(vector)
-        with recalibrated(args, ranks, G, genotype):
-            s = score(args, ranks, run, judges[state.stage], G, args.reward_n, genotype, split=True)
-        params = g_params(genotype, args.search_g_ch, args.z_dim, stage_size(args, state.stage))
-        value = reward_of(args, s, genotype, args.search_g_ch)
-        return {"vector": vector, "score": value, "is": s.is_mean, "fid": s.fid, "params": params}
-
-    G, D, g_opt, d_opt = shared_gan()
-    cells = range(state.stage, state.stage + 1) if multi else range(args.cells)
-    controller, c_opt = new_controller()
-    restore(saved, G=G, D=D, g_opt=g_opt, d_opt=d_opt, controller=controller, c_opt=c_opt)
+def search(job: Job, state: State) -> None:
+    """Grow the generator stage by stage (Algorithm 1); the last beam goes into state.finalists."""
+    args, run, guided = job.args, job.run, job.args.search != "random-shared"
+    after = "controller" if guided else "next iteration"
+    if args.search != "mlas":
+        state.s = args.cells - 1  # the one stage, at full size
+    stages = {s: at_stage(job, s) for s in range(state.s, args.cells)}
+    shared = (None,) * args.cells, args.search_g_ch, args.search_d_ch  # built for every architecture
+    nets = new_pair(job, *shared, state.resets)
+    controller, c_opt = new_controller(job, state)
     while True:
-        run.keep = checkpoint(state, G=G, D=D, g_opt=g_opt, d_opt=d_opt, controller=controller, c_opt=c_opt)
+        run.track(state, **vars(nets), controller=controller, c_opt=c_opt)
         if state.iteration == args.iterations:
             break
-        batches = Batches(at_size[state.stage].images, args.d_batch, args.seed, ranks.device, ranks.rank, ranks.world)
-        steps = args.gan_epochs * (args.epoch_batches or len(batches)) // args.n_critic
-        where = f"stage {state.stage} iteration {state.iteration + 1}/{args.iterations}"
-        row = {"stage": state.stage, "iteration": state.iteration}
+        here, last = stages[state.s], state.iteration + 1 == args.iterations
+        name = f"stage {state.s} iteration {state.iteration + 1}/{args.iterations}"
 
-        # -- the shared GAN, controller frozen: a new architecture for every batch of D; the last one of them for G
-        run.begin("search", where, state.step, images_per_step=args.d_batch * args.n_critic)
+        # step 1: the shared weights, controller frozen
+        run.begin("search", name, state.step, images_per_step=args.d_batch * args.n_critic)
+        steps = args.gan_epochs * here.epoch // args.n_critic
         while state.turn < steps and not state.reset:
-            run.tick(state.step, f"{'controller' if guided else 'next iteration'} in {steps - state.turn} steps")
-            losses = []
-            for _ in range(args.n_critic):
-                genotype = names_of(draw(1, "path", state.batch)[0]["vector"])
-                losses.append(d_step(args, ranks, G, D, d_opt, batches(state.batch), state.batch, genotype, state.stage))
-                state.batch += 1
-            # DEVIATES 6: after the n_critic steps of D; the authors' first G step follows the first batch
-            losses.append(g_step(args, ranks, G, D, g_opt, state.step, genotype, state.stage))
-            state.turn, state.step = state.turn + 1, state.step + 1
-            if state.step % args.log_every == 0:
-                run.log(state.step, **{"loss/d": losses[-2], "loss/g": losses[-1]})
-
-            # -- dynamic reset. The windows live on over iterations and stages
-            *of_d, of_g = (sum(x) / len(x) for x in zip(*ranks.gather(torch.stack(losses).tolist()), strict=True))
-            push(state.windows["d"], of_d, args.reset_window)
-            push(state.windows["g"], [of_g], args.reset_window)
+            run.tick(state.step, f"{after} in {steps - state.turn} steps")
+            losses = gan_step(here, state, nets, controller)
+            state.turn += 1
+            state.watch(here, losses)
             # DEVIATES 7: looked at once a step of G; the authors do after every step of D
-            if args.dynamic_reset and collapsed(args, state.windows):
-                window = window_row(state)
-                state.reset, state.windows = True, {"g": [], "d": []}
-                state.skipped[state.stage] = state.skipped.get(state.stage, 0) + steps - state.turn
-                run.replan(plan_of(args, len(batches), state))
-                run.search_row({"step": state.step, **row, "kind": "reset", "window": window, "resets": state.resets + 1})
-                run.print(f"{where}: losses have gone flat ({window}); G and D start anew at the end of this iteration")
-        ranks.average_buffers(G)
+            if args.dynamic_reset and state.collapsed(args):
+                plan_reset(job, state, steps - state.turn)
+        job.ranks.average_buffers(nets.G)
 
-        # -- the controller, shared weights frozen: REINFORCE
-        run.begin("search", f"{where} controller", state.step)
+        # step 2: the controller, shared weights frozen
+        run.begin("search", f"{name} controller", state.step)
         while guided and state.ctrl < args.ctrl_steps:
             run.tick(state.step, f"reward {state.ctrl + 1} of {args.ctrl_steps}")
-            drawn = controller(args.ctrl_batch, stream(args.seed, "controller", state.iteration, state.ctrl), state.beam)
-            scored = [score_one(vector) for vector in drawn.vectors]
-            if state.ctrl == 0 and args.controller_loss == "reference":  # CODE: the baseline is forgotten at every iteration
-                state.baseline = None
-            rewards = torch.tensor([x["score"] for x in scored])
-            loss, state.baseline = controller_loss(args, rewards, drawn, state.baseline)
-            c_opt.zero_grad()
-            loss.backward()
-            c_opt.step()
-            state.ctrl += 1
-            mean, baseline = rewards.mean().item(), sum(state.baseline) / len(state.baseline)
-            evidence = {"window": window_row(state), "scored": listed(scored), **policy_row(args, controller, state, cells)}
-            run.search_row({"step": state.step, **row, "kind": "controller", "reward": mean, "baseline": baseline, **evidence})
+            controller_step(here, state, nets.G, controller, c_opt)
 
-        # -- the last iteration of a stage: the beam
-        if state.iteration + 1 in ends:
-            run.begin("search", f"{where} candidates", state.step)
-            found = draw_candidates(lambda n, i: draw(n, "candidates", state.stage, i), to_score, args.dedupe)
-            for x in found[len(state.scored) :]:
-                run.tick(state.step, f"candidate {len(state.scored) + 1} of {to_score}")
-                state.scored.append(score_one(x["vector"]))
-            beam = best_of([{**x, **s} for x, s in zip(found, state.scored, strict=True)], args.beam)
-            evidence = {"beam": listed(beam), "candidates": listed(state.scored)}
-            run.search_row({"step": state.step, **row, "kind": "beam", **evidence})
-            best = names_of(beam[0]["vector"])
-            with recalibrated(args, ranks, G, best):
-                run.samples(state.step, grid(args, ranks, G, best))
-            report_beam(args, run, judges[state.stage], state, beam)
-            state.beam, state.scored = beam, []
-            if state.iteration + 1 < args.iterations:
-                state.stage, state.baseline = state.stage + 1, None
-                cells = range(state.stage, state.stage + 1)
-                controller, c_opt = new_controller()
+        # step 3: at a stage's end the beam, and the next stage with a controller of its own
+        if state.iteration + 1 in args.stage_ends:
+            run.begin("search", f"{name} candidates", state.step)
+            take_beam(here, state, nets.G, controller)
+            if not last:
+                state.s, state.baseline = state.s + 1, None
+                controller, c_opt = new_controller(job, state)
 
-        # DEVIATES 8: the reset comes after the beam, as in the paper; the authors rank on weights that it has just wiped
-        if state.reset and state.iteration + 1 < args.iterations:
-            # PAPER §3.3: controller and beam stay; CODE: training goes on at this stage's size, without growing again
+        # step 4: dynamic reset. CODE: training goes on at this stage's size, without growing again
+        # DEVIATES 8: after the beam, as in the paper; the authors rank on weights that it has just wiped
+        if state.reset and not last:
             state.resets += 1
-            G, D, g_opt, d_opt = shared_gan()
+            nets = new_pair(job, *shared, state.resets)
         state.iteration, state.turn, state.ctrl, state.reset = state.iteration + 1, 0, 0, False
 
     run.begin("search", "proxy candidates", state.step, "derive")
-    state.finalists = [{"vector": x["vector"], "how": "beam", "shared": x["score"]} for x in state.beam]
-    for x in draw_candidates(lambda n, i: uniform(args, n, "proxy", i), args.proxy_n, True):
+    state.finalists = [Candidate(x.vector, how="beam", shared=x.score) for x in state.beam]
+    for x in collect(args.proxy_n, True, lambda n, i: uniform(args, n, "proxy", i)):
         run.check()
-        state.finalists.append({"vector": x["vector"], "how": "proxy", "shared": score_one(x["vector"])["score"]})
+        shared = score_shared(stages[state.s], nets.G, x).score
+        state.finalists.append(Candidate(x.vector, how="proxy", shared=shared))
 
 
-def report_beam(args: Args, run: Run, judge: Evaluator, state: State, beam: list[dict]) -> None:
-    """Print the beam; write its best to genotype.json and, at full size, to metrics.jsonl: a stage's scores are its own."""
-    best = beam[0]
-    run.genotype(state.step, genotype_json(args, best["vector"], best))
-    if state.stage == args.cells - 1:
-        s = Score(best["fid"], best["is"], None, args.reward_n, judge.net, judge.ref)
-        bn = "recalibrated" if args.bn_batches else "shared"
-        run.evaluated(state.step, s.row(), **{"eval/ema": False, "eval/bn": bn, "eval/what": "best of the search"})
-    run.print(f"stage {state.stage}, the beam, scored by {args.reward} with {judge.net} on {args.reward_n} images:")
-    for x in beam:
-        run.print(f"  {text_of(x['vector'])}  {x['score']:.4g}  {x['params'] / 1e6:.3f}M")
+# ---- what a search reports -----------------------------------------------------------------------
 
 
-# ---- derive and train from scratch ------------------------------------------------------------------------------------
+def table(vector: Vector) -> str:
+    """The architecture as an aligned table for people: one line a cell."""
+    rows = [["cell", *decisions(0)], *([str(i), *row] for i, row in enumerate(names_of(vector), 1))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(word.ljust(n) for word, n in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
 
 
-Pair = tuple[Generator, nn.Module, Generator, torch.optim.Optimizer, torch.optim.Optimizer]
+def genotype_json(args: Args, vector: Vector, best: Candidate | None = None) -> dict:
+    """What genotype.json holds; --genotype reads its vector back. Costs are those from scratch."""
+    genotype, cells = names_of(vector), []
+    for row in genotype:
+        cell = dict(zip(decisions(0), row, strict=True))
+        cells.append({**cell, "shortcut": row[3] == "yes", "skips": sources_of(row[4])})
+    return {
+        "method": "autogan",
+        "vector": text_of(vector),
+        "cells": cells,
+        **params_and_macs(G=args.g_cost(genotype, args.g_ch), D=d_cost(args.d_ch, args.size)),
+        "scores": {"score": best and best.score, "is": best and best.is_mean, "fid": best and best.fid},
+    }
 
 
-def pair(args: Args, ranks: Ranks, vector: Vector, *name: object) -> Pair:
-    """A new generator, its discriminator, the average of its weights, and both optimisers."""
-    G = fresh(args, ranks, lambda: Generator(names_of(vector), args.g_ch, args.z_dim, args.size, args.tap), "G", *name)
-    D = fresh(args, ranks, lambda: AutoGANDiscriminator(args.d_ch), "D", *name)
-    return G, D, deepcopy(G).requires_grad_(False), adam(G, args.g_lr, args), adam(D, args.d_lr, args)
+# ---- derive and train from scratch ---------------------------------------------------------------
 
 
-def gan_step(args: Args, ranks: Ranks, run: Run, batches: Batches, state: State, gan: Pair) -> None:
-    """n_critic steps of D, one of G and of its average."""
-    G, D, G_ema, g_opt, d_opt = gan
-    for _ in range(args.n_critic):
-        d_loss = d_step(args, ranks, G, D, d_opt, batches(state.batch), state.batch)
-        state.batch += 1
-    g_loss = g_step(args, ranks, G, D, g_opt, state.step)
-    ema_update(G_ema, G, args.ema)
-    state.step += 1
-    if state.step % args.log_every == 0:
-        run.log(state.step, **{"loss/d": d_loss, "loss/g": g_loss})
-
-
-def derive(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict) -> None:
-    """Train each finalist briefly from scratch and choose by its score. [paper §3.3.3; the authors leave it to the user]"""
-    if not state.finalists:  # --search random: nothing is shared, and this is the search
-        n = args.random_n or scored_by_mlas(args)
-        found = draw_candidates(lambda n, i: uniform(args, n, "random", i), n, args.dedupe)
-        state.finalists = [{"vector": x["vector"], "how": "random", "shared": None} for x in found]
-    steps = args.derive_epochs * (args.epoch_batches or len(batches)) // args.n_critic
-    phase, n = "search" if args.search == "random" else "derive", len(state.finalists)
-    while steps and "score" not in state.finalists[-1]:
-        i = next(i for i, x in enumerate(state.finalists) if "score" not in x)
-        x = state.finalists[i]
-        gan = G, D, G_ema, g_opt, d_opt = pair(args, ranks, x["vector"], "finalist", i)
-        restore(saved, G=G, D=D, G_ema=G_ema, g_opt=g_opt, d_opt=d_opt)
-        saved = {}
-        run.keep = checkpoint(state, G=G, D=D, G_ema=G_ema, g_opt=g_opt, d_opt=d_opt)
-        run.begin(phase, f"finalist {i + 1}/{n}", state.step, images_per_step=args.d_batch * args.n_critic)
+def derive(job: Job, state: State) -> None:
+    """Train each finalist briefly from scratch and choose by its score. [paper §3.3.3; not in the code]"""
+    args, run, phase = job.args, job.run, "derive"
+    if args.search == "random":  # nothing is shared, and this is the search
+        phase, state.s, state.iteration = "search", args.cells - 1, args.iterations
+    if not state.finalists:
+        drawn = collect(args.random_count, args.dedupe, lambda n, i: uniform(args, n, "random", i))
+        state.finalists = [Candidate(x.vector, how="random") for x in drawn]
+    steps, n = args.derive_epochs * job.epoch // args.n_critic, len(state.finalists)
+    for i, x in enumerate(state.finalists):
+        if x.score is not None or not steps:
+            continue
+        genotype = names_of(x.vector)
+        nets = new_pair(job, genotype, args.g_ch, args.d_ch, "finalist", i)
+        G_ema = deepcopy(nets.G).requires_grad_(False)
+        run.track(state, **vars(nets), G_ema=G_ema)
+        name = f"finalist {i + 1}/{n}"
+        run.begin(phase, name, state.step, images_per_step=args.d_batch * args.n_critic)
         while state.step - state.began < steps:
             run.tick(state.step, f"its score in {steps - state.step + state.began} steps")
-            gan_step(args, ranks, run, batches, state, gan)
-        run.begin(phase, f"finalist {i + 1}/{n} scoring", state.step)
-        ranks.average_buffers(G)
-        ema_update(G_ema, G, 1.0)
-        s = score(args, ranks, run, evaluator, G_ema, args.final_n, split=True)
-        x |= {"score": reward_of(args, s, names_of(x["vector"]), args.g_ch), "is": s.is_mean, "fid": s.fid}
-        run.print(f"{text_of(x['vector'])} ({x['how']}): {x['score']:.4g} by {args.reward} after {steps:,} steps from scratch")
+            gan_step(job, state, nets)
+            ema_update(G_ema, nets.G, args.ema)
+        run.begin(phase, f"{name} scoring", state.step)
+        job.ranks.average_buffers(nets.G)
+        ema_update(G_ema, nets.G, 1.0)
+        found = gan.score(job, G_ema, args.final_n)
+        x.score, x.is_mean, x.fid = reward_of(args, found, genotype, args.g_ch), found.is_mean, found.fid
+        run.print(f"{text_of(x.vector)} ({x.how}): {x.score:.4g} by {args.reward} after {steps:,} steps from scratch")
         state.began = state.step
 
-    ranked = best_of(state.finalists, n) if steps else state.finalists  # without training: the beam's order
+    ranked = sorted(state.finalists, key=lambda x: -x.score) if steps else state.finalists
+    chosen = next(x for x in ranked if x.how != "proxy")
     correlation = proxy_correlation(state.finalists)
-    chosen = next(x for x in ranked if x["how"] != "proxy")
-    state.G = chosen["vector"]
-    row = {"step": state.step, "stage": args.cells - 1, "iteration": args.iterations, "kind": "derive", "spearman": correlation}
-    run.search_row({**row, "beam": listed(ranked), "eval/n": args.final_n, "eval/net": evaluator.net})
+    state.G = chosen.vector
+    beam, net = [x.row() for x in ranked], {"eval/n": args.final_n, "eval/net": job.evaluator.net}
+    run.search_row(state.row("derive", spearman=correlation, beam=beam, **net))
     run.genotype(state.step, genotype_json(args, state.G, chosen))
     if correlation:
-        run.print(
-            "shared-weight score against short training, Spearman: {rho:.3f} (p {p:.2g}, {n} architectures)".format(
-                **correlation
-            )
-        )
+        found = "rho {rho:.3f} (p {p:.2g}, {n} architectures)".format(**correlation)
+        run.print(f"shared-weight score against short training, Spearman's {found}")
     run.print(f"chosen of {n}: {text_of(state.G)}\n{table(state.G)}")
 
 
-def proxy_correlation(finalists: list[dict]) -> dict | None:
-    """Spearman's rank correlation of the shared-weight score and that after short training; None of fewer than three."""
-    both = [(x["shared"], x["score"]) for x in finalists if x["shared"] is not None and "score" in x]
+def proxy_correlation(finalists: list[Candidate]) -> dict | None:
+    """Spearman's correlation of the shared-weight score and that after training; None: fewer than three."""
+    both = [(x.shared, x.score) for x in finalists if x.shared is not None and x.score is not None]
     if len(both) < 3 or any(len(set(column)) == 1 for column in zip(*both, strict=True)):
         return None
     from scipy.stats import spearmanr
@@ -1007,249 +892,114 @@ def proxy_correlation(finalists: list[dict]) -> dict | None:
     return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(both)}
 
 
-def table(vector: Vector) -> str:
-    """The architecture as an aligned table for people: one line a cell."""
-    head = ["cell", *decisions(0)]
-    rows = [head, *([str(i), *row] for i, row in enumerate(names_of(vector), 1))]
-    widths = [max(len(row[c]) for row in rows) for c in range(len(head))]
-    return "\n".join("  ".join(f"{w:{n}}" for w, n in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def genotype_json(args: Args, vector: Vector, scores: dict | None = None) -> dict:
-    """What genotype.json holds; --genotype reads its vector back. params, macs: at the widths of training from scratch."""
-    genotype = names_of(vector)
-    size = stage_size(args, len(genotype) - 1)
-    cells = [dict(zip(decisions(0), row, strict=True)) for row in genotype]
-    return {
-        **{"method": "autogan", "vector": text_of(vector)},
-        "cells": [{**c, "shortcut": c["shortcut"] == "yes", "skips": sources_of(c["skips"])} for c in cells],
-        "params": {"G": g_params(genotype, args.g_ch, args.z_dim, size), "D": 64 * args.d_ch**2 + 41 * args.d_ch},
-        "macs": {"G": g_macs(genotype, args.g_ch, args.z_dim, size), "D": d_macs(args.d_ch, args.size)},
-        "scores": {k: (scores or {}).get(k) for k in ("score", "is", "fid")},
-    }
-
-
-@torch.no_grad()
-def grid(args: Args, ranks: Ranks, G: nn.Module, genotype: Genotype | None = None) -> Tensor:
-    """64 images of always the same latents."""
-    G.eval()
-    images = G(latent(args, ranks, 64, "grid"), genotype)
-    G.train()
-    return images
-
-
-def train_gan(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, batches: Batches, state: State, saved: dict) -> None:
+def train(job: Job, state: State) -> None:
     """Train the architecture from scratch; evaluate the average of G's weights. [paper §4]"""
-    gan = G, D, G_ema, g_opt, d_opt = pair(args, ranks, state.G, "train")
-    restore(saved, G=G, D=D, G_ema=G_ema, g_opt=g_opt, d_opt=d_opt)
-    run.keep = checkpoint(state, G=G, D=D, G_ema=G_ema, g_opt=g_opt, d_opt=d_opt)
+    args, run, genotype = job.args, job.run, names_of(state.G)
+    nets = new_pair(job, genotype, args.g_ch, args.d_ch, "train")
+    G_ema = deepcopy(nets.G).requires_grad_(False)
+    run.track(state, **vars(nets), G_ema=G_ema)
     if args.compile:
-        G.compile()
-        D.compile()
+        nets.G.compile()
+        nets.D.compile()
 
-    epoch = args.epoch_batches or len(batches)
-    total = args.train_epochs * epoch // args.n_critic
-    every, after = max(1, args.eval_every * epoch // args.n_critic), args.eval_after * epoch // args.n_critic
+    about = {"method": "autogan", "genotype": {"G": genotype}}
+    end = state.began + job.plan[-1][1]
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
-        done = state.step - state.began
-        last = done == total
-        if state.evaluated < state.step and (done == 0 or last or (done % every == 0 and done > after)):
-            evaluate(args, ranks, run, evaluator, G, G_ema, state, "untrained" if done == 0 else "last" if last else "training")
-        if last:
+        gan.evaluate_if_due(job, state, nets.G, G_ema, about)  # CODE reports the best of 16; here also the last
+        if state.step == end:
             break
-        run.tick(state.step, f"evaluation in {min(every - done % every, total - done)} steps")
-        gan_step(args, ranks, run, batches, state, gan)
+        run.tick(state.step, gan.until_evaluation(job, state))
+        gan_step(job, state, nets)
+        ema_update(G_ema, nets.G, args.ema)
         if (state.step - state.began) % args.sample_every == 0:
-            run.samples(state.step, grid(args, ranks, G_ema))
+            run.samples(state.step, gan.grid(job, G_ema))
     run.save()  # with more --train-epochs the run can go on
 
 
-def evaluate(
-    args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G: nn.Module, G_ema: nn.Module, state: State, what: str
-) -> None:  # fmt: skip
-    """IS and FID of G_ema; keeps the weights of the last and of the best one. The untrained one comes beside pure noise."""
-    phase = run.status["phase"]
-    run.begin("eval", f"evaluation ({what})", state.step, "the end" if what == "last" else "training")
-    ranks.average_buffers(G)
-    ema_update(G_ema, G, 1.0)
-    row = {"eval/ema": True, "eval/bn": "running", "eval/what": what}
-    if what == "untrained":
-        noise = evaluator.score(lambda k: noise_images(args, ranks, evaluator, k), args.eval_n, ranks.rank, ranks.world)
-        row |= {"noise/fid": noise.fid, "noise/is": noise.is_mean}
-    s = score(args, ranks, run, evaluator, G_ema, args.eval_n, split=True)
-    run.evaluated(state.step, s.row(), **row)
-    run.samples(state.step, grid(args, ranks, G_ema))
-    run.print(f"step {state.step:,} ({what}): {s}")
-    weights = {"G": G_ema.state_dict(), "genotype": {"G": names_of(state.G)}, "step": state.step, "score": s.row()}
-    weights |= {"method": "autogan", "g_ch": args.g_ch, "z_dim": args.z_dim, "size": args.size, "tap": args.tap}
-    run.weights("weights.pt", weights)
-    if what != "untrained" and (state.best is None or fid_or_inf({"fid": s.fid}) < fid_or_inf(state.best)):
-        state.best = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step}
-        run.weights("weights.best.pt", weights)
-    state.evaluated = state.step
-    if what == "last":  # CODE reports the lowest FID of 16 evaluations; here both, by their names
-        last = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step}
-        run.result(last=last, best=state.best, n=s.n, net=s.net, ref=s.ref, genotype=genotype_json(args, state.G))
-    run.begin(phase, "training", state.step, images_per_step=args.d_batch * args.n_critic)
-
-
-def fid_or_inf(x: dict) -> float:
-    return x["fid"] if isfinite(x["fid"]) else inf
-
-
-def noise_images(args: Args, ranks: Ranks, evaluator: Evaluator, k: int) -> Tensor:
-    """Uniform noise: what the worst generator scores."""
-    shape, g = (evaluator.batch, 3, args.size, args.size), stream(args.seed, "noise", k, device=ranks.device)
-    return torch.randint(0, 256, shape, generator=g, device=ranks.device, dtype=torch.uint8)
-
-
-def evaluate_weights(args: Args, ranks: Ranks, run: Run, evaluator: Evaluator, G: Generator) -> None:
-    """--phase eval: IS, FID and a sample grid of the generator in a weights.pt."""
-    run.begin("eval", "evaluation", 0, "the end")
-    s = score(args, ranks, run, evaluator, G, args.eval_n, split=True)
-    run.evaluated(0, s.row(), **{"eval/ema": True, "eval/bn": "running", "eval/what": str(args.weights)})
-    run.samples(0, grid(args, ranks, G))
-    run.print(f"{args.weights}: {s}")
-    run.result(last={"fid": s.fid, "is": s.is_mean, "is_std": s.is_std}, n=s.n, net=s.net, ref=s.ref)
-
-
-# ---- the command ------------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def check(args: Args, world: int) -> None:
     """Refuse what cannot run, before anything is made. UserError names flag, value and remedy."""
-    for flag, value in (("--d-batch", args.d_batch), ("--g-batch", args.g_batch)):
-        if value % world:
-            raise UserError(f"{flag} {value}: not divisible by {world} processes")
-    for flag, value in (("--reward-n", args.reward_n), ("--final-n", args.final_n), ("--eval-n", args.eval_n)):
-        if value < IS_SPLITS and wants_is(args):
-            raise UserError(f"{flag} {value}: the Inception Score has {IS_SPLITS} splits; use {IS_SPLITS} or more")
-    if args.phase == "train" and not args.genotype:
-        raise UserError(f"--phase train: needs --genotype, one of {', '.join(PUBLISHED)}, a vector or a file")
-    if args.phase == "search" and args.genotype:
-        raise UserError(f"--genotype {args.genotype}: skips the search that --phase search asks for; leave one of them out")
-    if args.phase == "eval" and not args.weights:
-        raise UserError("--phase eval: needs --weights, a weights.pt of a run")
-    if args.weights and args.phase != "eval":
-        raise UserError(f"--weights {args.weights}: is evaluated by --phase eval; to train use --genotype")
+    if args.reward not in REWARDS:
+        raise UserError(f"--reward {args.reward}: no such reward; use {', '.join(REWARDS)}")
+    worst = REWARDS[args.reward](WORST, largest(args.cells), args.cost_weight)
+    if not isfinite(worst):
+        raise UserError(f"--reward {args.reward}: is {worst} for an FID of inf and an IS of 0; make it finite there")
+    if args.needs("is"):
+        gan.check_splits(reward_n=args.reward_n, final_n=args.final_n, eval_n=args.eval_n)
+    given = f"--genotype {args.genotype}" if args.genotype else ""
+    gan.check_flags(args, world, given, f"one of {', '.join(PUBLISHED)}, a vector or a file")
     if args.genotype or args.phase == "eval":
         return  # no search, so its flags are not read
-    chance = args.search == "random-shared"
-    flag, n = ("--random-n", args.random_n or scored_by_mlas(args)) if chance else ("--candidates", args.candidates)
+    flag, n = "--candidates", args.candidates
+    if args.search == "random-shared":
+        flag, n = "--random-n", args.random_count
     if args.beam > n and args.search != "random":
         raise UserError(f"--beam {args.beam}: more than the {flag} {n} it is taken from")
     if args.controller_loss == "reference" and args.ctrl_batch > 1:
-        raise UserError(f"--ctrl-batch {args.ctrl_batch}: the authors' loss is defined for 1; use --controller-loss fixed")
+        raise UserError(f"--ctrl-batch {args.ctrl_batch}: the authors' loss is for 1; use --controller-loss fixed")
     if args.derive_epochs == 0 and (args.search == "random" or args.proxy_n):
         flag = f"--proxy-n {args.proxy_n}" if args.proxy_n else "--search random"
-        raise UserError(f"{flag}: trains architectures briefly from scratch; use --derive-epochs 1 or more")
+        raise UserError(f"{flag}: trains briefly from scratch; use --derive-epochs 1 or more")
     if args.proxy_n and args.search == "random":
-        raise UserError(
-            f"--proxy-n {args.proxy_n}: --search random shares no weights that could be a proxy; use another search"
-        )
-    words = args.grow.split(",") if args.grow.strip() else []
-    if not all(word.strip().isdecimal() for word in words):
+        raise UserError(f"--proxy-n {args.proxy_n}: --search random has no proxy to measure; use another search")
+    if not all(word.strip().isdecimal() for word in args.grow.split(",") if args.grow.strip()):
         raise UserError(f"--grow {args.grow!r}: must be iterations with commas between, like 25,55")
-    ends = stage_ends(args)
+    ends = args.stage_ends
     if args.search == "mlas" and (len(ends) != args.cells or sorted({0, *ends}) != [0, *ends]):
-        raise UserError(
-            f"--grow {args.grow!r}: must be {args.cells - 1} ascending iterations, above 0 and below --iterations "
-            f"{args.iterations}, for --cells {args.cells}"
-        )
+        must = f"{args.cells - 1} ascending iterations for --cells {args.cells}"
+        raise UserError(f"--grow {args.grow!r}: must be {must}, below --iterations {args.iterations}")
 
 
-def check_pixels(args: Args) -> None:
-    """Refuse images that do not come about by doubling, cell by cell, something that an instance norm can work on."""
-    if args.size % 2**args.cells or args.size < 2 ** (args.cells + 1):
-        raise UserError(
-            f"--size {args.size}: with {args.cells} cells a multiple of {2**args.cells} px, {2 ** (args.cells + 1)} or more"
-        )
+def check_size(args: Args) -> None:
+    """Refuse images that do not come of doubling, cell by cell, what an instance norm can work on."""
+    step = 2**args.cells
+    if args.size % step or args.size < 2 * step:
+        raise UserError(f"--size {args.size}: with {args.cells} cells a multiple of {step} px, {2 * step} or more")
 
 
-def wants_is(args: Args) -> bool:
-    return args.evaluator == "compact" or args.reward != "fid"
+def costs_of(args: Args, state: State) -> dict[str, Cost]:
+    """What the networks of this run cost."""
+    stand_in = "A" if args.cells == 3 else "the largest"
+    costs = {
+        "G" if state.G else f"G, were it {stand_in}": args.g_cost(state.genotype(args), args.g_ch),
+        "D": d_cost(args.d_ch, args.size),
+    }
+    if "search" in stages_of(args):
+        costs["shared G"] = Cost(args.g_cost((None,) * args.cells, args.search_g_ch).params)
+        costs["D of the search"] = d_cost(args.search_d_ch, args.size)
+    return costs
 
 
-def plan_of(args: Args, epoch: int, state: State) -> list[tuple[str, int, float]]:
-    """(stage, G updates, MACs of one update, its share of the scoring included) for every stage. epoch: D batches."""
-    rng, epoch = random.Random(0), args.epoch_batches or epoch
-    typical = [names_of(random_vector(args.cells, rng)) for _ in range(64)]
+def plan_of(job: Job, state: State) -> list[gan.Stage]:
+    """(name, G updates, multiply-adds of one with its share of scoring) of every stage."""
+    args, plan, genotype = job.args, [], state.genotype(job.args)
+    g, d = args.g_cost(genotype, args.g_ch).macs, d_cost(args.d_ch, args.size).macs
 
-    def mean_g(cells: int, ch: int) -> float:
-        size = stage_size(args, cells - 1)
-        return sum(g_macs(genotype[:cells], ch, args.z_dim, size) for genotype in typical) / len(typical)
+    def priced(name: str, steps: int, g: int, d: int, images: int) -> gan.Stage:
+        scoring = gan.scoring_macs(args, g, images) / max(steps, 1)
+        return name, steps, gan.update_macs(args, g, d, args.n_critic) + scoring
 
-    def step_macs(g: float, d: float) -> float:  # a backward pass costs two forward passes
-        return args.n_critic * args.d_batch * (g + 6 * d) + args.g_batch * (3 * g + 2 * d)
-
-    inception = INCEPTION_MACS * (args.evaluator == "inception")
-    plan, parts, begins = [], parts_of(args), 0
-    if "search" in parts:
-        ends = stage_ends(args)
-        for stage, end in zip(range(args.cells - len(ends), args.cells), ends, strict=True):
-            g, d = mean_g(stage + 1, args.search_g_ch), d_macs(args.search_d_ch, stage_size(args, stage), min(stage, 2))
-            scored = args.candidates + (end - begins) * args.ctrl_steps * args.ctrl_batch
+    if "search" in stages_of(args):
+        first = args.cells - len(args.stage_ends)
+        for s, (begin, end) in enumerate(pairwise([0, *args.stage_ends]), first):
+            macs = args.g_cost(genotype[: s + 1], args.search_g_ch).macs, d_cost(args.search_d_ch, args.side(s), s).macs
+            steps = (end - begin) * (args.gan_epochs * job.epoch // args.n_critic) - state.skipped.get(s, 0)
+            scored = args.candidates + (end - begin) * args.ctrl_steps * args.ctrl_batch
             if args.search == "random-shared":
-                scored = args.random_n or scored_by_mlas(args)
-            steps = (end - begins) * (args.gan_epochs * epoch // args.n_critic) - state.skipped.get(stage, 0)
-            plan.append((f"stage {stage}", steps, step_macs(g, d) + scored * args.reward_n * (g + inception) / max(steps, 1)))
-            begins = end
-    if "derive" in parts:
-        g = mean_g(args.cells, args.g_ch)
-        n = args.beam + args.proxy_n if "search" in parts else args.random_n or scored_by_mlas(args)
-        steps = n * (args.derive_epochs * epoch // args.n_critic)
-        macs = step_macs(g, d_macs(args.d_ch, args.size)) + n * args.final_n * (g + inception) / max(steps, 1)
-        plan.append(("random search" if args.search == "random" else "derive", steps, macs))
-    if "train" in parts:
-        g = g_macs(names_of(state.G), args.g_ch, args.z_dim, args.size) if state.G else mean_g(args.cells, args.g_ch)
-        steps = args.train_epochs * epoch // args.n_critic
-        if not steps:
-            raise UserError(
-                f"--n-critic {args.n_critic}: more than the D batches of all --train-epochs, so G never trains; use fewer"
-            )
-        plan.append(("train", steps, step_macs(g, d_macs(args.d_ch, args.size))))
+                scored = args.random_count
+            plan.append(priced(f"stage {s}", steps, *macs, scored * args.reward_n))
+    if "derive" in stages_of(args):
+        name, n = "derive", args.beam + args.proxy_n
+        if args.search == "random":
+            name, n = "random search", args.random_count
+        steps = n * (args.derive_epochs * job.epoch // args.n_critic)
+        plan.append(priced(name, steps, g, d, n * args.final_n))
+    if "train" in stages_of(args):
+        plan.append(gan.train_stage(job, g, d))
     return plan
-
-
-IS_SPLITS = 10
-INCEPTION_MACS = 5.7e9  # of one image at 299 pixels
-
-
-def sizes(args: Args, state: State) -> dict[str, dict[str, float]]:
-    """Bytes in memory that the weights of each part take, Adam's two moments and a gradient included (x 4)."""
-    super_g = g_params(None, args.search_g_ch, args.z_dim, args.size, args.cells) * 4
-    g = g_params(names_of(state.G) if state.G else largest(args.cells), args.g_ch, args.z_dim, args.size) * 4
-    super_d, d = ((64 * ch**2 + 41 * ch) * 4 for ch in (args.search_d_ch, args.d_ch))
-    scratch = {"G": 4 * g, "average of G": g, "D": 4 * d}
-    made = {"search": {"shared G": 4 * super_g, "D": 4 * super_d}, "derive": scratch, "train": scratch}
-    return {name: made[name] for name in parts_of(args)}
-
-
-def load_weights(args: Args, device: torch.device) -> tuple[Args, Generator]:
-    """The generator in a weights.pt, and the arguments with its widths. UserError: not such a file."""
-    try:
-        saved = torch.load(args.weights, map_location=device, weights_only=True)
-        args = replace(args, **{k: int(saved[k]) for k in ("g_ch", "z_dim", "size")}, tap=saved["tap"])
-        if args.tap not in ("after", "before"):
-            raise ValueError(f"tap {args.tap!r:.20}")
-        genotype = names_of(vector_of_names(saved["genotype"]["G"]))
-        G = Generator(genotype, args.g_ch, args.z_dim, args.size, args.tap)
-        G.load_state_dict(saved["G"])
-    except OSError as e:
-        raise UserError(f"--weights {args.weights}: {e.strerror}") from None
-    except Exception as e:
-        raise UserError(f"--weights {args.weights}: not the weights.pt of an autogan run ({str(e).splitlines()[0]})") from None
-    return replace(args, cells=len(genotype)), G.to(device, memory_format=torch.channels_last)
-
-
-def price(args: Args, ranks: Ranks, plan: list[tuple[str, int, float]]) -> str:
-    """The plan in G updates, and its cost on this device."""
-    flops = sum(2 * steps * macs for _, steps, macs in plan)
-    rate = measured_flops(ranks.device) * ranks.world
-    steps = " + ".join(f"{n:,} ({name})" for name, n, _ in plan)
-    cost = f"{flops / 1e15:.3g} PFLOP, about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured here"
-    return f"{steps} G updates · {cost}"
 
 
 def main(args: Args) -> dict | None:
@@ -1257,71 +1007,42 @@ def main(args: Args) -> dict | None:
     # -- everything that can be wrong is found before a run directory is made
     ranks = start_ranks(args.device)
     check(args, ranks.world)
-    state = State()
-    if args.genotype:
-        state.G = read_vector(args.genotype)
-        args = replace(args, cells=cells_of(state.G))
-    evaluator = Evaluator(
-        args.evaluator, ranks.device, args.data_dir / "cache", args.inception_weights, int(args.fid_dims),
-        want_is=wants_is(args), ref_n=args.ref_n, splits=IS_SPLITS
-    )  # fmt: skip
+    state, trained = State(G=read_vector(args.genotype) if args.genotype else None), None
+    evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is=args.needs("is"))
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))
     evaluator.use(data)
     args = replace(args, size=data.images.shape[-1])
-    trained = None
+    genotype = state.G and names_of(state.G)
     if args.phase == "eval":
-        args, trained = load_weights(args, ranks.device)
-        if args.size != data.images.shape[-1]:
-            raise UserError(f"--weights {args.weights}: makes {args.size} px; use --size {args.size}")
-    check_pixels(args)
-    batches = Batches(data.images, args.d_batch, args.seed, ranks.device, ranks.rank, ranks.world)
-    plan = [] if trained else plan_of(args, len(batches), state)
-    memory = {} if trained else sizes(args, state)
-    lines = [
-        f"autogan · {data.name}, {len(data.images):,} images of {args.size} px · {args.preset} · {price(args, ranks, plan)}"
-    ]
-    lines += [data.note] if data.note else []
-    lines += [f"{text_of(state.G)}\n{table(state.G)}"] if state.G else []
-    for name, parts in memory.items():
-        lines.append(f"memory of {name}: {', '.join(f'{what} {n / 1e9:.2f} GB' for what, n in parts.items())}, and activations")
+        args, trained = gan.load_weights(args, ranks.device, Generator.saved)
+        genotype = trained.genotype
+    if genotype:
+        args = replace(args, cells=len(genotype))
+    check_size(args)
+    job = Job(args, ranks, evaluator, data)
+    if trained:
+        costs = {"G": args.g_cost(genotype, args.g_ch)}
+    else:
+        costs, job.plan = costs_of(args, state), plan_of(job, state)
+    lines = gan.opening(job, "autogan", costs)
+    if state.G:
+        lines.append(f"{text_of(state.G)}\n{table(state.G)}")
     if args.dry_run:
         print("\n".join(lines))
         return None
 
-    params = {
-        "G": state.G and g_params(names_of(state.G), args.g_ch, args.z_dim, args.size),
-        "D": 64 * args.d_ch**2 + 41 * args.d_ch,
-    }
-    biggest = max((sum(parts.values()) for parts in memory.values()), default=0)
-    with Run(
-        __file__, "autogan", asdict(args), ranks, dataset=data.name, digest=data.digest, plan=plan,
-        facts={"params": params, "net": evaluator.net}, disk=3 * biggest + 5e7,  # two checkpoints and one being written
-    ) as run:  # fmt: skip
-        for line in lines:
-            run.print(line)
-        saved = run.load()
-        if "state" in saved:
-            state = State(**saved["state"])
-            run.replan(plan_of(args, len(batches), state))
-        evaluator.log, evaluator.check = run.print, run.check
-        run.begin(run.status["phase"], "preparing the evaluator", state.step, "the first stage")
-        ranks.first(evaluator.prepare)
+    with Run(__file__, "autogan", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
+        gan.start(job, state, lines)
         if trained:
-            evaluate_weights(args, ranks, run, evaluator, trained)
+            gan.evaluate_weights(job, trained)
             return None
-        parts = parts_of(args)
-        while state.part < len(parts):
-            if parts[state.part] == "search":
-                search(args, ranks, run, evaluator, data, state, saved)
-            elif parts[state.part] == "derive":
-                derive(args, ranks, run, evaluator, batches, state, saved)
-            else:
-                train_gan(args, ranks, run, evaluator, batches, state, saved)
-                return state.best
-            saved = {}
-            state.part, state.began = state.part + 1, state.step
-        run.result(genotype=genotype_json(args, state.G))
-    return None
+        job.plan = plan_of(job, state)  # a resumed run may know of resets
+        job.run.replan(job.plan)
+        stages = stages_of(args)
+        while state.stage < len(stages):
+            {"search": search, "derive": derive, "train": train}[stages[state.stage]](job, state)
+            state.next_stage()
+        return gan.finish(job, state, genotype_json(args, state.G))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ GAN_NAS_GPU_TESTS=cpu runs the same tests on the CPU, which checks the tests.
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 import autogan
-from autogan import PUBLISHED, Args, SuperGenerator, names_of
-from common.cells import AutoGANDiscriminator
-from common.data import Batches, shapes
-from common.run import Ranks
+from autogan import PUBLISHED, Args, Generator, names_of
+from common import gan
+from common.data import shapes
+from common.gan import Job
+from common.ranks import Ranks
 from tests.runs import command, rows
 
 CPU = torch.device("cpu")
@@ -33,29 +35,29 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TF32, and the same latents on both devices, whose generators draw different numbers from one seed."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     drawn = autogan.latent
-    monkeypatch.setattr(autogan, "latent", lambda args, ranks, *rest: drawn(args, Ranks(CPU), *rest).to(ranks.device))
+
+    def on_cpu(job: Job, *rest: object) -> Tensor:
+        return drawn(replace(job, ranks=Ranks(CPU)), *rest).to(job.ranks.device)
+
+    monkeypatch.setattr(autogan, "latent", on_cpu)
 
 
 def one_step(device: torch.device, stage: str, net: str, **changes: object) -> tuple[float, Tensor, torch.nn.Module]:
-    """The loss, the gradient and the updated network of a first step of G or D, of the search's stage 1 or of training."""
-    args, ranks = Args(size=32, g_ch=16, d_ch=16, g_batch=8, d_batch=8, **changes), Ranks(device)
-    search = stage == "search"
-    genotype, s = (names_of(PUBLISHED["C"][:9]), 1) if search else (None, 2)
-    if search:
-        G = autogan.fresh(args, ranks, lambda: SuperGenerator(3, 16, args.z_dim, 32), "G")
-        D = autogan.fresh(args, ranks, lambda: AutoGANDiscriminator(16), "D")
-        g_opt, d_opt = autogan.adam(G, args.g_lr, args), autogan.adam(D, args.d_lr, args)
+    """Loss, gradient and updated network of a first step of G or D, of the search's stage 1 or of training."""
+    args = Args(size=32, g_ch=16, d_ch=16, g_batch=8, d_batch=8, **changes)
+    job = Job(args, Ranks(device), None, shapes(16))
+    genotype, s = None, 2
+    if stage == "search":
+        genotype, s = names_of(PUBLISHED["C"][:9]), 1
+        job = replace(job, data=shapes(16, 16))
+        nets = autogan.new_pair(job, (None, None, None), 16, 16, "test")
     else:
-        G, D, _, g_opt, d_opt = autogan.pair(args, ranks, PUBLISHED["C"], "test")
+        nets = autogan.new_pair(job, names_of(PUBLISHED["C"]), 16, 16, "test")
     if args.compile:
-        G.compile()
-        D.compile()
-    if net == "D":
-        data = autogan.resized(shapes(16), 16 if search else 32)
-        real = Batches(data.images, args.d_batch, 0, device)(0)
-        trained, loss = D, autogan.d_step(args, ranks, G, D, d_opt, real, 0, genotype, s)
-    else:
-        trained, loss = G, autogan.g_step(args, ranks, G, D, g_opt, 0, genotype, s)
+        nets.G.compile()
+        nets.D.compile()
+    step, trained = (autogan.d_step, nets.D) if net == "D" else (autogan.g_step, nets.G)
+    loss = step(job, nets, 0, genotype, s)
     gradient = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
     return loss.item(), gradient.cpu(), trained
 
@@ -92,12 +94,13 @@ def test_a_compiled_step_is_that_of_eager(net: str) -> None:
 
 
 def test_every_architecture_makes_the_images_of_the_cpu() -> None:
-    args = Args(size=32)
-    nets = [autogan.fresh(args, Ranks(d), lambda: SuperGenerator(3, 8, args.z_dim, 32), "G").eval() for d in (CPU, DEVICE)]
-    z = autogan.latent(args, Ranks(CPU), 4, "test")
-    rng = autogan.rng_of(args, "test")
-    for _ in range(20):
-        genotype = names_of(autogan.random_vector(3, rng))
+    args, nets = Args(size=32), []
+    for device in (CPU, DEVICE):
+        job = Job(args, Ranks(device), None, None)
+        nets.append(gan.seeded(job, lambda: Generator((None, None, None), 8, args.z_dim, 32), "G").eval())
+    z = gan.latent(Job(args, Ranks(CPU), None, None), 4, "test")
+    for x in autogan.uniform(args, 20, "test"):
+        genotype = names_of(x.vector)
         with torch.no_grad():
             here, there = (G(z.to(d), genotype).cpu() for G, d in zip(nets, (CPU, DEVICE), strict=True))
         torch.testing.assert_close(there, here, rtol=0, atol=1e-4)
@@ -105,8 +108,9 @@ def test_every_architecture_makes_the_images_of_the_cpu() -> None:
 
 def test_a_whole_run_searches_chooses_and_trains_and_goes_on_after_a_stop(tmp_path: Path, monkeypatch) -> None:
     flags = (
-        f"--preset smoke --device {DEVICE.type} --search-g-ch 8 --search-d-ch 8 --g-ch 8 --d-ch 8 --d-batch 8 --g-batch 8 "
-        "--iterations 3 --grow 1,2 --epoch-batches 4 --ctrl-steps 2 --reward-n 100 --final-n 100 --train-epochs 2 --eval-n 100"
+        f"--preset smoke --device {DEVICE.type} --search-g-ch 8 --search-d-ch 8 --g-ch 8 --d-ch 8 --d-batch 8 "
+        "--g-batch 8 --iterations 3 --grow 1,2 --epoch-batches 4 --ctrl-steps 2 --reward-n 100 --final-n 100 "
+        "--train-epochs 2 --eval-n 100"
     ).split()
     ticks, tick = [], autogan.Run.tick
 

@@ -1,4 +1,4 @@
-"""AutoGAN runs as a user has them: files of the run directory, variants, seeds, stop and resume in every phase, bad input."""
+"""AutoGAN runs as a user has them: the run directory, variants, seeds, stop and resume in every phase, bad input."""
 
 import json
 import os
@@ -11,8 +11,11 @@ import torch
 
 import autogan
 import common.run
-from autogan import PRESETS, PUBLISHED, Args, names_of, read_vector
-from common.run import Run, UserError, cli
+from autogan import PRESETS, PUBLISHED, Args, Generator, names_of, read_vector
+from common.cells import count_params
+from common.cli import cli
+from common.files import UserError
+from common.run import Run
 from tests.runs import (
     ROOT,
     assert_equal,
@@ -33,11 +36,28 @@ pytestmark = pytest.mark.usefixtures("quick_compact")
 
 @pytest.fixture(scope="module")
 def tiny(tiny_data: dict) -> dict:
-    """Flags of a search, choice and training of some twenty steps; --runs-dir is up to the test. It meets a dynamic reset."""
+    """Flags of a search with a dynamic reset, choice and training, some twenty steps; --runs-dir is up to the test."""
     return {
         **tiny_data,
-        **{"g_ch": 4, "d_ch": 4, "search_g_ch": 4, "search_d_ch": 4, "z_dim": 6, "g_batch": 4, "d_batch": 4, "n_critic": 2},
-        **{"iterations": 3, "grow": "1,2", "gan_epochs": 1, "epoch_batches": 4, "ctrl_steps": 2, "candidates": 3, "beam": 2},
+        **{
+            "g_ch": 4,
+            "d_ch": 4,
+            "search_g_ch": 4,
+            "search_d_ch": 4,
+            "z_dim": 6,
+            "g_batch": 4,
+            "d_batch": 4,
+            "n_critic": 2,
+        },
+        **{
+            "iterations": 3,
+            "grow": "1,2",
+            "gan_epochs": 1,
+            "epoch_batches": 4,
+            "ctrl_steps": 2,
+            "candidates": 3,
+            "beam": 2,
+        },
         **{"reward_n": 20, "derive_epochs": 1, "final_n": 20, "proxy_n": 1, "reset_window": 3, "reset_variance": 9.0},
         **{"train_epochs": 2, "eval_n": 30, "eval_every": 1, "sample_every": 2, "log_every": 1},
     }
@@ -108,7 +128,9 @@ def test_the_best_finalist_is_trained(whole: Path) -> None:
     assert genotype["vector"] == best
     assert weights["genotype"]["G"] == names_of(read_vector(best))
     assert [c["conv"] for c in genotype["cells"]] == [row[0] for row in names_of(read_vector(best))]
-    assert genotype["params"]["G"] == sum(v.numel() for k, v in weights["G"].items() if "running" not in k and "num_b" not in k)
+    assert genotype["params"]["G"] == sum(
+        v.numel() for k, v in weights["G"].items() if "running" not in k and "num_b" not in k
+    )
 
 
 def test_command_of_a_run_reproduces_its_arguments(whole: Path) -> None:
@@ -128,10 +150,15 @@ def test_genotype_of_a_run_is_trained_without_a_search(whole: Path, trained: Pat
     assert not (trained / "search.jsonl").exists()
 
 
-def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path) -> None:
-    run = start(autogan, tiny, tmp_path, phase="eval", weights=whole / "weights.pt", g_ch=99)
+@pytest.mark.parametrize("of_before", [{}, slow({"tap": "after"})], ids=str)
+def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path, of_before: dict) -> None:
+    """Those of a version that knew --tap as well."""
+    torch.save({**load(whole, "weights.pt"), **of_before}, tmp_path / "w.pt")
+    run = start(autogan, tiny, tmp_path / "runs", phase="eval", weights=tmp_path / "w.pt", g_ch=99)
     result, trained = (json.loads((r / "result.json").read_text()) for r in (run, whole))
     assert result["last"]["fid"] == trained["last"]["fid"]
+    costs = Generator.cost(load(whole, "weights.pt")["genotype"]["G"], 4, 6, 16)
+    assert json.loads((run / "config.json").read_text())["params"] == {"G": costs.params}
 
 
 @pytest.mark.parametrize(
@@ -140,7 +167,7 @@ def test_weights_are_evaluated_alone(tiny: dict, whole: Path, tmp_path: Path) ->
         *({"search": "random", "random_n": 2, "phase": "search"}, slow({"reward": "fid", "ctrl_batch": 2})),
         *(slow({"search": "slas"}), slow({"search": "random-shared"}), slow({"search": "random", "random_n": 2})),
         *(slow({"reward": "is-cost", "cost": "macs"}), slow({"controller_loss": "reference"}), slow({"dedupe": False})),
-        *(slow({"tap": "before"}), slow({"bn_batches": 2}), slow({"amp": True}), slow({"dynamic_reset": False})),
+        *(slow({"bn_batches": 2}), slow({"amp": True}), slow({"dynamic_reset": False})),
         *(
             slow({"cells": 1, "grow": ""}),
             slow({"cells": 2, "grow": "2"}),
@@ -159,13 +186,12 @@ def test_every_variant_runs(tiny: dict, tmp_path: Path, flags: dict) -> None:
     if "genotype" in flags:
         assert vector == read_vector(flags["genotype"])
     else:
-        assert autogan.cells_of(vector) == flags.get("cells", 3)
+        assert len(names_of(vector)) == flags.get("cells", 3)
         kinds = {r["kind"] for r in rows(run, "search.jsonl")}
         assert ("controller" in kinds) == (flags.get("search", "mlas") in ("mlas", "slas"))
         assert "derive" in kinds
     if values.get("phase") != "search":
         assert result["last"]["fid"] > 0
-        assert load(run, "weights.pt")["tap"] == flags.get("tap", "after")
 
 
 # ---- seeds, evaluation ------------------------------------------------------------
@@ -185,7 +211,7 @@ def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, 
     run = start(autogan, tiny, tmp_path, genotype=str(whole / "genotype.json"), eval_every=2, sample_every=1)
     evaluations = [sum("eval/fid" in r for r in rows(r, "metrics.jsonl")) for r in (run, trained)]
     assert evaluations == [2, 3]
-    assert_equal(load(run, "checkpoint.pt")["nets"], load(trained, "checkpoint.pt")["nets"])
+    assert_equal(load(run, "checkpoint.pt")["parts"], load(trained, "checkpoint.pt")["parts"])
     assert_equal(load(run, "weights.pt")["G"], load(trained, "weights.pt")["G"])
 
 
@@ -201,7 +227,11 @@ def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, 
             slow("finalist 2/3", 2),
             slow("training", 3),
         ),
-        *(slow("stage 0 iteration 1/3", 2), slow("stage 0 iteration 1/3 controller", 3), slow("stage 2 iteration 3/3", 1)),
+        *(
+            slow("stage 0 iteration 1/3", 2),
+            slow("stage 0 iteration 1/3 controller", 3),
+            slow("stage 2 iteration 3/3", 1),
+        ),
         *(slow("stage 2 iteration 3/3 controller", 1), slow("stage 2 iteration 3/3 candidates", 2), slow("proxy", 1)),
         *(slow("finalist 1/3 scoring", 1), slow("finalist 3/3", 1), slow("preparing", 2)),
         *(slow("evaluation (untrained)", 1), slow("evaluation (training)", 1), slow("evaluation (last)", 1)),
@@ -223,7 +253,9 @@ def test_bug_9_stopped_in_any_phase_and_resumed_equals_undisturbed(
     ],
     ids=str,
 )
-def test_variants_stopped_and_resumed_equal_undisturbed(tiny: dict, tmp_path: Path, monkeypatch, variant, stage, call) -> None:
+def test_variants_stopped_and_resumed_equal_undisturbed(
+    tiny: dict, tmp_path: Path, monkeypatch, variant, stage, call
+) -> None:
     values = {**tiny, **variant}
     undisturbed = start(autogan, values, tmp_path / "a")
     (tmp_path / "b").mkdir()
@@ -232,7 +264,11 @@ def test_variants_stopped_and_resumed_equal_undisturbed(tiny: dict, tmp_path: Pa
 
 def test_bug_9_loss_windows_baseline_and_beam_are_in_the_checkpoint(tiny: dict, tmp_path: Path, monkeypatch) -> None:
     """The authors' loses the windows, so that a resumed search takes 500 G steps before it can reset again."""
-    args, seen, begin = {**tiny, "phase": "search", "reset_variance": 0.0, "derive_epochs": 0, "proxy_n": 0}, [], Run.begin
+    args, seen, begin = (
+        {**tiny, "phase": "search", "reset_variance": 0.0, "derive_epochs": 0, "proxy_n": 0},
+        [],
+        Run.begin,
+    )
 
     def look(run: Run, phase: str, stage: str, *rest: object, **more: object) -> None:
         if stage == "stage 2 iteration 3/3 controller":
@@ -246,10 +282,10 @@ def test_bug_9_loss_windows_baseline_and_beam_are_in_the_checkpoint(tiny: dict, 
     state = saved["state"]
     assert [len(state["windows"][k]) for k in "gd"] == [3, 3]
     assert all(isinstance(loss, float) for window in state["windows"].values() for loss in window)
-    assert (state["stage"], state["iteration"], state["turn"]) == (2, 2, 2)
+    assert (state["s"], state["iteration"], state["turn"]) == (2, 2, 2)
     assert len(state["beam"]) == 2
     assert {"vector", "score", "h", "c"} <= state["beam"][0].keys()
-    assert {"G", "D", "g_opt", "d_opt", "controller", "c_opt"} == saved["nets"].keys()
+    assert {"G", "D", "g_opt", "d_opt", "controller", "c_opt"} == saved["parts"].keys()
 
 
 @pytest.mark.slow
@@ -280,7 +316,7 @@ def test_a_finished_run_can_be_trained_longer(tiny: dict, tmp_path: Path) -> Non
     short = start(autogan, tiny, tmp_path, genotype="A", train_epochs=1)
     assert command(autogan, ["--resume", str(short), "--train-epochs", "2"]) == 0
     long = start(autogan, tiny, tmp_path, genotype="A")
-    assert_equal(load(short, "checkpoint.pt")["nets"], load(long, "checkpoint.pt")["nets"])
+    assert_equal(load(short, "checkpoint.pt")["parts"], load(long, "checkpoint.pt")["parts"])
 
 
 @pytest.mark.parametrize("extra", [{"genotype": "A"}, slow({})], ids=str)
@@ -312,13 +348,13 @@ def smoke(tiny_data: dict) -> list[str]:
         (["--grow", "2;4"], ["--grow '2;4'", "like 25,55"]),
         (["--cells", "4"], ["--grow '2,4'", "3 ascending iterations", "--cells 4"]),
         (["--cells", "4", "--grow", "1,2,3", "--size", "24"], ["--size 24", "multiple of 16"]),
-        (["--cells", "5", "--grow", "1,2,3,4"], ["--size 32", "64 or more"]),
+        (["--cells", "5", "--grow", "1,2,3,4"], ["--size 16", "64 or more"]),
         (["--cells", "9"], ["--cells"]),
         (["--controller-loss", "reference", "--ctrl-batch", "2"], ["--ctrl-batch 2", "--controller-loss fixed"]),
         (["--search", "random", "--derive-epochs", "0"], ["--search random", "--derive-epochs 1"]),
         (["--search", "random", "--proxy-n", "3"], ["--proxy-n 3", "another search"]),
         (["--proxy-n", "3", "--derive-epochs", "0"], ["--proxy-n 3", "--derive-epochs 1"]),
-        (["--reward", "speed"], ["--reward", "is-cost"]),
+        (["--reward", "speed"], ["--reward speed", "use is, fid, is-cost"]),
         (["--reward-n", "5"], ["--reward-n 5", "10 or more"]),
         (["--genotype", "D"], ["--genotype 'D'", "A, B, C, sngan"]),
         (["--genotype", "1 0 1 7"], ["number 4, 1/shortcut", "7 is not in 0..1 (no, yes)"]),
@@ -361,12 +397,26 @@ def test_bad_genotype_files_are_refused(capsys, tmp_path: Path, smoke: list[str]
     assert all(part in line for part in [*parts, "g.json"]), line
 
 
-def test_weights_of_another_network_are_refused(capsys, tmp_path: Path, smoke: list[str]) -> None:
-    good = {"method": "autogan", "g_ch": 4, "z_dim": 6, "size": 16, "tap": "after", "G": {}}
-    for i, saved in enumerate(({"hello": 1}, {**good, "genotype": {"G": [["pre", "none", "nearest", "maybe", "none"]]}})):
-        torch.save(saved, tmp_path / f"{i}.pt")
-        line = refused(autogan, capsys, tmp_path, [*smoke, "--phase", "eval", "--weights", str(tmp_path / f"{i}.pt")])
-        assert "not the weights.pt of an autogan run" in line
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (None, ["not weights.pt of a run of this method"]),
+        ({"genotype": {"G": [["pre", "none", "nearest", "maybe", "none"]]}}, ["cell 1: 'maybe' is none of no, yes"]),
+        ({"tap": "before"}, ["--tap before", "the version that made it"]),
+        ({}, ["makes 16 px; use --size 16"]),
+    ],
+    ids=str,
+)
+def test_weights_of_another_network_are_refused(
+    capsys, tmp_path: Path, smoke: list[str], changes: dict | None, parts: list[str]
+) -> None:
+    genotype = names_of(PUBLISHED["A"])
+    good = {"method": "autogan", "g_ch": 4, "z_dim": 6, "size": 16, "genotype": {"G": genotype}}
+    good["G"] = Generator(genotype, 4, 6, 16).state_dict()
+    torch.save({"hello": 1} if changes is None else {**good, **changes}, tmp_path / "w.pt")
+    words = [*smoke, "--size", "32", "--phase", "eval", "--weights", str(tmp_path / "w.pt")]
+    line = refused(autogan, capsys, tmp_path, words)
+    assert all(part in line for part in ["w.pt", *parts]), line
 
 
 def test_is_without_the_layers_that_it_needs_is_refused_at_once(capsys, tmp_path: Path, smoke: list[str]) -> None:
@@ -387,7 +437,7 @@ def test_a_changed_flag_method_or_live_run_is_refused_on_resume(whole: Path, cap
         assert command(autogan, ["--resume", str(whole), *words]) == 2
         return capsys.readouterr().err
 
-    for words in (["--search-g-ch", "8"], ["--seed", "3"], ["--grow", "2,3"], ["--tap", "before"]):
+    for words in (["--search-g-ch", "8"], ["--seed", "3"], ["--grow", "2,3"], ["--reward", "fid"]):
         assert f"{words[0]} {words[1]}: this run has" in resume(*words)
     status = whole / "status.json"
     saved = status.read_text()
@@ -401,17 +451,31 @@ def test_a_changed_flag_method_or_live_run_is_refused_on_resume(whole: Path, cap
 # ---- the plan ------------------------------------------------------------
 
 
-def test_dry_run_makes_nothing_and_tells_plan_and_memory(capsys, tmp_path: Path, tiny_data: dict) -> None:
-    words = ["--dataset", tiny_data["dataset"], "--evaluator", "compact", "--dry-run", "--runs-dir", str(tmp_path / "r")]
-    assert command(autogan, [*words, "--data-dir", str(tmp_path)]) == 0
-    text = capsys.readouterr().out
+def test_dry_run_makes_nothing_and_tells_plan_and_costs(capsys, tmp_path: Path, tiny_data: dict) -> None:
+    """At the paper's widths: what it counts, exactly."""
+
+    def told(*words: str) -> str:
+        about = ["--dataset", tiny_data["dataset"], "--size", "32", "--evaluator", "compact", "--dry-run"]
+        assert command(autogan, [*about, "--runs-dir", str(tmp_path / "r"), "--data-dir", str(tmp_path), *words]) == 0
+        return capsys.readouterr().out
+
+    D = "D: 1,053,824 parameters, 272,072,832 multiply-adds an image"
+    text = told()
     assert "(stage 0) + " in text
     assert "(derive)" in text
     assert "PFLOP" in text
-    assert command(autogan, [*words, "--data-dir", str(tmp_path), "--genotype", "A"]) == 0
-    text = capsys.readouterr().out
+    assert "G, were it A: 4,405,251 parameters, 1,765,015,552 multiply-adds an image" in text
+    assert D in text
+    assert f"shared G: {count_params(Generator((None,) * 3, 128)):,} parameters\n" in text
+    assert "D of the search: 264,768 parameters, 68,927,552 multiply-adds an image" in text
+    text = told("--genotype", "A")
+    assert "G: 4,405,251 parameters, 1,765,015,552 multiply-adds an image" in text
+    assert D in text
+    assert "shared G" not in text
     assert "1 0 1 1 1 0 0 1 1 1 0 1 0 3" in text
     assert "pre   none  bilinear  yes       1" in text
+    assert "G, were it the largest: " in told("--cells", "2", "--grow", "25")
+    assert "search" not in told("--search", "random").splitlines()[2]
     assert not list(tmp_path.iterdir())
 
 
@@ -435,7 +499,7 @@ def test_presets_beat_defaults_and_flags_beat_presets() -> None:
     for values in PRESETS.values():
         args = Args(**values)
         autogan.check(args, 1)
-        autogan.check_pixels(replace(args, size=32))
+        autogan.check_size(replace(args, size=32))
     assert set(PUBLISHED) == {"A", "B", "C", "sngan"}
 
 
@@ -450,7 +514,9 @@ def test_two_processes_share_batches_and_the_images_of_a_score(tiny: dict, whole
     assert json.loads((run / "config.json").read_text())["world_size"] == 2
     first = [next(r for r in rows(r, "search.jsonl") if r["kind"] == "controller") for r in (run, whole)]
     assert [x["vector"] for x in first[0]["scored"]] == [x["vector"] for x in first[1]["scored"]]
-    assert first[0]["reward"] == pytest.approx(first[1]["reward"], rel=0.1)  # the same images but for BatchNorm's halves
+    assert first[0]["reward"] == pytest.approx(
+        first[1]["reward"], rel=0.1
+    )  # the same images but for BatchNorm's halves
     assert load(run, "weights.pt")["G"].keys()
 
 
