@@ -1,4 +1,4 @@
-"""Measure the supernet of degas.py: candidates one by one against merged ones, a (z, w) step and an alpha step, in one run.
+"""Measure the supernet of degas.py: candidates one by one against merged ones, a (z, w) and an alpha step, in one run.
 
 python -m benchmark.degas_edges     prints a Markdown table, a line as soon as it is measured
 
@@ -6,14 +6,13 @@ plain   every candidate of every connection is computed as it is written, with a
 shared  the same, but candidates that begin with BN -> ReLU take that of their source, computed once
 merged  and their kernels are added up to one convolution a connection: what degas.py does
 
-All three compute the same image; the run fails where they do not. They are measured by turns; on a CPU in seconds that this
-process had of it, which other programs do not lengthen.
+All three compute the same image; the run fails where they do not. They are measured by turns; on a CPU in seconds that
+this process had of it, which other programs do not lengthen.
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from statistics import median
 
 import torch
@@ -22,11 +21,12 @@ from torch import Tensor
 
 import degas
 from common.data import shapes
-from common.run import Ranks, device_name, start_ranks
+from common.gan import Job
+from common.ranks import Ranks, device_name, start_ranks
 
 
 def plain(mixed: degas.MixedOp, x: Tensor, _active: Tensor, p: Tensor) -> Tensor:
-    return mixed.plain(x, p)
+    return sum(p_o * mixed[op](x) for op, p_o in zip(mixed.names, p, strict=True) if op != "none")
 
 
 def shared(mixed: degas.MixedOp, x: Tensor, active: Tensor, p: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def shared(mixed: degas.MixedOp, x: Tensor, active: Tensor, p: Tensor) -> Tensor
         elif op == "nn_conv_3":
             made = layer.conv(F.interpolate(active, scale_factor=layer.factor))
         else:
-            made = layer.conv(active) if op in (*degas.UP, "conv_1x1", "conv_3x3") else layer(x)
+            made = layer.conv(active) if hasattr(layer, "kernel") else layer(x)
         out = out + p_o * made
     return out
 
@@ -48,24 +48,22 @@ def shared(mixed: degas.MixedOp, x: Tensor, active: Tensor, p: Tensor) -> Tensor
 FORMS = {"plain": plain, "shared": shared, "merged": degas.MixedOp.forward}
 
 
-def pair_of_steps(args: degas.Args, ranks: Ranks) -> tuple[degas.SuperG, Callable[[], None], Callable[[], Tensor]]:
-    """The supernet, a (z, w) step with an alpha step, and the images that it makes."""
-    images = shapes(args.search_batch, args.search_size).images.to(ranks.device)
-    net = degas.build(args, ranks, lambda: degas.SuperG(args.search_ch, args.z_dim, args.search_size), "net")
-    alpha, Z, i = degas.make_alpha(args, ranks, 1.0), degas.first_latents(args, ranks, images), torch.arange(len(images))
-    w_opt = torch.optim.SGD(net.parameters(), args.w_lr, momentum=0.9, weight_decay=3e-4, fused=True)
-    a_opt = torch.optim.Adam(alpha.parameters(), args.arch_lr)
-    i = i.to(ranks.device)
+def pair_of_steps(args: degas.Args, ranks: Ranks) -> tuple[Callable[[], None], Callable[[], Tensor]]:
+    """A (z, w) step with an alpha step, and the images that the supernet makes."""
+    job = Job(args, ranks, None, shapes(args.search_batch, args.search_size))
+    s, i = degas.Search(job), torch.arange(args.search_batch, device=ranks.device)
+    s.alpha = degas.Alpha(args.space, args.seed, 1.0).to(ranks.device)
+    s.a_opt = torch.optim.Adam(s.alpha.parameters(), args.arch_lr)
 
     def steps() -> None:
-        degas.zw_step(args, ranks, net, alpha, w_opt, Z, images, i, args.w_lr)
-        degas.alpha_step(args, ranks, net, alpha, a_opt, Z, images, i)
+        degas.zw_step(job, s, i, args.w_lr)
+        degas.alpha_step(job, s, i)
 
     @torch.no_grad()
     def made() -> Tensor:
-        return net(Z, degas.probabilities(alpha, 1))
+        return s.net(s.Z, s.alpha.probabilities())
 
-    return net, steps, made
+    return steps, made
 
 
 def seconds(do: Callable[[], None], device: torch.device) -> float:
@@ -85,23 +83,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     asked = parser.parse_args()
     ranks = start_ranks(asked.device)
-    print(f"{device_name(ranks.device)}, torch {torch.__version__}; batch {asked.batch}, 32 px, {asked.repeats} turns\n")
+    print(
+        f"{device_name(ranks.device)}, torch {torch.__version__}; batch {asked.batch}, 32 px, {asked.repeats} turns\n"
+    )
     print("| channels | precision | form | (z, w) step + alpha step, ms | faster than plain (range) |")
     print("|---|---|---|---|---|", flush=True)
     merged = degas.MixedOp.forward
     for ch in asked.ch:
         for precision in ("float32", "bfloat16"):
-            args = replace(
-                degas.Args(search_ch=ch, search_batch=asked.batch, w_lr=0.01, search_size=32, lap_levels=3),
-                amp=precision == "bfloat16",
-            )
+            args = degas.Args(
+                size=32, search_size=32, search_images=asked.batch, search_batch=asked.batch, search_ch=ch, w_lr=0.01,
+                lap_levels=3, amp=precision == "bfloat16",
+            )  # fmt: skip
             took, images = {form: [] for form in FORMS}, {}
             for form, forward in FORMS.items():
                 degas.MixedOp.forward = forward
-                _, steps, made = pair_of_steps(args, ranks)
+                steps, made = pair_of_steps(args, ranks)
                 images[form] = made()
                 steps()  # warms up
-            _, steps, _ = pair_of_steps(args, ranks)
+            steps, _ = pair_of_steps(args, ranks)
             for _ in range(asked.repeats):
                 for form, forward in FORMS.items():
                     degas.MixedOp.forward = forward

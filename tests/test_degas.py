@@ -1,14 +1,15 @@
-"""DEGAS: the paper's counts, the Laplacian loss by hand, pruning, both networks against their definitions, both step kinds.
+"""DEGAS: the paper's counts, the Laplacian loss by hand, pruning, networks against their definitions, the steps.
 
-"Fact n" counts the exact facts that the method and the works it builds on fix, and that this implementation has to meet.
+"Fact n" counts the exact facts that the method and the works it builds on fix, and that are to be met here.
 """
 
 import json
 import random
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from itertools import permutations, product
-from math import log, sqrt
+from math import log, prod, sqrt
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +20,15 @@ from test_cells import normal
 from torch import Tensor, nn
 
 import degas
-from common.cells import count_params
-from common.data import Batches, Dataset
-from common.run import Ranks, UserError, stream
-from degas import NORMAL, UP, Args, Critic, Generator, SuperG, connections, prune
+from common import gan
+from common.cells import Cost, count_params
+from common.data import Dataset
+from common.files import UserError, stream
+from common.ranks import Ranks
+from degas import OPS, OPS_NORMAL, OPS_UP, Alpha, Args, Connection, Critic, Generator, Search, Space, SuperG, prune
 
 ONE = Ranks(torch.device("cpu"))
+NORMAL, UP = tuple(OPS_NORMAL), tuple(OPS_UP)
 EXAMPLE = {  # alpha of the worked example
     "U0->N1": [0.02, 0.11, -0.05, -0.02, 0.09, 0.07, 0.12, -0.01, 0.03],
     "U1->N2": [0.30, 0.10, 0, 0, 0.05, 0.20, 0.10, 0, 0.10],
@@ -44,17 +48,43 @@ FOUND = {
     **{"N3": (("U2", "skip_connect"),), "U3": (("N3", "deconv_6"), ("U1", "deconv_4"))},
 }
 TINY = Args(
-    size=16, search_size=16, lap_levels=2, w_lr=0.3, search_ch=4, g_ch=4, d_ch=4, z_dim=6, search_batch=4, g_batch=4, d_batch=4
+    size=16, search_size=16, search_images=12, lap_levels=2, w_lr=0.3, search_ch=4, g_ch=4, d_ch=4, z_dim=6,
+    search_batch=4, g_batch=4, d_batch=4, g_lr=1e-3, d_lr=1e-3,
 )  # fmt: skip
 
 
-def random_alpha(rng: random.Random, n: int = 1) -> dict[str, list[float]]:
-    return {c.name: [rng.gauss(0, 1) for _ in c.ops()] for c in connections(n)}
+def alpha_of(rows: dict[str, list[float]], space: Space = Space()) -> Alpha:  # noqa: B008
+    """Alpha with these rows."""
+    alpha = Alpha(space, 0, 1.0)
+    with torch.no_grad():
+        for name, row in alpha.rows().items():
+            row.copy_(torch.tensor(rows[name]))
+    return alpha
+
+
+def random_alpha(rng: random.Random, n: int = 1) -> Alpha:
+    space = Space(n)
+    return alpha_of({c.name: [rng.gauss(0, 1) for _ in space.ops(c)] for c in space.connections}, space)
 
 
 def random_genotypes(count: int, n: int = 1) -> list[degas.Genotype]:
     rng = random.Random(0)
-    return [prune(random_alpha(rng, n), n) for _ in range(count)]
+    return [prune(random_alpha(rng, n)) for _ in range(count)]
+
+
+def params_of(make: Callable[[], nn.Module]) -> int:
+    with torch.device("meta"):
+        return count_params(make())
+
+
+def job_of(args: Args, images: Tensor, labels: Tensor | None = None, ranks: Ranks = ONE) -> gan.Job:
+    return gan.Job(args, ranks, SimpleNamespace(batch=100), Dataset("x", images, labels, "0"), to_bytes=degas.quantise)
+
+
+def count_discrete(space: Space) -> int:
+    """Networks that pruning can end in: for each node a direct op, and one residual op or none."""
+    ops = {c: len([op for op in space.ops(c) if op != "none"]) for c in space.connections}
+    return prod(ops[c[0]] * (1 + sum(ops[r] for r in c[1:])) for c in space.nodes.values())
 
 
 # ---- graph and counts ------------------------------------------------------------------------------------------------
@@ -68,8 +98,8 @@ def random_genotypes(count: int, n: int = 1) -> list[degas.Genotype]:
     ],
 )
 def test_fact_01_connections_and_alpha(n: int, count: int, shapes: dict, values: int):
-    alpha = degas.make_alpha(replace(TINY, n=n), ONE, 1e-3)
-    assert len(connections(n)) == count
+    alpha = Alpha(Space(n), 0, 1e-3)
+    assert len(Space(n).connections) == count
     assert {kind: tuple(table.shape) for kind, table in alpha.items()} == shapes
     assert count_params(alpha) == values
     flat = torch.cat([table.flatten() for table in alpha.values()])
@@ -77,57 +107,62 @@ def test_fact_01_connections_and_alpha(n: int, count: int, shapes: dict, values:
 
 
 def test_fact_01_the_rows_of_alpha_follow_the_order_of_the_connections():
-    alpha = {kind: torch.arange(5.0)[:, None].expand(5, 2) for kind in ("normal", "up", "residual")}
-    rows = {name: row[0].item() for name, row in degas.by_connection(alpha, 1).items()}
+    tables = {kind: torch.arange(5.0)[:, None].expand(5, 2) for kind in ("normal", "up", "residual")}
+    rows = {name: row[0].item() for name, row in Alpha(Space(), 0, 1.0).by_connection(tables).items()}
     assert [rows[name] for name in ("U0->N1", "U1->N2", "U2->N3")] == [0, 1, 2]
     assert [rows[name] for name in ("N1->U1", "N2->U2", "N3->U3")] == [0, 1, 2]
     assert [rows[name] for name in ("U0->U1", "U0->U2", "U1->U2", "U1->U3", "U2->U3")] == [0, 1, 2, 3, 4]
 
 
 def test_fact_02_residual_connections():
-    found = {(c.source, c.target): c.factor for c in connections(1) if c.kind == "residual"}
+    found = {(c.source, c.target): c.factor for c in Space().connections if c.kind == "residual"}
     assert found == {("U0", "U1"): 2, ("U0", "U2"): 4, ("U1", "U2"): 2, ("U1", "U3"): 4, ("U2", "U3"): 2}
-    assert all(c.factor == (1 if c.kind == "normal" else 2) for c in connections(1) if c.kind != "residual")
+    assert all(c.factor == (1 if c.kind == "normal" else 2) for c in Space().connections if c.kind != "residual")
 
 
 def test_fact_03_networks_of_the_space():
-    assert degas.count_discrete(normal_ops=7) == 8_890_560 == 4**3 * 7**3 * 5 * 9**2
-    assert degas.count_discrete(normal_ops=9) == 18_895_680
-    assert degas.count_continuous(normal_ops=9) == 145_800_000
+    seven, nine = (Args(normal_ops=count).space for count in ("7", "9"))
+    assert count_discrete(seven) == 8_890_560 == 4**3 * 7**3 * 5 * 9**2
+    assert count_discrete(nine) == 18_895_680
+    assert prod(len(nine.ops(c)) for c in nine.connections) == 145_800_000
+    assert seven.normal == NORMAL[2:]
 
 
 @pytest.mark.parametrize("normal_ops", [9, 7])
 def test_fact_03_pruning_ends_in_as_many(normal_ops: int):
     """Every choice of a leading op on every connection into a node, and of the connection that leads."""
-    ops = NORMAL[-normal_ops:]
+    space = Space(1, NORMAL[-normal_ops:])
     outcomes = {}
-    for node, entries in degas.into(1).items():
+    for node, entries in space.nodes.items():
         outcomes[node] = set()
-        for leading in product(*(range(len(c.ops(ops))) for c in entries)):
+        for leading in product(*(range(len(space.ops(c))) for c in entries)):
             for order in permutations(range(len(entries))):
-                alpha = {c.name: [0.0] * len(c.ops(ops)) for c in connections(1)}
+                alpha = {c.name: [0.0] * len(space.ops(c)) for c in space.connections}
                 for c, op, rank in zip(entries, leading, order, strict=True):
                     alpha[c.name][op] = 1.0 + rank
-                outcomes[node].add(prune(alpha, 1, ops)[node])
+                outcomes[node].add(prune(alpha_of(alpha, space))[node])
     assert {node: len(found) for node, found in outcomes.items()} == {
         **dict.fromkeys(("N1", "N2", "N3"), normal_ops), **{"U1": 20, "U2": 36, "U3": 36}
     }  # fmt: skip
 
 
 def test_fact_04_networks_with_two_normal_maps():
-    assert degas.count_discrete(n=2, normal_ops=9) == 13_774_950_720_000
+    assert count_discrete(Space(2)) == 13_774_950_720_000
     rng, found = random.Random(0), set()
     for _ in range(1500):
-        found.add(prune(random_alpha(rng, 2), 2)["N1_2"])
+        found.add(prune(random_alpha(rng, 2))["N1_2"])
     assert len(found) == 90
 
 
 @pytest.mark.parametrize("size", [16, 32, 48])
 @pytest.mark.parametrize("n", [1, 2])
 def test_fact_05_images(size: int, n: int):
-    supernet = SuperG(4, 6, size, n)
-    p = degas.probabilities(degas.make_alpha(replace(TINY, n=n), ONE, 1.0), n)
-    for image in (supernet(normal(2, 6).float(), p), Generator(random_genotypes(1, n)[0], 4, 6, size)(normal(2, 6).float())):
+    supernet = SuperG(Space(n), 4, 6, size)
+    p = Alpha(Space(n), 0, 1.0).probabilities()
+    for image in (
+        supernet(normal(2, 6).float(), p),
+        Generator(random_genotypes(1, n)[0], 4, 6, size)(normal(2, 6).float()),
+    ):
         assert image.shape == (2, 3, size, size)
         assert image.abs().max() <= 1
 
@@ -136,7 +171,7 @@ def test_fact_05_images(size: int, n: int):
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("side", [2, 4, 6])
 def test_fact_05_up_samplings(op: str, factor: int, side: int):
-    assert degas.make_op(op, 4, factor)(normal(2, 4, side, side).float()).shape == (2, 4, factor * side, factor * side)
+    assert OPS[op](4, factor, 0)(normal(2, 4, side, side).float()).shape == (2, 4, factor * side, factor * side)
 
 
 def test_fact_06_parameters():
@@ -146,27 +181,35 @@ def test_fact_06_parameters():
         **{"deconv_4": 262_528, "deconv_6": 590_208, "nn_conv_1": 16_768, "nn_conv_3": 147_840},
     }
     for factor in (2, 4):
-        assert {op: degas.params_of(lambda: degas.make_op(op, 128, factor)) for op in (*NORMAL, *UP)} == want  # noqa: B023
-    assert [count_params(degas.head(128, 128, size)) for size in (32, 48)] == [264_192, 594_432]
-    assert count_params(degas.tail(128)) == 3_715
-    assert degas.params_of(SuperG) == 9_224_835
-    assert degas.params_of(lambda: Generator(FOUND)) == 2_177_667
-    assert degas.params_of(lambda: Generator(FOUND, classes=10)) == 2_196_099
-    assert [degas.params_of(lambda: Generator("baseline", size=size)) for size in (32, 48)] == [1_204_483, 1_534_723]  # noqa: B023
+        assert {op: params_of(lambda: OPS[op](128, factor, 0)) for op in (*NORMAL, *UP)} == want  # noqa: B023
+    assert [params_of(lambda: Generator("baseline", size=size).head) for size in (32, 48)] == [264_192, 594_432]  # noqa: B023
+    assert params_of(lambda: Generator("baseline").tail) == 3_715
+    assert params_of(lambda: SuperG(Space())) == SuperG.cost(Space()).params == 9_224_835
+    assert params_of(lambda: Generator(FOUND)) == Generator.cost(FOUND).params == 2_177_667
+    assert params_of(lambda: Generator(FOUND, classes=10)) == Generator.cost(FOUND, classes=10).params == 2_196_099
+    for size, want in ((32, 1_204_483), (48, 1_534_723)):
+        assert params_of(lambda: Generator("baseline", size=size)) == want  # noqa: B023
+        assert Generator.cost("baseline", size=size).params == want
 
 
 def test_fact_06_sizes_of_all_networks():
     """The range that speaks for 128 channels: the paper's 1.65M and 1.17M parameters lie in it."""
-    params = {op: degas.params_of(lambda: degas.make_op(op, 128, 2)) for op in (*NORMAL, *UP)}  # noqa: B023
+    params = {op: params_of(lambda: OPS[op](128, 2, 0)) for op in (*NORMAL, *UP)}  # noqa: B023
     fixed, normals, ups = 264_192 + 3_715, [params[op] for op in NORMAL], [params[op] for op in UP]
     assert fixed + 3 * min(normals) + 3 * min(ups) == pytest.approx(0.318e6, abs=500)
     assert fixed + 3 * max(normals) + 6 * max(ups) == pytest.approx(4.253e6, abs=500)
 
 
-@pytest.mark.parametrize("c", connections(1), ids=lambda c: c.name)
-def test_fact_07_a_mixed_op_is_the_weighted_sum(c: degas.Connection):
-    mixed, x = degas.MixedOp(c, 6, NORMAL).double(), normal(3, 6, 4, 4)
-    active, ops = F.batch_norm(x, None, None, training=True).relu(), c.ops()
+def plain(mixed: degas.MixedOp, x: Tensor, p: Tensor) -> Tensor:
+    """The sum of a mixed op's candidates as it is written."""
+    return sum(p_o * mixed[op](x) for op, p_o in zip(mixed.names, p, strict=True) if op != "none")
+
+
+@pytest.mark.parametrize("c", Space().connections, ids=lambda c: c.name)
+def test_fact_07_a_mixed_op_is_the_weighted_sum(c: Connection):
+    ops = Space().ops(c)
+    mixed, x = degas.MixedOp(ops, 6, c.factor).double(), normal(3, 6, 4, 4)
+    active = F.batch_norm(x, None, None, training=True).relu()
     alpha = torch.zeros(len(ops), dtype=torch.float64)
     alpha[0] = 50
     first = mixed[ops[0]](x) if ops[0] != "none" else 0 * mixed["deconv_4"](x)
@@ -175,7 +218,7 @@ def test_fact_07_a_mixed_op_is_the_weighted_sum(c: degas.Connection):
     torch.testing.assert_close(mixed(x, active, (0 * alpha).softmax(0)), mean)
 
 
-# ---- the loss ---------------------------------------------------------------------------------------------------------
+# ---- the loss --------------------------------------------------------------------------------------------------------
 
 
 def levels_of(x: Tensor, levels: int) -> list[float]:
@@ -260,20 +303,16 @@ def test_fact_14_the_pyramid_is_linear():
     assert there == back > none == 0
 
 
-# ---- the search -------------------------------------------------------------------------------------------------------
+# ---- the search ------------------------------------------------------------------------------------------------------
 
 
-def parts_of_search(args: Args = TINY, count: int = 12, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
-    images = torch.randint(
-        0, 256, (count, 3, args.search_size, args.search_size), generator=stream(0, "images"), dtype=torch.uint8
-    )
-    torch.manual_seed(0)
-    net = SuperG(args.search_ch, args.z_dim, args.search_size, args.n, degas.normal_ops(args)).to(dtype)
-    alpha = degas.make_alpha(args, ONE, 1e-3).to(dtype)
-    w_opt = torch.optim.SGD(net.parameters(), args.w_lr, momentum=0.9, weight_decay=3e-4)
-    a_opt = torch.optim.Adam(alpha.parameters(), args.arch_lr, betas=(0.5, 0.999), weight_decay=1e-3)
-    Z = degas.first_latents(args, ONE, images).to(dtype)
-    return SimpleNamespace(images=images, net=net, alpha=alpha, w_opt=w_opt, a_opt=a_opt, Z=Z)
+def random_images(count: int, size: int = 16) -> Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), generator=stream(0, "images"), dtype=torch.uint8)
+
+
+def search_of(args: Args = TINY, images: Tensor | None = None) -> tuple[gan.Job, Search]:
+    job = job_of(args, random_images(args.search_images) if images is None else images)
+    return job, Search(job)
 
 
 def copy_of(*nets: nn.Module) -> list[Tensor]:
@@ -291,12 +330,11 @@ def test_fact_15_the_ball():
 
 @pytest.mark.parametrize("how", [{}, {"z_init": "pca", "z_grad": "batch"}], ids=["default", "pca, batch"])
 def test_fact_15_latents_stay_in_the_ball_and_only_those_of_the_batch_move(how: dict):
-    args = replace(TINY, **how)
-    s, i = parts_of_search(args), torch.tensor([7, 2, 9, 4])
+    (job, s), i = search_of(replace(TINY, **how)), torch.tensor([7, 2, 9, 4])
     others = [k for k in range(12) if k not in i]
     for _ in range(3):
         before = s.Z.clone()
-        degas.zw_step(args, ONE, s.net, s.alpha, s.w_opt, s.Z, s.images, i, 0.3)
+        degas.zw_step(job, s, i, 0.3)
         assert (s.Z.norm(dim=1) <= 1 + 1e-6).all()
         assert torch.equal(s.Z[others], before[others])
         assert (s.Z[i] != before[i]).any(1).all()
@@ -304,51 +342,47 @@ def test_fact_15_latents_stay_in_the_ball_and_only_those_of_the_batch_move(how: 
 
 @pytest.mark.parametrize(("z_grad", "factor"), [("image", 4), ("batch", 1)])
 def test_fact_15_a_latent_follows_the_gradient_of_its_own_loss(z_grad: str, factor: int):
-    args = replace(TINY, z_grad=z_grad, z_lr=1e-3)
-    s, i = parts_of_search(args), torch.tensor([3, 1, 0, 8])
+    (job, s), i = search_of(replace(TINY, z_grad=z_grad, z_lr=1e-3)), torch.tensor([3, 1, 0, 8])
     s.Z *= 0.5  # so that the ball does not cut the step
     z = s.Z[i].requires_grad_()
-    p = degas.probabilities(s.alpha, 1)
-    loss = degas.reconstruction_loss(s.net(z, p), degas.scaled(s.images[i]), 2)
+    loss = degas.reconstruction_loss(s.net(z, s.alpha.probabilities()), degas.scaled(s.images[i]), 2)
     (gradient,) = torch.autograd.grad(loss, z)
     before = s.Z.clone()
-    degas.zw_step(args, ONE, s.net, s.alpha, s.w_opt, s.Z, s.images, i, 0.2)
+    degas.zw_step(job, s, i, 0.2)
     torch.testing.assert_close(s.Z[i] - before[i], -2e-4 * factor * gradient, rtol=1e-3, atol=1e-7)
 
 
 def test_fact_16_each_step_moves_its_own_part():
-    s, i = parts_of_search(), torch.tensor([0, 1, 2, 3])
+    (job, s), i = search_of(), torch.tensor([0, 1, 2, 3])
     alpha, w, Z = copy_of(s.alpha), copy_of(s.net), s.Z.clone()
-    degas.zw_step(TINY, ONE, s.net, s.alpha, s.w_opt, s.Z, s.images, i, 0.3)
+    degas.zw_step(job, s, i, 0.3)
     assert same(alpha, copy_of(s.alpha))
     assert not same(w, copy_of(s.net))
     assert not torch.equal(Z, s.Z)
     w, Z = copy_of(s.net), s.Z.clone()
-    degas.alpha_step(TINY, ONE, s.net, s.alpha, s.a_opt, s.Z, s.images, i)
+    degas.alpha_step(job, s, i)
     assert not any(torch.equal(a, b) for a, b in zip(alpha, copy_of(s.alpha), strict=True))
     assert same(w, copy_of(s.net))
     assert torch.equal(Z, s.Z)
-    degas.zw_step(TINY, ONE, s.net, s.alpha, None, s.Z, s.images, i, 0.3)
-    assert same(w, copy_of(s.net))
-    assert not torch.equal(Z, s.Z)
 
 
-def test_fact_17_schedules_and_optimisers(monkeypatch: pytest.MonkeyPatch):
-    for lr, epoch, want in ((0.3, 0, 0.3), (0.3, 1, 0.299705), (0.3, 25, 0.1505), (0.3, 49, 0.001295)):
-        assert degas.cosine_lr(lr, epoch, 50) == pytest.approx(want, abs=5e-7)
-    assert degas.cosine_lr(0.03, 25, 50) == pytest.approx(0.0155)
-    assert degas.cosine_lr(0.03, 49, 50) == pytest.approx(0.0010286, abs=5e-8)
-    made = []
-    monkeypatch.setattr(torch.optim, "Adam", lambda _params, lr, **how: made.append({"lr": lr, **how}))
-    monkeypatch.setattr(torch.optim, "SGD", lambda _params, lr, **how: made.append({"lr": lr, **how}))
-    data = Dataset("x", torch.zeros(64, 3, 16, 16, dtype=torch.uint8), None, "0")
-    args = replace(Args(), size=16, search_size=16, lap_levels=2, w_lr=0.3, search_ch=2, z_dim=4)
-    monkeypatch.setattr(degas, "restore", lambda *_a, **_k: 1 / 0)  # the optimisers are made just before
-    with pytest.raises(ZeroDivisionError):
-        degas.search(args, ONE, SimpleNamespace(), data, degas.State(), {})
-    sgd, adam = made
-    assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.3, 0.9, 3e-4)
-    assert (adam["lr"], adam["betas"], adam["weight_decay"]) == (3e-4, (0.5, 0.999), 1e-3)
+def test_fact_17_schedules_and_optimisers():
+    fast, slow = Args(w_lr=0.3), Args(w_lr=0.03)
+    for epoch, want in ((0, 0.3), (1, 0.299705), (25, 0.1505), (49, 0.001295)):
+        assert fast.w_lr_in(epoch) == pytest.approx(want, abs=5e-7)
+    assert slow.w_lr_in(25) == pytest.approx(0.0155)
+    assert slow.w_lr_in(49) == pytest.approx(0.0010286, abs=5e-8)
+    images = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
+    _, s = search_of(
+        Args(size=16, search_size=16, search_images=64, lap_levels=2, w_lr=0.3, search_ch=2, z_dim=4), images
+    )
+    (sgd,), (adam,) = s.w_opt.param_groups, s.a_opt.param_groups
+    assert (type(s.w_opt), sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (torch.optim.SGD, 0.3, 0.9, 3e-4)
+    assert (type(s.a_opt), adam["lr"], adam["weight_decay"]) == (torch.optim.Adam, 3e-4, 1e-3)
+    assert adam["betas"] == (0.5, 0.999)
+    assert same(sgd["params"], list(s.net.parameters()))
+    assert same(adam["params"], list(s.alpha.parameters()))
+    assert 0 < max(table.abs().max() for table in s.alpha.values()) < 5e-3
 
 
 @pytest.mark.parametrize(("dataset", "lr"), [("cifar10", 0.3), ("stl10", 0.03), ("celeba", 0.03)])
@@ -358,29 +392,29 @@ def test_fact_17_the_rate_of_w_is_that_of_the_data_set(dataset: str, lr: float):
 
 
 def test_fact_18_the_search_overfits_a_handful_of_images():
-    args = replace(TINY, search_ch=16, z_dim=16)
-    s = parts_of_search(args, 8)
-    s.images = degas.quantise(F.interpolate(normal(8, 3, 4, 4).float(), size=16, mode="bilinear"))  # not noise
+    images = degas.quantise(F.interpolate(normal(8, 3, 4, 4).float(), size=16, mode="bilinear"))  # not noise
+    job, s = search_of(replace(TINY, search_ch=16, z_dim=16, search_images=8), images)
     i, losses = torch.arange(8), []
     for _ in range(25):
-        losses.append(degas.zw_step(args, ONE, s.net, s.alpha, s.w_opt, s.Z, s.images, i, 0.3).item())
-        degas.alpha_step(args, ONE, s.net, s.alpha, s.a_opt, s.Z, s.images, i)
-    assert losses[-1] < 0.75 * degas.mean_image_loss(args, s.images, i) < losses[0]
+        losses.append(degas.zw_step(job, s, i, 0.3).item())
+        degas.alpha_step(job, s, i)
+    assert losses[-1] < 0.75 * s.mean_loss < losses[0]
 
 
 def test_the_gradient_of_alpha_is_that_of_finite_differences():
-    s, i = parts_of_search(dtype=torch.float64), torch.arange(4)
+    (job, s), i = search_of(), torch.arange(4)
+    s.net.double(), s.alpha.double()
+    s.Z = s.Z.double()
 
     def loss_at(kind: str, row: int, column: int, by: float) -> Tensor:
         alpha = deepcopy(s.alpha)
         with torch.no_grad():
             alpha[kind][row, column] += by
-            made = s.net(s.Z[i], degas.probabilities(alpha, 1))
+            made = s.net(s.Z[i], alpha.probabilities())
             difference = made - degas.scaled(s.images[i]).double()
             return difference.square().mean() + sum(band.abs().mean() for band in degas.pyramid(difference, 2))
 
-    loss = degas.batch_loss(TINY, ONE, s.net, degas.probabilities(s.alpha, 1), s.Z[i], s.images, i)
-    loss.backward()
+    s.loss(job, s.alpha.probabilities(), s.Z[i], i).backward()
     for kind, row, column in (("normal", 0, 1), ("normal", 2, 5), ("up", 1, 3), ("residual", 1, 0), ("residual", 4, 2)):
         slope = (loss_at(kind, row, column, 1e-4) - loss_at(kind, row, column, -1e-4)) / 2e-4
         assert s.alpha[kind].grad[row, column].item() == pytest.approx(slope.item(), rel=0.02, abs=1e-6)
@@ -388,37 +422,40 @@ def test_the_gradient_of_alpha_is_that_of_finite_differences():
 
 @pytest.mark.parametrize("normal_ops", [NORMAL, NORMAL[2:]], ids=["9", "7"])
 def test_merged_candidates_equal_the_plain_ones_in_value_and_gradients(normal_ops: tuple[str, ...]):
-    for c in connections(1):
+    space = Space(1, normal_ops)
+    for c in space.connections:
         torch.manual_seed(0)
-        mixed, x = degas.MixedOp(c, 6, normal_ops).double(), normal(3, 6, 4, 4).requires_grad_()
+        mixed, x = degas.MixedOp(space.ops(c), 6, c.factor).double(), normal(3, 6, 4, 4).requires_grad_()
         for op in mixed.values():
             if hasattr(op, "conv"):
                 nn.init.normal_(op.conv.bias)
-        p = normal(len(c.ops(normal_ops))).softmax(0).requires_grad_()
+        p = normal(len(space.ops(c))).softmax(0).requires_grad_()
         weights = list(mixed.parameters())
-        plain = mixed.plain(x, p)
+        apart = plain(mixed, x, p)
         merged = mixed(x, F.batch_norm(x, None, None, training=True).relu(), p)
-        torch.testing.assert_close(merged, plain)
-        pull = normal(*plain.shape, seed=1)
-        for a, b in zip(*(torch.autograd.grad((y * pull).sum(), [x, p, *weights]) for y in (plain, merged)), strict=True):
+        torch.testing.assert_close(merged, apart)
+        pull = normal(*apart.shape, seed=1)
+        for a, b in zip(
+            *(torch.autograd.grad((y * pull).sum(), [x, p, *weights]) for y in (apart, merged)), strict=True
+        ):
             torch.testing.assert_close(a, b)
 
 
-# ---- pruning ----------------------------------------------------------------------------------------------------------
+# ---- pruning ---------------------------------------------------------------------------------------------------------
 
 
 def test_fact_19_the_worked_example():
-    assert prune(EXAMPLE, 1) == FOUND
-    assert degas.one_line(FOUND) == "N1 sep5 | U1 d6+U0:d4 | N2 c1 | U2 n3 | N3 skip | U3 d6+U1:d4"
+    assert prune(alpha_of(EXAMPLE)) == FOUND
+    assert Space.text(FOUND) == "N1 sep5 | U1 d6+U0:d4 | N2 c1 | U2 n3 | N3 skip | U3 d6+U1:d4"
 
 
 def test_fact_19_a_weaker_none_lets_the_residual_op_win():
-    flipped = prune({**EXAMPLE, "U1->U2": [0.50, *EXAMPLE["U1->U2"][1:]]}, 1)
+    flipped = prune(alpha_of({**EXAMPLE, "U1->U2": [0.50, *EXAMPLE["U1->U2"][1:]]}))
     assert flipped == {**FOUND, "U2": (("N2", "nn_conv_3"), ("U1", "deconv_6"))}
 
 
 def test_fact_19_under_softmax_no_residual_op_wins():
-    found = prune(EXAMPLE, 1, score="softmax")
+    found = prune(alpha_of(EXAMPLE), "softmax")
     assert found == {node: inputs[:1] for node, inputs in FOUND.items()}
     best = {name: max(torch.tensor(row).softmax(0).tolist()[len(row) == 5 :]) for name, row in EXAMPLE.items()}
     want = {"N1->U1": 0.2887, "U0->U1": 0.2296, "N2->U2": 0.3087, "U0->U2": 0.2499, "U1->U2": 0.2397}
@@ -427,14 +464,15 @@ def test_fact_19_under_softmax_no_residual_op_wins():
 
 
 def test_fact_19_ties_go_to_the_direct_connection_the_lower_source_and_the_earlier_op():
-    assert prune({name: [0.0] * len(row) for name, row in EXAMPLE.items()}, 1) == {
+    assert prune(alpha_of({name: [0.0] * len(row) for name, row in EXAMPLE.items()})) == {
         **{f"N{k}": ((f"U{k - 1}", "conv_1x1"),) for k in (1, 2, 3)},
         **{f"U{k}": ((f"N{k}", "deconv_4"),) for k in (1, 2, 3)},
     }
     tied = {**EXAMPLE, "U0->U2": [0, 0.9, 0, 0, 0], "U1->U2": [0, 0.9, 0.9, 0, 0]}
-    assert prune(tied, 1)["U2"][1] == ("U0", "deconv_4")
-    assert prune({**tied, "N2->U2": [0.9, 0, 0, 0]}, 1)["U2"] == (("N2", "deconv_4"),)
-    assert prune({**EXAMPLE, "U0->U1": [0.25, 0.25, 0, 0, 0]}, 1)["U1"] == (("N1", "deconv_6"),)  # none as large
+    assert prune(alpha_of(tied))["U2"][1] == ("U0", "deconv_4")
+    assert prune(alpha_of({**tied, "N2->U2": [0.9, 0, 0, 0]}))["U2"] == (("N2", "deconv_4"),)
+    none_as_large = {**EXAMPLE, "U0->U1": [0.25, 0.25, 0, 0, 0]}
+    assert prune(alpha_of(none_as_large))["U1"] == (("N1", "deconv_6"),)
 
 
 @pytest.mark.parametrize(("draws", "tolerance"), [(2000, 0.03), pytest.param(20_000, 0.02, marks=pytest.mark.slow)])
@@ -442,47 +480,56 @@ def test_fact_20_random_alpha(draws: int, tolerance: float):
     rng = random.Random(1)
     residual = dict.fromkeys(("U1", "U2", "U3"), 0)
     for k in range(draws):
-        genotype = prune(random_alpha(rng), 1)
+        genotype = prune(random_alpha(rng))
         for node, inputs in genotype.items():
-            assert inputs[0][0] == degas.into(1)[node][0].source
+            assert inputs[0][0] == Space().nodes[node][0].source
             assert len(inputs) == 1 or (len(inputs) == 2 and node in residual)
             residual[node] = residual.get(node, 0) + len(inputs) - 1
         if k < 1000:
-            assert degas.check_genotype(genotype, 1, "drawn") == genotype
+            assert Space().check(genotype, "drawn") == genotype
     assert residual["U1"] / draws == pytest.approx(4 / 9, abs=tolerance)
     assert residual["U2"] / draws == pytest.approx(40 / 63, abs=tolerance)
     assert residual["U3"] / draws == pytest.approx(40 / 63, abs=tolerance)
 
 
 def test_fact_20_random_architectures_come_from_the_seed():
-    first, again, other = (degas.first_state(Args(random_arch=True, seed=seed)).G for seed in (0, 0, 1))
+    first, again, other = (degas.first_state(Args(random_arch=True, seed=seed), None).G for seed in (0, 0, 1))
     assert first == again != other
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_fact_21_genotypes_go_through_json_and_serve_every_size(n: int, tmp_path: Path):
     for genotype in [FOUND] * (n == 1) + random_genotypes(3, n):
-        (tmp_path / "genotype.json").write_text(json.dumps(degas.genotype_json(TINY, genotype)))
-        again = degas.named(str(tmp_path / "genotype.json"))
+        (tmp_path / "genotype.json").write_text(json.dumps(degas.genotype_json(TINY, genotype, {})))
+        again = degas.first_state(Args(genotype=str(tmp_path / "genotype.json")), None).G
         assert again == genotype
-        assert list(again) == list(degas.into(n))
+        assert list(again) == list(Space(n).nodes)
         for size in (16, 32, 48):
             assert Generator(again, 4, 6, size)(normal(2, 6).float()).shape == (2, 3, size, size)
 
 
 def test_rows_for_tables_name_the_op_of_every_connection():
-    assert degas.rows_of(FOUND) == [
+    assert degas.genotype_json(TINY, FOUND, {})["G"] == [
         ["sep_conv_5x5", "deconv_6", "deconv_4"],
         ["conv_1x1", "nn_conv_3", "none", "none"],
         ["skip_connect", "deconv_6", "deconv_4", "none"],
     ]
 
 
-# ---- networks against their definitions --------------------------------------------------------------------------------
+def test_a_genotype_json_tells_what_its_network_costs():
+    for genotype in (FOUND, "baseline", *random_genotypes(2, 2)):
+        found, cost = degas.genotype_json(TINY, genotype, {"loss/rec": 1.0}), Generator.cost(genotype, 4, 6, 16)
+        assert (found["params"], found["macs"]) == ({"G": cost.params}, {"G": cost.macs})
+        assert (found["method"], found["text"], found["scores"]) == ("degas", Space.text(genotype), {"loss/rec": 1.0})
+    baseline = degas.genotype_json(TINY, "baseline", {})
+    assert (baseline["n"], baseline["nodes"], baseline["G"]) == (0, "baseline", None)
+
+
+# ---- networks against their definitions ------------------------------------------------------------------------------
 
 
 def paper_op(op: str, module: nn.Module, x: Tensor, factor: int, y: Tensor | None, macs: list[int]) -> Tensor:
-    """The op in the words of its definition, with the weights of the module; macs gets the multiply-adds of an image."""
+    """The op in the words of its definition, with the module's weights; macs gets the multiply-adds of an image."""
 
     def bn(norm: degas.BatchNorm, x: Tensor) -> Tensor:
         x = (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
@@ -531,7 +578,7 @@ def test_generators_are_their_definition(n: int, classes: int):
     for genotype in [FOUND] * (n == 1) + random_genotypes(8, n):
         G, macs = randomised(Generator(genotype, 4, 6, 16, classes)), [4 * 4 * (6 + 1) + 16 * 16 * (27 * 4 + 3)]
         maps = {"U0": G.head(z).reshape(5, 4, 2, 2)}
-        for c in connections(n):
+        for c in Space(n).connections:
             for source, op in genotype[c.target]:
                 if source == c.source:
                     made = paper_op(op, G.ops[c.name], maps[source], c.factor, y, macs)
@@ -539,16 +586,18 @@ def test_generators_are_their_definition(n: int, classes: int):
         norm, _, conv, _ = G.tail
         x = F.batch_norm(maps["U3"], None, None, norm.weight, norm.bias, training=True).relu()
         torch.testing.assert_close(G(z, y), F.conv2d(x, conv.weight, conv.bias, padding=1).tanh())
-        assert degas.g_macs(genotype, 4, 6, 16) == sum(macs)
+        assert Generator.cost(genotype, 4, 6, 16, classes) == Cost(count_params(G), sum(macs))
 
 
 @torch.no_grad()
 def test_the_supernet_is_the_sum_of_its_candidates():
-    net, z = randomised(SuperG(4, 6, 16, 2)), normal(5, 6)
-    p = {c.name: normal(len(c.ops()), seed=i).softmax(0) for i, c in enumerate(connections(2))}
+    space = Space(2)
+    net, z = randomised(SuperG(space, 4, 6, 16)), normal(5, 6)
+    assert SuperG.cost(space, 4, 6, 16).params == count_params(net)
+    p = {c.name: normal(len(space.ops(c)), seed=i).softmax(0) for i, c in enumerate(space.connections)}
     maps = {"U0": net.head(z).reshape(5, 4, 2, 2)}
-    for c in connections(2):
-        maps[c.target] = maps.get(c.target, 0) + net.mixed[c.name].plain(maps[c.source], p[c.name])
+    for c in space.connections:
+        maps[c.target] = maps.get(c.target, 0) + plain(net.mixed[c.name], maps[c.source], p[c.name])
     torch.testing.assert_close(net(z, p), net.tail(maps["U3"]))
     pool = net.mixed["U0->N1_1"]["max_pool_3x3"](maps["U0"])  # in the supernet a BatchNorm follows a pool
     torch.testing.assert_close(pool.mean((0, 2, 3)), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -556,8 +605,39 @@ def test_the_supernet_is_the_sum_of_its_candidates():
 
 def test_multiply_adds_of_the_supernet_at_the_papers_width():
     """By the prototype's count, which leaves biases out: 1.387 and 3.121 GMAC."""
-    assert degas.g_macs(None, 128, 128, 32) / 1e9 == pytest.approx(1.387, abs=0.005)
-    assert degas.g_macs(None, 128, 128, 48) / 1e9 == pytest.approx(3.121, abs=0.005)
+    assert SuperG.cost(Space(), 128, 128, 32).macs == 1_389_188_096
+    assert SuperG.cost(Space(), 128, 128, 32).macs / 1e9 == pytest.approx(1.387, abs=0.005)
+    assert SuperG.cost(Space(), 128, 128, 48).macs / 1e9 == pytest.approx(3.121, abs=0.005)
+
+
+def test_an_op_of_ones_own_needs_a_line_in_a_table_and_its_multiply_adds(monkeypatch: pytest.MonkeyPatch):
+    class Doubled(nn.Module):
+        def __init__(self, ch: int, factor: int, classes: int | None) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((ch, 1, 1), 2.0))
+
+        def forward(self, x: Tensor, _y: Tensor | None = None) -> Tensor:
+            return self.scale * x
+
+    monkeypatch.setitem(OPS, "doubled", Doubled)
+    space = Space(1, (*NORMAL, "doubled"))
+    rows = {c.name: [float(op == "doubled") for op in space.ops(c)] for c in space.connections}
+    genotype = prune(alpha_of(rows, space))
+    assert genotype["N2"] == (("U1", "doubled"),)
+    assert space.check(genotype, "own") == genotype
+    assert "N2 doubled" in Space.text(genotype)
+    assert Generator(genotype, 4, 6, 16)(normal(2, 6).float()).shape == (2, 3, 16, 16)
+    assert SuperG(space, 4, 6, 16)(normal(2, 6).float(), alpha_of(rows, space).probabilities()).shape == (2, 3, 16, 16)
+    with pytest.raises(TypeError, match="needs a method macs"):
+        Generator.cost(genotype, 4, 6, 16)
+    Doubled.macs = lambda _op, side: 4 * side**2
+    plain_one = {
+        node: (((entry[0][0], "skip_connect"),) if node[0] == "N" else entry) for node, entry in genotype.items()
+    }
+    more = sum(4 * side**2 for side in (2, 4, 8))
+    assert Generator.cost(genotype, 4, 6, 16) == Generator.cost(plain_one, 4, 6, 16) + Cost(3 * 4, more)
+    with pytest.raises(KeyError, match="tripled"):
+        Generator.cost({**FOUND, "N1": (("U0", "tripled"),)}, 4, 6, 16)
 
 
 @torch.no_grad()
@@ -565,6 +645,9 @@ def test_multiply_adds_of_the_supernet_at_the_papers_width():
 def test_the_baseline_generator_is_ct_gans(classes: int):
     G, z, y = randomised(Generator("baseline", 4, 6, 16, classes)), normal(5, 6), torch.tensor([0, 1, 2, 2, 0])
     x, label = G.head(z).reshape(5, 4, 2, 2), y if classes else None
+    convs = sum(2 * (9 * 16 + 4) * side**2 + (16 + 4) * side**2 for side in (4, 8, 16))
+    macs = 4 * 4 * (6 + 1) + 16 * 16 * (27 * 4 + 3) + convs
+    assert Generator.cost("baseline", 4, 6, 16, classes) == Cost(count_params(G), macs)
     for block in G.ops.values():
         main = F.interpolate(block.bn1(x, label).relu(), scale_factor=2.0)
         main = block.bn2(F.conv2d(main, block.conv1.weight, block.conv1.bias, padding=1), label).relu()
@@ -576,7 +659,7 @@ def test_the_baseline_generator_is_ct_gans(classes: int):
 
 @torch.no_grad()
 def test_the_critic_is_its_definition():
-    D, x, macs = randomised(Critic(6, 3)).eval(), normal(2, 3, 16, 16), [6 + 1]
+    D, x, macs = randomised(Critic(6, 3)).eval(), normal(2, 3, 16, 16), [6 + 1, 3 * (6 + 1)]
 
     def conv(layer: nn.Module, x: Tensor, k: int) -> Tensor:
         out = F.conv2d(x, layer.weight, layer.bias, padding=k // 2)
@@ -592,11 +675,16 @@ def test_the_critic_is_its_definition():
         else:
             x = main + x
     features = x.relu().mean((2, 3))
-    want = (F.linear(features, D.out.weight, D.out.bias)[:, 0], features, F.linear(features, D.classes.weight, D.classes.bias))
+    want = (
+        F.linear(features, D.out.weight, D.out.bias)[:, 0],
+        features,
+        F.linear(features, D.classes.weight, D.classes.bias),
+    )
     found = [out.double() for out in D(normal(2, 3, 16, 16))]
     for a, b in zip(found, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # the outputs are float32
-    assert degas.d_macs(6, 16) == sum(macs)
+    assert Critic.cost(6, 16, 3) == Cost(count_params(D), sum(macs))
+    assert Critic.cost(6, 16).macs == sum(macs) - 3 * (6 + 1)
 
 
 def test_initial_weights_have_ct_gans_scale():
@@ -615,11 +703,13 @@ def test_initial_weights_have_ct_gans_scale():
     assert sqrt(4 / (128 * 16 / 4 + 128 * 16)) == pytest.approx(0.039528, abs=1e-6)
 
 
-# ---- CT-GAN -----------------------------------------------------------------------------------------------------------
+# ---- CT-GAN ----------------------------------------------------------------------------------------------------------
 
 
 def test_fact_22_the_critic():
-    assert [degas.params_of(lambda: Critic(128, classes)) for classes in (0, 10)] == [1_053_825, 1_055_115]  # noqa: B023
+    for classes, want in ((0, 1_053_825), (10, 1_055_115)):
+        assert params_of(lambda: Critic(128, classes)) == Critic.cost(128, 32, classes).params == want  # noqa: B023
+    assert Critic.cost().macs == 272_498_817
     for size in (32, 48):
         D, sides = Critic(), []
         for block in D.blocks:
@@ -676,8 +766,10 @@ def test_fact_24_the_penalty_is_taken_between_the_images_and_reaches_the_weights
     assert D.blocks[0].conv1.weight.grad.abs().max() > 0
 
 
-def test_fact_25_the_learning_rate_falls_to_zero():
-    assert [degas.linear_lr(2e-4, k, 100_000) for k in (0, 50_000, 100_000, 100_001)] == pytest.approx([2e-4, 1e-4, 0, 0])
+def test_the_losses_are_those_of_a_wasserstein_gan():
+    real, fake = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.5, -1.5])
+    assert degas.d_loss(real, fake).item() == pytest.approx(-0.5 - 3.0)
+    assert degas.g_loss(fake).item() == degas.g_loss(fake, real).item() == pytest.approx(0.5)
 
 
 def test_fact_26_bytes_become_intervals():
@@ -693,7 +785,7 @@ def test_fact_26_bytes_become_intervals():
 
 
 def test_fact_27_conditional_batch_norm():
-    plain, conditional, x = degas.BatchNorm(4), degas.BatchNorm(4, classes=3), normal(5, 4, 6, 6).float()
+    plain, conditional, x = degas.BatchNorm(4), degas.BatchNorm(4, 3), normal(5, 4, 6, 6).float()
     y = torch.tensor([0, 1, 2, 0, 1])
     torch.testing.assert_close(conditional(x, y), plain(x))
     assert torch.equal(conditional.running_var, plain.running_var)
@@ -728,26 +820,33 @@ def test_evaluation_takes_the_statistics_it_is_told_and_changes_none(batch_stats
     assert (out.mean().abs().item() < 1e-5) == batch_stats
 
 
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_a_generator_is_told_whence_its_batch_norms_have_their_statistics(statistics: str):
+    G = Generator(FOUND, 4, 6, 16).evaluate_with(statistics)
+    norms = [m for m in G.modules() if isinstance(m, degas.BatchNorm)]
+    assert len(norms) == 1 + 8
+    assert all(m.batch_stats == (statistics == "batch") for m in norms)
+
+
 class Counted:
     """A critic step and a G step on tiny networks, with what the critic sees."""
 
     def __init__(self, labels: bool) -> None:
-        self.classes = 2 if labels else 0
-        images = torch.randint(0, 256, (8, 3, 16, 16), generator=stream(0, "images"), dtype=torch.uint8)
+        classes = 2 if labels else 0
+        self.job = job_of(TINY, random_images(8))
         self.labels = torch.arange(8) % 2 if labels else None
-        self.batches = Batches(images, 4, 0, "cpu")
         torch.manual_seed(0)
-        self.G, self.D = Generator(FOUND, 4, 6, 16, self.classes), Critic(4, self.classes)
-        self.g_opt, self.d_opt = (degas.adam(net, 1e-3, TINY) for net in (self.G, self.D))
+        self.G, self.D = Generator(FOUND, 4, 6, 16, classes), Critic(4, classes)
+        self.nets = gan.pair_of(self.job, self.G, self.D)
         self.seen = []
         forward = self.D.forward
         self.D.forward = lambda x: self.seen.append((self.D.training, len(x))) or forward(x)
 
     def critic(self, batch: int = 0) -> dict[str, Tensor]:
-        return degas.critic_step(TINY, ONE, self.G, self.D, self.d_opt, self.batches, self.labels, batch)
+        return degas.critic_step(self.job, self.nets, self.labels, batch)
 
     def generator(self, step: int = 0) -> dict[str, Tensor]:
-        return degas.generator_step(TINY, ONE, self.G, self.D, self.g_opt, self.classes, step)
+        return degas.generator_step(self.job, self.nets, step)
 
 
 @pytest.mark.parametrize("labels", [False, True])
@@ -792,8 +891,8 @@ def test_the_class_losses_are_those_of_ac_gan(monkeypatch: pytest.MonkeyPatch):
     s, seen, cross_entropy = Counted(True), [], F.cross_entropy
     monkeypatch.setattr(F, "cross_entropy", lambda logits, y: seen.append(y) or cross_entropy(logits, y))
     d, g = s.critic(), s.generator()
-    assert torch.equal(seen[0], s.labels[s.batches.indices(0)])  # of the real images alone, in the first pass
-    assert torch.equal(seen[1], degas.uniform_labels(TINY, ONE, 4, 2, "g", 0))
+    assert torch.equal(seen[0], s.labels[s.job.batches.indices(0)])  # of the real images alone, in the first pass
+    assert torch.equal(seen[1], degas.uniform_labels(s.job, 4, 2, "g", 0))
     assert (degas.D_CLASS, degas.G_CLASS) == (1.0, 0.1)
     assert d["d_class"].item() == pytest.approx(log(2), abs=0.5)
     assert g["g_class"].item() == pytest.approx(0.1 * log(2), abs=0.05)
@@ -813,7 +912,26 @@ def test_steps_are_functions_of_seed_and_step_whatever_was_drawn_before():
     assert same(two(False), two(True))
 
 
-# ---- genotypes from outside ---------------------------------------------------------------------------------------------
+@torch.no_grad()
+def test_evaluations_draw_labels_for_whole_batches_and_grids_have_a_class_a_row():
+    job, G, seen = job_of(TINY, random_images(8)), Generator(FOUND, 4, 6, 16, 3), []
+    G.forward = lambda z, y=None: seen.append(y) or z
+    generate = G.labelled(job)
+    z = normal(100, 6).float()
+    assert torch.equal(generate(z, 7), z)
+    generate(z[:20], 7)
+    generate(z[:64], "grid")
+    whole, part, grid = seen
+    assert torch.equal(whole, degas.uniform_labels(job, 100, 3, "eval", 7))
+    assert torch.equal(part, whole[:20])
+    assert grid.view(8, 8).tolist() == [[row % 3] * 8 for row in range(8)]
+    plain = Generator(FOUND, 4, 6, 16)
+    plain.forward = lambda z, y=None: seen.append(y) or z
+    plain.labelled(job)(z, 7)
+    assert seen[-1] is None
+
+
+# ---- genotypes from outside ------------------------------------------------------------------------------------------
 
 
 def with_inputs(node: str, inputs: object) -> dict:
@@ -824,13 +942,35 @@ def with_inputs(node: str, inputs: object) -> dict:
     ("nodes", "n", "parts"),
     [
         (with_inputs("N1", [["U0", "conv_7x7"]]), 1, ["N1", "conv_7x7", "sep_conv_3x3"]),
-        (with_inputs("N1", [["U0", "deconv_4"]]), 1, ["N1", "unknown op", "deconv_4"]),
-        (with_inputs("U1", [["N1", "conv_3x3"]]), 1, ["U1 from N1", "conv_3x3", "nn_conv_1"]),
-        (with_inputs("U1", [["N1", "none"]]), 1, ["U1 from N1", "none"]),
-        (with_inputs("U1", [["U0", "deconv_4"], ["N1", "deconv_4"]]), 1, ["U1", "direct one, N1"]),
-        (with_inputs("U2", [["N2", "deconv_4"], ["N2", "deconv_4"]]), 1, ["U2", "direct one, N2"]),
-        (with_inputs("U3", [["N3", "deconv_4"], ["U0", "deconv_4"]]), 1, ["U3", "U0", "no input", "U1, U2"]),
-        (with_inputs("U3", [["N3", "deconv_4"], ["U1", "deconv_4"], ["U2", "deconv_4"]]), 1, ["U3", "one or two inputs"]),
+        (with_inputs("N1", [["U0", "deconv_4"]]), 1, ["N1: ['U0', 'deconv_4'] is no input", "[U0, conv_1x1]"]),
+        (with_inputs("N1", [["U0", "conv_1x1"], ["U0", "conv_1x1"]]), 1, ["N1", "no input here; use no second one"]),
+        (with_inputs("U1", [["N1", "conv_3x3"]]), 1, ["U1: ['N1', 'conv_3x3'] is no input", "[N1, nn_conv_1]"]),
+        (with_inputs("U1", [["N1", "none"]]), 1, ["U1: ['N1', 'none'] is no input"]),
+        (
+            with_inputs("U1", [["N1", "deconv_4"], ["U0", "none"]]),
+            1,
+            ["U1: ['U0', 'none'] is no input", "[U0, deconv_4]"],
+        ),
+        (
+            with_inputs("U1", [["U0", "deconv_4"], ["N1", "deconv_4"]]),
+            1,
+            ["U1: ['U0', 'deconv_4'] is no", "[N1, deconv_6]"],
+        ),
+        (
+            with_inputs("U2", [["N2", "deconv_4"], ["N2", "deconv_4"]]),
+            1,
+            ["U2: ['N2', 'deconv_4'] is no", "[U0, deconv_6]"],
+        ),
+        (
+            with_inputs("U3", [["N3", "deconv_4"], ["U0", "deconv_4"]]),
+            1,
+            ["U3: ['U0', 'deconv_4'] is no", "[U2, nn_conv_3]"],
+        ),
+        (
+            with_inputs("U3", [["N3", "deconv_4"], ["U1", "deconv_4"], ["U2", "deconv_4"]]),
+            1,
+            ["U3", "one or two inputs"],
+        ),
         (with_inputs("U3", []), 1, ["U3", "one or two inputs"]),
         (with_inputs("U3", [[["N3"], "deconv_4"]]), 1, ["U3", "no input"]),
         (with_inputs("U3", "N3"), 1, ["U3", "one or two inputs"]),
@@ -838,34 +978,49 @@ def with_inputs(node: str, inputs: object) -> dict:
         ({**FOUND, "N4": []}, 1, ["nodes must be those of n = 1"]),
         (FOUND, 2, ["nodes must be those of n = 2", "N1_2"]),
         (FOUND, "1", ["n is '1'"]),
+        (FOUND, True, ["n is True"]),
+        (FOUND, 9, ["n is 9", "1 to 8"]),
         (7, 1, ["nodes must be those of n = 1", "7"]),
     ],
 )
 def test_a_genotype_that_is_none_is_refused_by_name(nodes: object, n: object, parts: list[str]):
     with pytest.raises(UserError) as e:
-        degas.check_genotype(nodes, n, "there.json")
+        Space(n).check(nodes, "there.json")
     assert all(part in str(e.value) for part in ["there.json", *parts]), e.value
 
 
 def test_small_images_are_means_over_an_area():
-    data = Dataset("x", torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(2, 3, 8, 8).contiguous(), None, "0")
-    small = degas.search_set(replace(TINY, search_size=4), ONE, data)
-    assert small.shape == (2, 3, 4, 4)
-    assert small[0, 0, 0].tolist() == [round(v) for v in (4.5, 6.5, 8.5, 10.5)]  # rounded to even
+    images = (torch.arange(32 * 32) % 251).to(torch.uint8).view(1, 1, 32, 32).expand(2, 3, 32, 32).contiguous()
+    _, s = search_of(replace(TINY, size=32, search_images=2, search_batch=2), images)
+    assert s.images.shape == (2, 3, 16, 16)
+    areas = images[0, 0].double().unfold(0, 2, 2).unfold(1, 2, 2).mean((2, 3))
+    assert s.images[0, 0].tolist() == [[round(v) for v in row] for row in areas.tolist()]  # rounded to even
+
+
+def test_a_search_takes_so_many_images_in_an_order_of_the_seed():
+    images = random_images(12)
+    some, again, other = (search_of(replace(TINY, search_images=5, seed=k), images)[1].images for k in (0, 0, 1))
+    assert torch.equal(some, again)
+    assert not torch.equal(some, other)
+    known = {image.numpy().tobytes() for image in images}
+    assert len({image.numpy().tobytes() for image in some} & known) == 5
 
 
 def test_the_loss_of_the_mean_image():
     images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
     images[2:] = 255
-    assert degas.mean_image_loss(TINY, images, torch.arange(4)).item() == pytest.approx(2.0)  # 1 squared + 1, whole images off
+    _, s = search_of(replace(TINY, search_images=4), images)
+    assert s.mean_loss.item() == pytest.approx(2.0)  # 1 squared + 1, whole images off
 
 
 def test_principal_components_reconstruct_better_than_chance():
     images = degas.quantise(F.interpolate(normal(64, 3, 4, 4).float(), size=16, mode="bilinear"))
-    Z = degas.first_latents(replace(TINY, z_init="pca", z_dim=8), ONE, images)
+    args = replace(TINY, z_init="pca", z_dim=8, search_images=64)
+    _, s = search_of(args, images)
+    Z = s.Z
     torch.manual_seed(5)
-    assert torch.equal(Z, degas.first_latents(replace(TINY, z_init="pca", z_dim=8), ONE, images))
-    flat = degas.scaled(images).flatten(1)
+    assert torch.equal(Z, s.first_latents(args))
+    flat = degas.scaled(s.images).flatten(1)
     flat = flat - flat.mean(0)
     left = flat - Z @ torch.linalg.lstsq(Z, flat).solution
     assert Z.shape == (64, 8)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 import degas
-from common.data import Batches, shapes
-from common.run import Ranks, stream
+from common import gan
+from common.data import shapes
+from common.files import stream
+from common.ranks import Ranks
 from tests.runs import flags, start
 
 CPU = torch.device("cpu")
@@ -23,8 +25,8 @@ pytestmark = [
     pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
 ARGS = degas.Args(
-    size=32, search_size=32, lap_levels=3, w_lr=0.3, search_ch=16, g_ch=16, d_ch=16,
-    z_dim=16, search_batch=8, g_batch=8, d_batch=8,
+    size=32, search_size=32, search_images=16, lap_levels=3, w_lr=0.3, search_ch=16, g_ch=16, d_ch=16,
+    z_dim=16, search_batch=8, g_batch=8, d_batch=8, g_lr=1e-3, d_lr=1e-3,
 )  # fmt: skip
 
 
@@ -32,7 +34,8 @@ ARGS = degas.Args(
 def same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 without TF32, and every random number from the CPU, whose generators no GPU can repeat; no dropout."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(degas, "stream", lambda *name, device="cpu": stream(*name))
+    for module in (degas, gan):
+        monkeypatch.setattr(module, "stream", lambda *name, device="cpu": stream(*name))
     for name in ("rand", "randn", "randint", "randperm"):
         draw = getattr(torch, name)
         monkeypatch.setattr(torch, name, lambda *a, device="cpu", draw=draw, **how: draw(*a, **how).to(device))
@@ -41,30 +44,23 @@ def same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def step(device: torch.device, kind: str, **how: bool) -> tuple[Tensor, Tensor]:
     """The loss, and the gradient of what the step trains, on the CPU."""
-    args, ranks, images = replace(ARGS, **how), Ranks(device), shapes(16).images
+    args = replace(ARGS, **how)
+    job = gan.Job(args, Ranks(device), None, shapes(16))
     if kind in ("zw", "alpha"):
-        net = degas.build(args, ranks, lambda: degas.SuperG(16, 16, 32), "net")
-        alpha, pictures = degas.make_alpha(args, ranks, 1.0), images.to(device)
-        Z, i = degas.first_latents(args, ranks, pictures), torch.arange(8, device=device)
-        if kind == "zw":
-            optimizer = torch.optim.SGD(net.parameters(), 0.3)
-            loss = degas.zw_step(args, ranks, net, alpha, optimizer, Z, pictures, i, 0.3)
-        else:
-            optimizer = torch.optim.Adam(alpha.parameters())
-            loss = degas.alpha_step(args, ranks, net, alpha, optimizer, Z, pictures, i)
-        trained = net if kind == "zw" else alpha
+        s, i = degas.Search(job), torch.arange(8, device=device)
+        s.alpha = degas.Alpha(args.space, args.seed, 1.0).to(device)
+        s.w_opt = torch.optim.SGD(s.net.parameters(), 0.3)
+        s.a_opt = torch.optim.Adam(s.alpha.parameters())
+        loss = degas.zw_step(job, s, i, 0.3) if kind == "zw" else degas.alpha_step(job, s, i)
+        trained = s.net if kind == "zw" else s.alpha
     else:
-        G = degas.build(args, ranks, lambda: degas.Generator("baseline", 16, 16, 32), "G")
-        D = degas.build(args, ranks, lambda: degas.Critic(16), "D")
+        G = gan.seeded(job, lambda: degas.Generator("baseline", 16, 16, 32), "G")
+        D = gan.seeded(job, lambda: degas.Critic(16), "D")
         if args.compile:
             G.compile()
             D.compile()
-        trained = D if kind == "critic" else G
-        optimizer = degas.adam(trained, 1e-3, args)
-        if kind == "critic":
-            parts = degas.critic_step(args, ranks, G, D, optimizer, Batches(images, 8, 0, device), None, 0)
-        else:
-            parts = degas.generator_step(args, ranks, G, D, optimizer, 0, 0)
+        trained, nets = D if kind == "critic" else G, gan.pair_of(job, G, D)
+        parts = degas.critic_step(job, nets, None, 0) if kind == "critic" else degas.generator_step(job, nets, 0)
         loss = sum(parts.values())
     assert all(p.dtype == torch.float32 for p in trained.parameters())
     return loss.cpu(), torch.cat([p.grad.flatten().cpu() for p in trained.parameters() if p.grad is not None])
@@ -100,7 +96,14 @@ def test_a_compiled_step_is_that_of_eager(kind: str) -> None:
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     small = {"search_ch": 8, "search_epochs": 1, "epoch_batches": 4, "g_ch": 8, "d_ch": 8, "iters": 4, "eval_n": 100}
-    values = {**degas.PRESETS["smoke"], **small, "device": DEVICE.type, "data_dir": tmp_path, "conditional": True, "amp": True}
+    values = {
+        **degas.PRESETS["smoke"],
+        **small,
+        "device": DEVICE.type,
+        "data_dir": tmp_path,
+        "conditional": True,
+        "amp": True,
+    }
     run = start(degas, values, tmp_path / "runs")
     assert (run / "result.json").exists()
     assert flags({"device": DEVICE.type})[1] in (run / "config.json").read_text()

@@ -12,8 +12,10 @@ import torch
 
 import common.data
 import degas
+from common.cells import count_params
+from common.cli import cli
 from common.data import Dataset, shapes
-from common.run import UserError, cli
+from common.files import UserError
 from tests.runs import (
     ROOT,
     assert_equal,
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("quick_compact", "few_reconstructions")
 def few_reconstructions() -> Iterator[None]:
     """32 watched images in place of 256: as many as a picture shows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(degas, "FIXED", 32)
+        patch.setattr(degas, "WATCHED", 32)
         yield
 
 
@@ -65,6 +67,11 @@ def labelled(tiny: dict, quick_compact: None, tmp_path_factory: pytest.TempPathF
 
 def read(run: Path, name: str) -> dict:
     return json.loads((run / name).read_text())
+
+
+def given(file: Path) -> degas.Genotype:
+    """The genotype that --genotype reads from a file."""
+    return degas.first_state(degas.Args(genotype=str(file)), None).G
 
 
 # ---- what a run leaves ------------------------------------------------------------
@@ -101,12 +108,12 @@ def test_run_directory_has_every_file_of_the_contract(whole: Path) -> None:
 def test_search_rows_show_how_alpha_stands(whole: Path) -> None:
     found = rows(whole, "search.jsonl")
     assert [(r["step"], r["epoch"]) for r in found] == [(0, 0), (3, 1), (6, 2)]
-    names = [f"{c.stage}/{c.name}" for c in degas.connections(1)]
+    names = [f"{c.stage}/{c.name}" for c in degas.Space().connections]
     for row in found:
         shares, entropy = row["probabilities"]["G"], row["entropy"]["G"]
         assert list(shares) == list(entropy) == names
         assert all(sum(p.values()) == pytest.approx(1) for p in shares.values())
-        assert list(shares["1/U0->U1"]) == ["none", *degas.UP]
+        assert list(shares["1/U0->U1"]) == ["none", *degas.OPS_UP]
         assert len(shares["1/U0->N1"]) == 9
         ops = [op for stage in row["genotype"]["G"] for op in stage]
         assert row["counts"]["skip"] == ops.count("skip_connect")
@@ -124,11 +131,14 @@ def test_search_rows_show_how_alpha_stands(whole: Path) -> None:
 def test_the_genotype_of_a_run_is_what_pruning_makes_of_its_alpha(whole: Path, tiny: dict) -> None:
     saved, result = read(whole, "genotype.json"), read(whole, "result.json")
     assert saved["nodes"] == result["genotype"]["nodes"]
-    assert saved["G"] == rows(whole, "search.jsonl")[-1]["genotype"]["G"] == degas.rows_of(saved["nodes"])
-    genotype = degas.named(str(whole / "genotype.json"))
-    G = degas.Generator(genotype, 4, 6, 16)
-    assert saved["params"]["G"] == degas.count_params(G)
-    assert load(whole, "weights.pt")["genotype"] == genotype
+    genotype = given(whole / "genotype.json")
+    args = degas.Args(g_ch=4, z_dim=6, size=16)
+    assert (
+        saved["G"] == rows(whole, "search.jsonl")[-1]["genotype"]["G"] == degas.genotype_json(args, genotype, {})["G"]
+    )
+    assert saved["params"]["G"] == count_params(degas.Generator(genotype, 4, 6, 16))
+    weights = load(whole, "weights.pt")
+    assert (weights["method"], weights["genotype"], weights["classes"]) == ("degas", genotype, 0)
 
 
 def test_a_search_shows_reconstructions_below_their_targets_and_keeps_the_latents(
@@ -137,7 +147,7 @@ def test_a_search_shows_reconstructions_below_their_targets_and_keeps_the_latent
     pictures = []
     monkeypatch.setattr(degas.Run, "samples", lambda _run, step, images: pictures.append(images))
     run = start(degas, tiny, tmp_path, phase="search", search_epochs=1, save_minutes=0)
-    latents = load(run, "checkpoint.pt")["latents"]
+    latents = load(run, "checkpoint.pt")["parts"]["latents"]
     assert latents.shape == (64, 6)
     assert (latents.norm(dim=1) <= 1 + 1e-6).all()
     with np.load(tiny["dataset"]) as npz:
@@ -150,14 +160,14 @@ def test_a_search_shows_reconstructions_below_their_targets_and_keeps_the_latent
     assert not (made == targets).any(dim=(1, 2, 3)).all()
 
 
-@pytest.mark.parametrize("mean_image", [0.01, slow(99.0)])
+@pytest.mark.parametrize("share", [0.01, slow(99.0)])
 def test_a_search_that_never_left_the_mean_image_says_so_before_it_prunes(
-    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mean_image: float
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    monkeypatch.setattr(degas, "mean_image_loss", lambda *_: torch.tensor(mean_image))
+    monkeypatch.setattr(degas, "LEFT_MEAN", share)
     run = start(degas, tiny, tmp_path, phase="search", search_epochs=1, epoch_batches=1)
     log = (run / "log.txt").read_text()
-    assert ("WARNING: the reconstruction loss" in log) == (mean_image == 0.01)
+    assert ("WARNING: the reconstruction loss" in log) == (share == 0.01)
     assert log.find("WARNING") < log.index("found: ")
     assert read(run, "result.json")["genotype"]["nodes"]
 
@@ -181,25 +191,29 @@ def test_fact_25_five_critic_steps_and_one_g_step_but_in_the_first_iteration(
     calls, rates, passes = [], [], []
     critic, generator, dropout = degas.critic_step, degas.generator_step, torch.nn.functional.dropout
 
-    def critic_step(*args: object) -> dict:
+    def critic_step(job: object, nets: object, *args: object) -> dict:
         calls.append("D")
-        rates.append(args[4].param_groups[0]["lr"])
-        return critic(*args)
+        rates.append((nets.g_opt.param_groups[0]["lr"], nets.d_opt.param_groups[0]["lr"]))
+        return critic(job, nets, *args)
 
     monkeypatch.setattr(degas, "critic_step", critic_step)
     monkeypatch.setattr(degas, "generator_step", lambda *args: calls.append("G") or generator(*args))
-    monkeypatch.setattr(degas.F, "dropout", lambda x, p, training: passes.append((p, training)) or dropout(x, p, training))
+    monkeypatch.setattr(
+        degas.F, "dropout", lambda x, p, training: passes.append((p, training)) or dropout(x, p, training)
+    )
     run = start(degas, tiny, tmp_path, genotype="baseline", n_critic=5, iters=4, d_lr=1e-3)
     assert "".join(calls) == "DDDDD" + "GDDDDD" * 3
     assert passes == [(p, True) for p in (0.0, 0.2, 0.5, 0.5)] * (2 * 20 + 3)  # critic: images, penalty; G's step: one
-    assert rates[::5] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    assert [d for _, d in rates[::5]] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    assert [g for g, _ in rates[::5]] == pytest.approx([2e-4, 1.5e-4, 1e-4, 0.5e-4])
+    assert [r["lr/g"] for r in rows(run, "metrics.jsonl") if "lr/g" in r] == pytest.approx([1.5e-4, 1e-4, 0.5e-4])
     assert read(run, "status.json")["step"] == 3
     assert read(run, "result.json")["genotype"]["nodes"] == "baseline"
 
 
 def test_genotype_of_a_run_is_trained_without_a_search(tiny: dict, whole: Path, tmp_path: Path) -> None:
     run = start(degas, tiny, tmp_path, genotype=str(whole / "genotype.json"), iters=2)
-    assert load(run, "weights.pt")["genotype"] == degas.named(str(whole / "genotype.json"))
+    assert load(run, "weights.pt")["genotype"] == given(whole / "genotype.json")
     assert read(run, "genotype.json")["nodes"] == read(whole, "genotype.json")["nodes"]
     assert not (run / "search.jsonl").exists()
 
@@ -224,10 +238,13 @@ def test_a_training_with_labels_logs_what_the_critic_recognises(labelled: Path) 
 @pytest.mark.parametrize(
     "flags",
     [
-        slow({"n": 2, "alpha_data": "val", "prune_score": "softmax"}),
+        slow({"n": 2, "prune_score": "softmax"}),
         slow({"search_size": 16, "size": 32, "normal_ops": "7"}),
-        *(slow({"search_size": 32, "size": 48}), slow({"z_init": "pca", "z_grad": "batch"}), slow({"alpha_data": "same"})),
-        *(slow({"loss_reduction": "sum", "w_lr": 1e-5, "lap_levels": 1}), slow({"search_images": 16, "search_batch": 16})),
+        *(slow({"search_size": 32, "size": 48}), slow({"z_init": "pca", "z_grad": "batch"})),
+        *(
+            slow({"loss_reduction": "sum", "w_lr": 1e-5, "lap_levels": 1}),
+            slow({"search_images": 16, "search_batch": 16}),
+        ),
         *(slow({"genotype": "baseline", "conditional": True, "size": 48}), slow({"amp": True, "ema": 0.9})),
         *(slow({"eval_bn": "running", "random_arch": True}), slow({"n": 3, "random_arch": True})),
     ],
@@ -255,14 +272,14 @@ def test_one_seed_is_one_run_and_another_seed_is_another(tiny: dict, whole: Path
 
 def test_evaluation_and_samples_do_not_change_training(tiny: dict, whole: Path, tmp_path: Path) -> None:
     run = start(degas, tiny, tmp_path, eval_every=1, sample_every=1, log_every=3)
-    assert_equal(load(run, "checkpoint.pt")["nets"], load(whole, "checkpoint.pt")["nets"])
+    assert_equal(load(run, "checkpoint.pt")["parts"], load(whole, "checkpoint.pt")["parts"])
     assert_equal(load(run, "weights.pt")["G"], load(whole, "weights.pt")["G"])
 
 
 @pytest.mark.slow
 def test_counting_recognised_classes_does_not_change_training(tiny: dict, labelled: Path, tmp_path: Path) -> None:
     run = start(degas, tiny, tmp_path, conditional=True, random_arch=True, log_every=100)
-    assert_equal(load(run, "checkpoint.pt")["nets"], load(labelled, "checkpoint.pt")["nets"])
+    assert_equal(load(run, "checkpoint.pt")["parts"], load(labelled, "checkpoint.pt")["parts"])
 
 
 # ---- stop and resume ------------------------------------------------------------
@@ -290,18 +307,20 @@ def test_stopped_in_any_phase_and_resumed_equals_undisturbed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [{"alpha_data": "val", "z_init": "pca"}, {"ema": 0.9, "n": 2}], ids=str)
+@pytest.mark.parametrize("how", [{"z_init": "pca"}, {"ema": 0.9, "n": 2}], ids=str)
 def test_resumed_variants_equal_undisturbed(tiny: dict, tmp_path: Path, monkeypatch, how: dict) -> None:
     alone = start(degas, {**tiny, **how}, tmp_path / "alone")
     assert_same_run(alone, stop_and_resume(degas, {**tiny, **how}, tmp_path / "stopped", monkeypatch, "search", 3))
 
 
 @pytest.mark.slow
-def test_a_resumed_training_with_labels_equals_undisturbed(tiny: dict, labelled: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_resumed_training_with_labels_equals_undisturbed(
+    tiny: dict, labelled: Path, tmp_path: Path, monkeypatch
+) -> None:
     how = {**tiny, "conditional": True, "random_arch": True}
     run = stop_and_resume(degas, how, tmp_path, monkeypatch, "training", 4)
     assert rows(run, "metrics.jsonl") == rows(labelled, "metrics.jsonl")
-    assert_equal(load(run, "checkpoint.pt")["nets"], load(labelled, "checkpoint.pt")["nets"])
+    assert_equal(load(run, "checkpoint.pt")["parts"], load(labelled, "checkpoint.pt")["parts"])
 
 
 def test_a_changed_flag_is_refused_on_resume(whole: Path, capsys: pytest.CaptureFixture) -> None:
@@ -344,7 +363,6 @@ def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--lap-levels", "5"], ["--lap-levels 5", "16 px"]),
         (["--search-images", "20000"], ["--search-images 20000", "300"]),
         (["--search-images", "8"], ["--search-batch 32", "8 images"]),
-        (["--alpha-data", "val", "--search-images", "32"], ["--search-batch 32", "16 images"]),
         (["--z-init", "pca", "--z-dim", "200"], ["--z-init pca", "--z-dim 200"]),
         (["--d-batch", "20000"], ["--d-batch", "20000"]),
         (["--iters", "1"], ["--iters", "greater than or equal to 2"]),
@@ -401,25 +419,62 @@ def test_bad_genotype_files_are_refused(capsys, few_shapes: None, tmp_path: Path
     assert all(part in line for part in [*parts, "g.json"]), line
 
 
-@pytest.mark.parametrize("change", [{"hello": 1}, {"g_ch": "x"}, {"genotype": {"N1": 3}}, {"genotype": 3}, {"G": {}}], ids=str)
-def test_weights_of_another_network_are_refused(capsys, few_shapes: None, whole: Path, tmp_path: Path, change: dict) -> None:
+@pytest.mark.parametrize(
+    "change", [{"hello": 1}, {"g_ch": "x"}, {"genotype": {"N1": 3}}, {"genotype": 3}, {"G": {}}], ids=str
+)
+def test_weights_of_another_network_are_refused(
+    capsys, few_shapes: None, whole: Path, tmp_path: Path, change: dict
+) -> None:
     torch.save(change if "hello" in change else load(whole, "weights.pt") | change, tmp_path / "w.pt")
-    line = refused(degas, capsys, tmp_path, [*SMOKE, "--phase", "eval", "--weights", str(tmp_path / "w.pt"), "--size", "16"])
+    line = refused(
+        degas, capsys, tmp_path, [*SMOKE, "--phase", "eval", "--weights", str(tmp_path / "w.pt"), "--size", "16"]
+    )
     assert "w.pt" in line
 
 
 # ---- the command line ------------------------------------------------------------
 
 
-def test_dry_run_makes_nothing_and_tells_latents_supernet_and_price(capsys, tmp_path: Path) -> None:
+def test_dry_run_makes_nothing_and_tells_sizes_and_price(capsys, tmp_path: Path) -> None:
     words = ["--dataset", "shapes", "--evaluator", "compact", "--dry-run"]
     assert command(degas, [*words, "--runs-dir", str(tmp_path / "r"), "--data-dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "supernet of 9,224,835 parameters 110.7 MB" in text
-    assert "latent table 10,000 x 128 5.1 MB" in text
     assert "7,850 (search) + 99,999 (train) G updates" in text
     assert "PFLOP" in text
+    assert "\nG, were it CT-GAN's: 1,204,483 parameters, 422,704,128 multiply-adds an image\n" in text
+    assert "\nD: 1,053,825 parameters, 272,498,817 multiply-adds an image\n" in text
+    assert "\nsupernet: 9,224,835 parameters, 1,389,188,096 multiply-adds an image\n" in text
+    assert "\nlatents of 10,000 images: 1,280,000 parameters\n" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_a_given_genotype_tells_its_own_sizes(capsys, whole: Path, tmp_path: Path) -> None:
+    words = ["--dataset", "shapes", "--evaluator", "compact", "--dry-run", "--conditional"]
+    assert command(degas, [*words, "--genotype", str(whole / "genotype.json"), "--data-dir", str(tmp_path)]) == 0
+    text, cost = capsys.readouterr().out, degas.Generator.cost(given(whole / "genotype.json"), classes=10)
+    assert f"\nG: {cost.params:,} parameters, {cost.macs:,} multiply-adds an image\n" in text
+    assert "\nD: 1,055,115 parameters" in text
+    assert f"\ngenotype: {read(whole, 'genotype.json')['text']}\n" in text
+    assert "supernet" not in text
+
+
+def test_the_plan_counts_each_stage_and_what_an_update_costs() -> None:
+    args = degas.Args(
+        dataset="x", evaluator="compact", size=16, search_size=16, search_images=64, search_batch=32, search_epochs=2,
+        search_ch=4, g_ch=4, d_ch=4, z_dim=6, g_batch=4, d_batch=8, n_critic=2, iters=7, eval_n=30, eval_every=1,
+        epoch_batches=4,
+    )  # fmt: skip
+    data = Dataset("x", torch.zeros(64, 3, 16, 16, dtype=torch.uint8), None, "0")
+    job = degas.Job(args, degas.start_ranks("cpu"), None, data)
+    costs = degas.costs_of(args, degas.State())
+    supernet = degas.SuperG.cost(degas.Space(), 4, 6, 16)
+    g, d = degas.Generator.cost("baseline", 4, 6, 16), degas.Critic.cost(4, 16)
+    assert list(costs.values())[:3] == [g, d, supernet]
+    search, train = degas.plan_of(job, costs)
+    assert search == ("search", 2 * 4, 6 * 32 * supernet.macs)
+    step = 2 * 8 * (g.macs + 15 * d.macs) + 4 * (3 * g.macs + 2 * d.macs)
+    assert train[:2] == ("train", 6)
+    assert train[2] == pytest.approx(step + 5 * 30 * g.macs / 6)  # the untrained G, three times in training, the end
 
 
 def test_the_sizes_of_the_data_sets() -> None:
@@ -443,7 +498,7 @@ def test_the_sizes_of_the_data_sets() -> None:
 
 @pytest.mark.slow
 def test_two_processes_search_and_train_as_one(tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(degas, "FIXED", 256)  # what the processes have
+    monkeypatch.setattr(degas, "WATCHED", 256)  # what the processes have
     alone = start(degas, tiny, tmp_path / "alone")
     done = torchrun(degas, flags({**tiny, "runs_dir": tmp_path}))
     assert done.returncode == 0, done.stderr
