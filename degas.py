@@ -1099,12 +1099,11 @@ def main(args: Args) -> dict | None:
     ranks = start_ranks(args.device)
     check(args, ranks.world)
     evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is=args.wants_is)
-    size = args.size or (48 if args.dataset == "stl10" else 32)
-    data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, size))
+    data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))
     evaluator.use(data)
-    trained = None
+    args, trained = replace(args, size=data.images.shape[-1]), None
     if args.phase == "eval":
-        args, trained = gan.load_weights(replace(args, size=size), ranks.device, Generator.saved)
+        args, trained = gan.load_weights(args, ranks.device, Generator.saved)
     else:
         args = resolve(args, data)
     job = Job(args, ranks, evaluator, data, eval_bn=args.eval_bn, to_bytes=quantise)

@@ -46,14 +46,14 @@ class Dataset:
 def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
     """Load `shapes`, `cifar10`, `stl10` (train + unlabeled), `celeba` (train), or the path of a folder, .zip or .npz.
 
-    size: side in pixels, 0 = the data set's own (SIZES; 32 for a path). Images of another size: shorter side resized
-    (bilinear, antialiased), centre-cropped; alpha is dropped. Class sub-folders become labels in sorted order, a lone
-    top folder does not. Downloads go to data_dir; of several processes let one come first.
-    Raises UserError for what is not there or not readable.
+    size: side in pixels, 0 = the data set's own (SIZES; of a path the shorter side of its images, all of one size).
+    Images of another size: shorter side resized (bilinear, antialiased), centre-cropped; alpha is dropped. Class
+    sub-folders become labels in sorted order, a lone top folder does not. Downloads go to data_dir; of several
+    processes let one come first. UserError: not there, not readable, or without a side that networks can make.
     """
     if size and (size < 16 or size % 8):
         raise UserError(f"image size {size}: must be a multiple of 8, at least 16 (0: the data set's own)")
-    size = size or SIZES.get(name, 32)
+    size = size or SIZES.get(name, 0)
     if name == "shapes":
         return shapes(size=size)
     if name in SIZES:
@@ -162,9 +162,8 @@ def _image_files(
     files = sorted(f for f in seen if f.suffix.lower() in FORMATS)
     if not files:
         raise UserError(f"{path}: no image in it; {' '.join(FORMATS)} are read")
-    images, sizes = np.empty((len(files), 3, size, size), np.uint8), set()
 
-    def work(i: int) -> None:
+    def decode(i: int) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(read(files[i])), formats=tuple(FORMATS.values()))
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -173,12 +172,23 @@ def _image_files(
                 )
             if image.mode[0] in "IF":  # Pillow would clip these, not scale them
                 raise ValueError("more than 8 bits a channel, save it with 8")
-            image = ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
         except Exception as error:  # foreign bytes: Pillow's and zipfile's parsers raise all kinds
             raise UserError(
                 f"{path}: {files[i]}: not readable as an image ({_line(error)}); mend or remove it"
             ) from error
+
+    own = size == 0
+    size, sizes = size or _own_size(path, *decode(0).size), set()
+    images = np.empty((len(files), 3, size, size), np.uint8)
+
+    def work(i: int) -> None:
+        image = decode(i)
         sizes.add(image.size)
+        if own and len(sizes) > 1:
+            raise UserError(
+                f"{path}: its images are of several sizes, {_range(sizes)}; give one with --size, say --size 32"
+            )
         image = image.crop(_square(*image.size)).resize((size, size), Image.Resampling.BILINEAR)
         images[i] = np.asarray(image).transpose(2, 0, 1)
 
@@ -215,7 +225,7 @@ def _npz(path: Path, size: int) -> Dataset:
         if labels.min() < -1 or labels.max() >= 2**31:
             raise UserError(f"{path}: labels are {labels.min()} to {labels.max()}, must be 0, 1, ... or -1 for none")
         labels = torch.from_numpy(labels.astype(np.int64))
-    tensor, note = _resize(images, size)
+    tensor, note = _resize(images, size, path)
     return _dataset(path.stem, tensor, labels, note)
 
 
@@ -225,9 +235,10 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or repr(error)
 
 
-def _resize(array: np.ndarray, size: int) -> tuple[torch.Tensor, str]:
-    """Fit images that are one array. array: uint8 (N, H, W, 3) -> uint8 (N, 3, size, size) and the note."""
+def _resize(array: np.ndarray, size: int, path: Path | str = "") -> tuple[torch.Tensor, str]:
+    """Fit images that are one array: uint8 (N, H, W, 3) -> uint8 (N, 3, size, size) and the note. size 0: their own."""
     n, h, w, _ = array.shape
+    size = size or _own_size(path, w, h)
     left, top, right, bottom = _square(w, h)
     images = torch.from_numpy(array[:, top:bottom, left:right]).permute(0, 3, 1, 2)
     if (h, w) != (size, size):  # in parts: some CPUs have no uint8 kernel and would make a float copy of it all
@@ -242,12 +253,26 @@ def _square(w: int, h: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
+def _own_size(path: Path | str, w: int, h: int) -> int:
+    """The shorter side of a data set's images, for --size 0. UserError: no network here makes such images."""
+    side = min(w, h)
+    if side < 16 or side % 8:
+        near = max(16, side // 8 * 8)
+        raise UserError(f"{path}: images of {w}x{h}; a side must be a multiple of 8, at least 16: say --size {near}")
+    return side
+
+
+def _range(sizes: set[tuple[int, int]]) -> str:
+    """The smallest and the largest (width, height)."""
+    low, high = (f"{w}x{h}" for w, h in (min(sizes, key=math.prod), max(sizes, key=math.prod)))
+    return f"{low} .. {high}"
+
+
 def _note(n: int, sizes: set[tuple[int, int]], size: int) -> str:
     """Say what resizing did. sizes: the (width, height) that occurred."""
     if sizes == {(size, size)}:
         return ""
-    low, high = (f"{w}x{h}" for w, h in (min(sizes, key=math.prod), max(sizes, key=math.prod)))
-    was = low if len(sizes) == 1 else f"mixed size ({low} .. {high})"
+    was = "{}x{}".format(*next(iter(sizes))) if len(sizes) == 1 else f"mixed size ({_range(sizes)})"
     return f"{n} images of {was}: shorter side resized to {size} px, centre-cropped"
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from common.data import SHAPES, Batches, Dataset, load_dataset, shapes
+from common.files import UserError
 
 ROOT = Path(__file__).parent.parent
 REAL = Path(os.environ.get("GAN_NAS_DATA", ROOT.parent / "shared" / "data"))
@@ -256,10 +257,40 @@ def test_images_of_mixed_size_are_resized_and_cropped(tmp_path: Path):
     wide.paste((0, 0, 200), (32, 0, 64, 32))
     wide.resize((192, 64), Image.Resampling.NEAREST).save(tmp_path / "1.png")
     write(tmp_path, {"2.png": png(4, (24, 24)), "3.png": png(4, (32, 32))})
-    data = load(tmp_path)
+    data = load(tmp_path, 32)
     assert data.note == "3 images of mixed size (24x24 .. 192x64): shorter side resized to 32 px, centre-cropped"
     assert data.images[0].float().mean((1, 2)).tolist() == [0, 0, 200]
     assert load(tmp_path, 64).images.shape == (3, 3, 64, 64)
+
+
+@pytest.mark.parametrize(("shape", "own"), [((64, 64), 64), ((48, 80), 48), ((16, 16), 16)])
+def test_without_a_size_images_keep_their_own(shape: tuple[int, int], own: int, tmp_path: Path):
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    np.savez(tmp_path / "x.npz", images=images)
+    files, array = load(tmp_path), load(tmp_path / "x.npz")
+    assert files.images.shape == array.images.shape == (3, 3, own, own)
+    assert torch.equal(files.images, array.images)
+    cut = (shape[1] - own) // 2
+    assert np.array_equal(array.images.permute(0, 2, 3, 1), images[:, :, cut : cut + own])
+
+
+@pytest.mark.parametrize("side", [8, 30, 15, 36])
+def test_an_own_size_that_no_network_makes_is_refused_and_one_is_named(side: int, tmp_path: Path):
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, side, side, 3), np.uint8))
+    write(tmp_path, {f"{i}.png": png(i, (side, side)) for i in range(3)})
+    for path in (tmp_path, tmp_path / "x.npz"):
+        with pytest.raises(UserError, match=rf"{side}x{side}.*--size (\d+)") as refusal:
+            load(path)
+        named = int(re.search(r"--size (\d+)", str(refusal.value))[1])
+        assert load(path, named).images.shape[-1] == named
+
+
+def test_images_of_several_sizes_need_a_size(tmp_path: Path):
+    write(tmp_path, {f"{i}.png": png(i, (32, 32)) for i in range(20)} | {"a.png": png(0, (48, 32))})
+    with pytest.raises(UserError, match=r"32x32 \.\. 48x32.*--size"):
+        load(tmp_path)
 
 
 # Arrays
@@ -298,7 +329,7 @@ def test_arrays_and_files_are_resized_alike(shape: tuple[int, int], tmp_path: Pa
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     np.savez(tmp_path / "x.npz", images=images)
-    files, array = load(tmp_path), load(tmp_path / "x.npz")
+    files, array = load(tmp_path, 32), load(tmp_path / "x.npz", 32)
     assert (files.images.int() - array.images.int()).abs().max() <= 1
     assert array.note == f"3 images of {shape[1]}x{shape[0]}: shorter side resized to 32 px, centre-cropped"
 
