@@ -102,7 +102,7 @@ class Args(CommonArgs):
     train_epochs: int = opt(600, "Epochs of training from scratch. [authors' code; paper 500]", "Train", min=1)
     g_ch: int = opt(256, "Channels of G; STL-10: 270. [authors' code]")
     g_params: float = opt(0.0, "Parameters to fit --g-ch to; 0: off. [paper §4.2.3]", "Train", min=0, max=1e9)
-    z_dim: int = opt(120, "[authors' code]", min=2)
+    z_dim: int = opt(120, "Latent size, in equal parts. [authors' code]", "Train", min=2)
     chunks: int = opt(0, "Parts of the latent, one a cell; 0: 3, at 48 px 2. [authors' code]", "Train", min=0, max=3)
     g_batch: int = opt(80, "Latents of a G step, STL-10: 256. [authors' code; paper 40]")
     d_batch: int = opt(40, "Real images of a D step, STL-10: 128. [authors' code; paper 20]")

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from common.metrics import Compact, Inception, frechet_distance, matrix_root
 from common.files import stream
+from common.metrics import Compact, Inception, frechet_distance, matrix_root
 
 
 def seconds(work: Callable[[], object], device: str, repeat: int = 3) -> float:

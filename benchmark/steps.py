@@ -1,9 +1,9 @@
-"""Measure the methods' own loops: training and search steps a second, and peak memory, at the papers' widths unless told.
+"""Measure the methods' own loops: G updates a second and peak memory, at the papers' widths unless told otherwise.
 
 python -m benchmark.steps [METHOD ...]     prints a Markdown table, a line as soon as it is measured
 
-A row is what the script does with these flags: its `main` runs, on the built-in images, with a stopwatch in place of the run
-directory and without scoring.
+A row is what the script does with these flags: its `main` runs, on the built-in images, with a stopwatch in place of
+the run directory and without scoring.
 """
 
 import argparse
@@ -49,9 +49,9 @@ class Measured(BaseException):
 
 
 def stopwatch(device: torch.device, seconds: float, rates: list[float]) -> Callable[..., None]:
-    """A stand-in for Run.tick, which every loop calls with its G updates: steps a second of REPEATS stretches into `rates`.
+    """A stand-in for Run.tick, which every loop calls: G updates a second of REPEATS stretches go into `rates`.
 
-    The stretches take `seconds` together; before them, half as long and three steps at least warm up (compile, meet all ops).
+    The stretches take `seconds` together; before them half as long, and three steps at least, warm up.
     """
     since, per_stretch = [], 0
 
@@ -127,7 +127,9 @@ def main() -> None:
                 rate = f"{median(rates):.3g} ({min(rates):.3g}-{max(rates):.3g})"
                 memory = f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f}" if cuda else "-"
                 cells = (method, row, way, rate, memory)
-                print("| " + " | ".join(f"{text:{w}}" for text, w in zip(cells, widths, strict=True)) + " |", flush=True)
+                print(
+                    "| " + " | ".join(f"{text:{w}}" for text, w in zip(cells, widths, strict=True)) + " |", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -179,7 +179,9 @@ def logs(folder: Path) -> None:
     )
     opened, memory = [], []
     for _ in range(5):
-        out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        out = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
         opened.append(float(out[0]))
         memory.append(float(out[1]))
     report(f"open a log of {file.stat().st_size / 1e6:.0f} MB, waited", 0.3, statistics.median(opened), "s")
@@ -290,7 +292,9 @@ while True:
         before, began, seen = terminal.cpu(), time.perf_counter(), len(terminal.data)
         terminal.read(20)
         seconds = time.perf_counter() - began
-        report("10 runs x 20 rows a second, all shown: load", 8, 100 * (terminal.cpu() - before) / seconds, "% of a core")
+        report(
+            "10 runs x 20 rows a second, all shown: load", 8, 100 * (terminal.cpu() - before) / seconds, "% of a core"
+        )
         report("what that sends to the terminal", 10, (len(terminal.data) - seen) / seconds / 1000, "kB/s")
         terminal.close()
     finally:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial, reduce
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,7 +203,7 @@ def params_and_macs(**costs: Cost) -> dict[str, dict[str, int]]:
     return {what: {name: getattr(cost, what) for name, cost in costs.items()} for what in ("params", "macs")}
 
 
-@cache
+@lru_cache(1024)
 def op_cost(make: Callable[[int], nn.Module], ch: int, side: int) -> Cost:
     """Of one op at a width, with an output of side x side pixels; the op itself states its multiply-adds: `macs(side)`.
 

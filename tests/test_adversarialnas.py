@@ -36,9 +36,7 @@ ONE = Ranks(torch.device("cpu"))
 PAPER_G = named("adversarialnas-g", G_SPACE, PUBLISHED)
 ANIMATION_D = named("animation-d", D_SPACE, PUBLISHED)
 PAPER = replace(Args(), size=32, chunks=3)
-TINY = replace(
-    PAPER, size=16, z_dim=6, search_g_ch=4, search_d_ch=4, g_ch=4, d_ch=4, search_batch=4, g_batch=4, d_batch=4
-)
+TINY = replace(PAPER, size=16, z_dim=6, search_g_ch=4, search_d_ch=4, g_ch=4, d_ch=4, search_batch=4, g_batch=4, d_batch=4)
 WINDOW = {"conv_1x1": (0, 1), "conv_3x3": (1, 1), "conv_5x5": (2, 1), "dil_conv_3x3": (2, 2), "dil_conv_5x5": (4, 2)}
 IMAGES = (normal(16, 3, 16, 16) * 50 + 128).clamp(0, 255).to(torch.uint8)
 
@@ -64,11 +62,7 @@ def valid_rows(space: Space, cell: int) -> int:
     count = 0
     for pattern in patterns:
         row = tuple("none" if none else edge.ops[-1] for none, edge in zip(pattern, space.edges_of(cell), strict=True))
-        count += (
-            0
-            if space.row_error(row)
-            else prod(Counter(k.values())[none] for k, none in zip(kinds, pattern, strict=True))
-        )
+        count += 0 if space.row_error(row) else prod(Counter(k.values())[none] for k, none in zip(kinds, pattern, strict=True))
     return count
 
 
@@ -289,9 +283,7 @@ def test_fact_23_fixtures():
     sizes = {"animation-g": 11_338_755, "eagan-g": 7_142_403, "mmd-g": 20_185_859, "adversarialnas-g": 8_846_851}
     assert {name: Generator.cost(named(name, G_SPACE, PUBLISHED)).params for name in PUBLISHED["G"]} == sizes
     assert Generator.cost(named("mmd-g", G_SPACE, PUBLISHED), 128).params == 5_931_395
-    low, high = (
-        Generator.cost(G_SPACE.from_codes([row] * 3)).params for row in ([0, 0, 1, 0, 1, 0, 0], [1, 1, 4, 4, 4, 4, 4])
-    )
+    low, high = (Generator.cost(G_SPACE.from_codes([row] * 3)).params for row in ([0, 0, 1, 0, 1, 0, 0], [1, 1, 4, 4, 4, 4, 4]))
     assert (low, high) == (4_126_211, 28_706_051)
     assert (
         Generator.cost(G_SPACE.from_codes([[2, 2, 4, 4, 4, 4, 4]] * 3)).params == high + 6 * 8 * 256
@@ -299,9 +291,7 @@ def test_fact_23_fixtures():
     d = ANIMATION_D
     assert [nas.d_cost(d, ch, 32).params for ch in (128, 80)] == [4_553_984, 1_782_560]
     near = sum(
-        a != b
-        for rows in zip(named("eagan-g", G_SPACE, PUBLISHED), PAPER_G, strict=True)
-        for a, b in zip(*rows, strict=True)
+        a != b for rows in zip(named("eagan-g", G_SPACE, PUBLISHED), PAPER_G, strict=True) for a, b in zip(*rows, strict=True)
     )
     assert near == 4
 
@@ -382,13 +372,9 @@ def paper_discriminator(D: Discriminator, genotype: Genotype, x: Tensor) -> tupl
     macs = [D.out.weight.numel()]
     for i, (row, cell) in enumerate(zip(genotype, D.cells, strict=True)):
 
-        def edge(
-            column: int, x: Tensor, cell: nn.Module = cell, row: tuple[str, ...] = row, i: int = i
-        ) -> Tensor | int:
+        def edge(column: int, x: Tensor, cell: nn.Module = cell, row: tuple[str, ...] = row, i: int = i) -> Tensor | int:
             how = {"stride": 2} if column > 4 else {"relu": False} if i == 0 and column < 3 else {}
-            return (
-                0 if row[column] == "none" else paper_op(row[column], cell.edges[column][row[column]], x, macs, **how)
-            )
+            return 0 if row[column] == "none" else paper_op(row[column], cell.edges[column][row[column]], x, macs, **how)
 
         n1 = edge(0, x)
         n2, n3 = edge(1, x) + edge(3, n1), edge(2, x) + edge(4, n1)
@@ -446,11 +432,7 @@ def test_merged_and_plain_are_one_function(net: str, size: int):
     mix = random_mix(space)
     parameters = dict(model.named_parameters())
     weights = {
-        f"mix {c} {e} {op}": w
-        for c, row in enumerate(mix)
-        for e, ops in row.items()
-        for op, w in ops.items()
-        if op != "none"
+        f"mix {c} {e} {op}": w for c, row in enumerate(mix) for e, ops in row.items() for op, w in ops.items() if op != "none"
     }
     for merged in (False, True):
         for cell in model.cells:
@@ -878,9 +860,7 @@ def test_snapshots_and_scores_come_when_they_are_due(monkeypatch: pytest.MonkeyP
     job, found = job_of(args, run=Recorder()), []
     nets = Supernets(job)
     averaged = nets.averaged
-    monkeypatch.setattr(
-        nets, "averaged", lambda job, tau: found.append((state.batch, "score", tau)) or averaged(job, tau)
-    )
+    monkeypatch.setattr(nets, "averaged", lambda job, tau: found.append((state.batch, "score", tau)) or averaged(job, tau))
     monkeypatch.setattr(nas, "snapshot", lambda *a: found.append((state.batch, "snapshot", a[3])))
     monkeypatch.setattr(nas.gan, "score", lambda *_: Score(1.0, 1.0, 0.0, 10, "compact", "x"))
     state = State()
@@ -901,9 +881,7 @@ def test_fact_18_iterations_of_the_search():
     assert [stage[:2] for stage in nas.plan_of(paper, 0, 0)] == [("search", 2_500)]  # "about 2,500 iterations"
 
 
-@pytest.mark.parametrize(
-    ("images", "batch", "d", "g"), [(50_000, 40, 750_000, 150_000), (105_000, 128, 492_600, 98_520)]
-)
+@pytest.mark.parametrize(("images", "batch", "d", "g"), [(50_000, 40, 750_000, 150_000), (105_000, 128, 492_600, 98_520)])
 def test_fact_19_iterations_of_the_training(images: int, batch: int, d: int, g: int):
     job = job_of_paper(images, replace(PAPER, phase="train", genotype="adversarialnas-g", d_batch=batch))
     assert job.args.train_epochs * job.epoch == d

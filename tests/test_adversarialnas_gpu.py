@@ -127,9 +127,7 @@ def test_derived_networks_give_the_numbers_of_the_cpu() -> None:
 
 
 @pytest.mark.usefixtures("quick_compact")
-def test_a_whole_run_searches_and_trains_and_goes_on_after_a_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_run_searches_and_trains_and_goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (
         f"--preset smoke --device {DEVICE.type} --amp --search-g-ch 4 --search-d-ch 4 --search-batch 8 "
         "--search-epochs 3 --epoch-batches 4 --derive-every 4 --search-eval-every 2 --g-ch 8 --d-ch 8 --d-batch 8 "

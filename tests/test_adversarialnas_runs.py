@@ -323,9 +323,7 @@ SMOKE = ["--preset", "smoke"]
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else x,
 )
-def test_bad_flags_are_refused_before_anything_is_made(
-    capsys, tmp_path: Path, words: list[str], parts: list[str]
-) -> None:
+def test_bad_flags_are_refused_before_anything_is_made(capsys, tmp_path: Path, words: list[str], parts: list[str]) -> None:
     preset = [] if "--resume" in words else SMOKE
     line = refused(nas, capsys, tmp_path, [*preset, *words])
     assert all(part in line for part in parts), line

@@ -45,9 +45,7 @@ from tests.runs import command, flags, rows, slow, start
 ONE = Ranks(torch.device("cpu"))
 A, B, C, SNGAN = (PUBLISHED[name] for name in ("A", "B", "C", "sngan"))
 DECONV = read_vector("1 1 2 1 1 1 2 1 1 1 1 2 1 3")
-TINY = Args(
-    size=16, g_ch=4, d_ch=4, search_g_ch=4, search_d_ch=4, z_dim=6, g_batch=4, d_batch=4, n_critic=2, reset_window=5
-)
+TINY = Args(size=16, g_ch=4, d_ch=4, search_g_ch=4, search_d_ch=4, z_dim=6, g_batch=4, d_batch=4, n_critic=2, reset_window=5)
 SHARED = (None, None, None)  # in place of a genotype of three cells: the weights of all of them
 
 
@@ -136,15 +134,11 @@ def test_fact_07_smallest_and_largest() -> None:
         rows = [list(product(*decisions(cell).values())) for cell in range(3)]
         best = list(names_of(A))
         for cell in range(3):
-            best[cell] = extreme(
-                rows[cell], key=lambda row: Generator.cost((*best[:cell], row, *best[cell + 1 :])).params
-            )
+            best[cell] = extreme(rows[cell], key=lambda row: Generator.cost((*best[:cell], row, *best[cell + 1 :])).params)
         found.append(tuple(best))
     assert [Generator.cost(g).params for g in found] == [4_076_291, 7_098_115]
     assert Generator.cost(autogan.largest(3)).params == 7_098_115
-    assert {row[1:] for row in found[0]} <= {
-        (n, u, "no", "none") for n in ("none", "in") for u in ("nearest", "bilinear")
-    }
+    assert {row[1:] for row in found[0]} <= {(n, u, "no", "none") for n in ("none", "in") for u in ("nearest", "bilinear")}
 
 
 @pytest.mark.parametrize("size", [32, 48])
@@ -169,9 +163,7 @@ def test_fact_11_macs(vector: Vector, ch: int, size: int, millions: float) -> No
 
 
 def test_fact_11_macs_of_the_discriminator() -> None:
-    found = [
-        autogan.d_cost(ch, size, stage).macs / 1e6 for ch in (128, 64) for size, stage in ((8, 0), (16, 1), (32, 2))
-    ]
+    found = [autogan.d_cost(ch, size, stage).macs / 1e6 for ch in (128, 64) for size, stage in ((8, 0), (16, 1), (32, 2))]
     assert found == pytest.approx([14.4, 63.3, 272.1, 3.7, 16.1, 68.9], abs=0.06)
     assert autogan.d_cost(128, 32) == Cost(1_053_824, 272_072_832)
     assert autogan.d_cost(128, 48).macs / 1e6 == pytest.approx(612.2, abs=0.05)
@@ -446,9 +438,7 @@ def beam_of(prefixes: list[Vector]) -> list[Candidate]:
     return [Candidate(v, normal(100, seed=i), normal(100, seed=i + 50)) for i, v in enumerate(prefixes)]
 
 
-@pytest.mark.parametrize(
-    ("stage", "params", "rows", "nats"), [(0, 82_810, 10, 36), (1, 83_212, 12, 72), (2, 83_614, 14, 144)]
-)
+@pytest.mark.parametrize(("stage", "params", "rows", "nats"), [(0, 82_810, 10, 36), (1, 83_212, 12, 72), (2, 83_614, 14, 144)])
 def test_facts_15_16_a_fresh_controller(stage: int, params: int, rows: int, nats: int) -> None:
     made = controller(stage)
     assert count_params(made) == params
@@ -629,9 +619,7 @@ def test_rewards() -> None:
         assert early == pytest.approx(4)
 
 
-@pytest.mark.parametrize(
-    ("reward", "needed"), [("is", {"is"}), ("is-cost", {"is"}), ("fid", {"fid"}), ("mine", {"is", "fid"})]
-)
+@pytest.mark.parametrize(("reward", "needed"), [("is", {"is"}), ("is-cost", {"is"}), ("fid", {"fid"}), ("mine", {"is", "fid"})])
 def test_a_reward_without_a_score_does_not_make_inception_compute_it(reward: str, needed: set[str]) -> None:
     """A user's own has both. The compact network has both in any case."""
     args = Args(reward=reward)
@@ -829,9 +817,7 @@ def test_fact_22_plan(change: dict) -> None:
     assert {name: plan[name] - n for name, n in cut_off.items() if n != plan[name]} == {"stage 1": 100}
 
 
-@pytest.mark.parametrize(
-    ("epoch", "train_epochs", "eval_every", "total"), [(782, 320, 20, 50_048), (1641, 153, 10, 50_214)]
-)
+@pytest.mark.parametrize(("epoch", "train_epochs", "eval_every", "total"), [(782, 320, 20, 50_048), (1641, 153, 10, 50_214)])
 def test_fact_22_sixteen_evaluations(epoch: int, train_epochs: int, eval_every: int, total: int, monkeypatch) -> None:
     """Of the trained generator; besides, the untrained one is scored."""
     lengths = {"train_epochs": train_epochs, "eval_every": eval_every, "epoch_batches": epoch, "sample_every": 10**9}
@@ -873,9 +859,7 @@ def test_searches_of_one_stage(watched, search: str) -> None:
         assert len(beam["candidates"]) == 4
     else:
         assert not found.kind("controller")
-        assert (
-            len(beam["candidates"]) == len({x["vector"] for x in beam["candidates"]}) == 2 * 3 + 3 * 4
-        )  # as many as mlas
+        assert len(beam["candidates"]) == len({x["vector"] for x in beam["candidates"]}) == 2 * 3 + 3 * 4  # as many as mlas
 
 
 def test_of_equals_the_first_are_the_beam(watched, monkeypatch: pytest.MonkeyPatch) -> None:

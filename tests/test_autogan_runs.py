@@ -128,9 +128,7 @@ def test_the_best_finalist_is_trained(whole: Path) -> None:
     assert genotype["vector"] == best
     assert weights["genotype"]["G"] == names_of(read_vector(best))
     assert [c["conv"] for c in genotype["cells"]] == [row[0] for row in names_of(read_vector(best))]
-    assert genotype["params"]["G"] == sum(
-        v.numel() for k, v in weights["G"].items() if "running" not in k and "num_b" not in k
-    )
+    assert genotype["params"]["G"] == sum(v.numel() for k, v in weights["G"].items() if "running" not in k and "num_b" not in k)
 
 
 def test_command_of_a_run_reproduces_its_arguments(whole: Path) -> None:
@@ -253,9 +251,7 @@ def test_bug_9_stopped_in_any_phase_and_resumed_equals_undisturbed(
     ],
     ids=str,
 )
-def test_variants_stopped_and_resumed_equal_undisturbed(
-    tiny: dict, tmp_path: Path, monkeypatch, variant, stage, call
-) -> None:
+def test_variants_stopped_and_resumed_equal_undisturbed(tiny: dict, tmp_path: Path, monkeypatch, variant, stage, call) -> None:
     values = {**tiny, **variant}
     undisturbed = start(autogan, values, tmp_path / "a")
     (tmp_path / "b").mkdir()
@@ -514,9 +510,7 @@ def test_two_processes_share_batches_and_the_images_of_a_score(tiny: dict, whole
     assert json.loads((run / "config.json").read_text())["world_size"] == 2
     first = [next(r for r in rows(r, "search.jsonl") if r["kind"] == "controller") for r in (run, whole)]
     assert [x["vector"] for x in first[0]["scored"]] == [x["vector"] for x in first[1]["scored"]]
-    assert first[0]["reward"] == pytest.approx(
-        first[1]["reward"], rel=0.1
-    )  # the same images but for BatchNorm's halves
+    assert first[0]["reward"] == pytest.approx(first[1]["reward"], rel=0.1)  # the same images but for BatchNorm's halves
     assert load(run, "weights.pt")["G"].keys()
 
 

@@ -183,9 +183,7 @@ def test_autogan_discriminator_has_the_published_size(ch: int, params: int) -> N
     assert sum(hasattr(m, "parametrizations") for m in D.modules()) == 11
 
 
-@pytest.mark.parametrize(
-    ("stage", "size", "active"), [(0, 8, 112_896), (1, 16, 190_912), (2, 32, 264_768), (2, 48, 264_768)]
-)
+@pytest.mark.parametrize(("stage", "size", "active"), [(0, 8, 112_896), (1, 16, 190_912), (2, 32, 264_768), (2, 48, 264_768)])
 def test_autogan_discriminator_grows_with_the_stage(stage: int, size: int, active: int) -> None:
     D = AutoGANDiscriminator(64)
     out = D(torch.randn(2, 3, size, size), stage)

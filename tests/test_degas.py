@@ -373,9 +373,7 @@ def test_fact_17_schedules_and_optimisers():
     assert slow.w_lr_in(25) == pytest.approx(0.0155)
     assert slow.w_lr_in(49) == pytest.approx(0.0010286, abs=5e-8)
     images = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
-    _, s = search_of(
-        Args(size=16, search_size=16, search_images=64, lap_levels=2, w_lr=0.3, search_ch=2, z_dim=4), images
-    )
+    _, s = search_of(Args(size=16, search_size=16, search_images=64, lap_levels=2, w_lr=0.3, search_ch=2, z_dim=4), images)
     (sgd,), (adam,) = s.w_opt.param_groups, s.a_opt.param_groups
     assert (type(s.w_opt), sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (torch.optim.SGD, 0.3, 0.9, 3e-4)
     assert (type(s.a_opt), adam["lr"], adam["weight_decay"]) == (torch.optim.Adam, 3e-4, 1e-3)
@@ -435,9 +433,7 @@ def test_merged_candidates_equal_the_plain_ones_in_value_and_gradients(normal_op
         merged = mixed(x, F.batch_norm(x, None, None, training=True).relu(), p)
         torch.testing.assert_close(merged, apart)
         pull = normal(*apart.shape, seed=1)
-        for a, b in zip(
-            *(torch.autograd.grad((y * pull).sum(), [x, p, *weights]) for y in (apart, merged)), strict=True
-        ):
+        for a, b in zip(*(torch.autograd.grad((y * pull).sum(), [x, p, *weights]) for y in (apart, merged)), strict=True):
             torch.testing.assert_close(a, b)
 
 
@@ -631,9 +627,7 @@ def test_an_op_of_ones_own_needs_a_line_in_a_table_and_its_multiply_adds(monkeyp
     with pytest.raises(TypeError, match="needs a method macs"):
         Generator.cost(genotype, 4, 6, 16)
     Doubled.macs = lambda _op, side: 4 * side**2
-    plain_one = {
-        node: (((entry[0][0], "skip_connect"),) if node[0] == "N" else entry) for node, entry in genotype.items()
-    }
+    plain_one = {node: (((entry[0][0], "skip_connect"),) if node[0] == "N" else entry) for node, entry in genotype.items()}
     more = sum(4 * side**2 for side in (2, 4, 8))
     assert Generator.cost(genotype, 4, 6, 16) == Generator.cost(plain_one, 4, 6, 16) + Cost(3 * 4, more)
     with pytest.raises(KeyError, match="tripled"):

@@ -133,9 +133,7 @@ def test_the_genotype_of_a_run_is_what_pruning_makes_of_its_alpha(whole: Path, t
     assert saved["nodes"] == result["genotype"]["nodes"]
     genotype = given(whole / "genotype.json")
     args = degas.Args(g_ch=4, z_dim=6, size=16)
-    assert (
-        saved["G"] == rows(whole, "search.jsonl")[-1]["genotype"]["G"] == degas.genotype_json(args, genotype, {})["G"]
-    )
+    assert saved["G"] == rows(whole, "search.jsonl")[-1]["genotype"]["G"] == degas.genotype_json(args, genotype, {})["G"]
     assert saved["params"]["G"] == count_params(degas.Generator(genotype, 4, 6, 16))
     weights = load(whole, "weights.pt")
     assert (weights["method"], weights["genotype"], weights["classes"]) == ("degas", genotype, 0)
@@ -198,9 +196,7 @@ def test_fact_25_five_critic_steps_and_one_g_step_but_in_the_first_iteration(
 
     monkeypatch.setattr(degas, "critic_step", critic_step)
     monkeypatch.setattr(degas, "generator_step", lambda *args: calls.append("G") or generator(*args))
-    monkeypatch.setattr(
-        degas.F, "dropout", lambda x, p, training: passes.append((p, training)) or dropout(x, p, training)
-    )
+    monkeypatch.setattr(degas.F, "dropout", lambda x, p, training: passes.append((p, training)) or dropout(x, p, training))
     run = start(degas, tiny, tmp_path, genotype="baseline", n_critic=5, iters=4, d_lr=1e-3)
     assert "".join(calls) == "DDDDD" + "GDDDDD" * 3
     assert passes == [(p, True) for p in (0.0, 0.2, 0.5, 0.5)] * (2 * 20 + 3)  # critic: images, penalty; G's step: one
@@ -314,9 +310,7 @@ def test_resumed_variants_equal_undisturbed(tiny: dict, tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_resumed_training_with_labels_equals_undisturbed(
-    tiny: dict, labelled: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_resumed_training_with_labels_equals_undisturbed(tiny: dict, labelled: Path, tmp_path: Path, monkeypatch) -> None:
     how = {**tiny, "conditional": True, "random_arch": True}
     run = stop_and_resume(degas, how, tmp_path, monkeypatch, "training", 4)
     assert rows(run, "metrics.jsonl") == rows(labelled, "metrics.jsonl")
@@ -419,16 +413,10 @@ def test_bad_genotype_files_are_refused(capsys, few_shapes: None, tmp_path: Path
     assert all(part in line for part in [*parts, "g.json"]), line
 
 
-@pytest.mark.parametrize(
-    "change", [{"hello": 1}, {"g_ch": "x"}, {"genotype": {"N1": 3}}, {"genotype": 3}, {"G": {}}], ids=str
-)
-def test_weights_of_another_network_are_refused(
-    capsys, few_shapes: None, whole: Path, tmp_path: Path, change: dict
-) -> None:
+@pytest.mark.parametrize("change", [{"hello": 1}, {"g_ch": "x"}, {"genotype": {"N1": 3}}, {"genotype": 3}, {"G": {}}], ids=str)
+def test_weights_of_another_network_are_refused(capsys, few_shapes: None, whole: Path, tmp_path: Path, change: dict) -> None:
     torch.save(change if "hello" in change else load(whole, "weights.pt") | change, tmp_path / "w.pt")
-    line = refused(
-        degas, capsys, tmp_path, [*SMOKE, "--phase", "eval", "--weights", str(tmp_path / "w.pt"), "--size", "16"]
-    )
+    line = refused(degas, capsys, tmp_path, [*SMOKE, "--phase", "eval", "--weights", str(tmp_path / "w.pt"), "--size", "16"])
     assert "w.pt" in line
 
 

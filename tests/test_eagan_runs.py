@@ -471,9 +471,7 @@ G_ROWS, D_ROWS = list(named("eagan-g", G_SPACE, PUBLISHED)), list(named("eagan-d
         ("G", D_ROWS, ["cell 1, edge 0->1", "conv_3x3"]),
     ],
 )
-def test_bad_genotype_files_are_refused(
-    refuse: Callable, tmp_path: Path, key: str, bad: object, parts: list[str]
-) -> None:
+def test_bad_genotype_files_are_refused(refuse: Callable, tmp_path: Path, key: str, bad: object, parts: list[str]) -> None:
     file = tmp_path / ("bad.npy" if isinstance(bad, np.ndarray) else "bad.json")
     if isinstance(bad, np.ndarray):
         np.save(file, bad)

@@ -14,6 +14,7 @@ import torch
 import torch.multiprocessing as mp
 
 from common import metrics
+from common.files import UserError, stream
 from common.metrics import (
     Evaluator,
     Inception,
@@ -25,7 +26,6 @@ from common.metrics import (
     to_uint8,
     train_compact,
 )
-from common.files import UserError, stream
 
 DATA = Path(os.environ.get("GAN_NAS_DATA", Path(__file__).parents[2] / "shared/data"))
 PARTIAL = DATA / "inception-2015-12-05-upto-Mixed_7a.pth"

@@ -14,7 +14,7 @@ import pytest
 
 import common.data
 from benchmark import steps
-from common.run import cli
+from common.cli import cli, options
 
 ROOT = Path(__file__).parents[1]
 METHODS = [f for f in sorted(ROOT.glob("*.py")) if "PRESETS" in f.read_text()]
@@ -62,6 +62,31 @@ def test_a_name_of_two_scripts_has_the_same_code() -> None:
         for name, code in names(file).items():
             other, same = seen.setdefault(name, (file.name, code))
             assert name in DIVERGES or code == same, f"{name} differs in {other} and {file.name}"
+
+
+LINES = {"eagan": 1010, "adversarialnas": 1010, "autogan": 1050, "degas": 1150}  # what is read in one sitting
+SEARCH = {"eagan": ["search_g", "search_d"]}  # the functions that show the paper's algorithm
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_script_is_read_in_one_sitting(name: str) -> None:
+    text = (ROOT / f"{name}.py").read_text()
+    lines, tree = text.splitlines(), ast.parse(text)
+    assert len(lines) <= LINES[name]
+    assert sum(len(line) > 100 for line in lines) <= len(lines) / 10
+    assert len(names(ROOT / f"{name}.py")) <= 45
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            args = node.args
+            parameters = [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs) if a.arg not in ("self", "cls")]
+            assert len(parameters) + bool(args.vararg) <= 6, node.name
+            if node.name in SEARCH.get(name, ["search"]):
+                assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_cells_need_no_command_line() -> None:
+    code = "import sys, common.cells; sys.exit(any(name in sys.modules for name in ('typer', 'rich')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_common_imports_no_method_and_methods_import_no_other() -> None:
@@ -129,10 +154,9 @@ def test_presets_and_help_are_whole(file: Path, capsys, monkeypatch: pytest.Monk
     monkeypatch.setenv("COLUMNS", "200")
     assert cli(script.main, script.Args, script.PRESETS, ["--preset", "smoke", "--help"]) == 0
     assert "[default: shapes]" in capsys.readouterr().out
-    for field in fields(script.Args):
-        (option,) = field.type.__metadata__
-        assert re.search(r"\[[^\]]+\]$", option.help), f"{field.name}: its help does not end in a source"
-        assert option.rich_help_panel in ("Run", "Data", "Search", "Train", "Eval")
+    assert len(options(script.Args)) == len(fields(script.Args))
+    for field, about in options(script.Args):
+        assert re.search(r"\[[^\]]+\]$", about["help"]), f"{field.name}: its help does not end in a source"
 
 
 def test_links_resolve() -> None:
