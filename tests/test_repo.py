@@ -21,39 +21,38 @@ METHODS = [f for f in sorted(ROOT.glob("*.py")) if "PRESETS" in f.read_text()]
 DIVERGES = {  # names that mean the same in each script and are another thing in each
     "Args": "each method has its own arguments",
     "State": "what a resumed run needs",
-    "main": "the plan: which stages, in which order",
+    "main": "what the method checks and resolves first",
     "check": "which values of its own arguments cannot go together",
+    "check_size": "how often its networks double or halve a side",
+    "d_loss": "the hinge loss, or DEGAS's of CT-GAN",
     "Generator": "the network that the method searches",
-    "g_params": "its closed form",
-    "g_macs": "its closed form",
-    "d_macs": "the closed form of the method's discriminators",
-    "d_step": "the hinge loss on the method's networks and paths",
-    "g_step": "the hinge loss on the method's networks and paths",
     "UpCell": "one op an edge, or all of them mixed",
     "DownCell": "one op an edge, or all of them mixed",
     "Discriminator": "one op an edge, or all of them mixed",
-    "score": "what a generator takes beside its latents: an architecture, a mix, classes",
-    "grid": "what a generator takes beside its latents: an architecture, a mix, classes",
+    "make_d": "which discriminators it has",
+    "d_step": "what a network takes beside its input: paths, or an architecture and a stage",
+    "g_step": "what a network takes beside its input: paths, or an architecture and a stage",
+    "gan_step": "what a network takes beside its input: paths, or an architecture and a stage",
     "search": "the method",
     "derive": "how its search ends in one genotype",
+    "train": "the schedule of its paper",
     "genotype_json": "what its genotypes are",
-    "named": "which architectures have names",
-    "train_gan": "the schedule of its paper",
-    "evaluate": "what its weights.pt holds",
-    "evaluate_weights": "what its weights.pt holds",
-    "load_weights": "what its weights.pt holds",
-    "build": "which networks it has",
     "first_state": "what a resumed run needs",
-    "stages_of": "the plan: which stages, in which order",
-    "plan_of": "what its stages cost",
-    "sizes": "what its stages hold in memory",
+    "stages_of": "which stages it has, in which order",
+    "plan_of": "how long its stages take",
+    "costs_of": "which networks it has",
 }
 
 
 def names(file: Path) -> dict[str, str]:
-    """Top-level functions and classes, each as the text of its syntax tree."""
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    return {n.name: ast.dump(n) for n in ast.parse(file.read_text()).body if isinstance(n, kinds)}
+    """Top-level functions and classes, each as the text of its syntax tree without its docstring."""
+    found = {}
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if ast.get_docstring(node):
+                node.body = node.body[1:]
+            found[node.name] = ast.dump(node)
+    return found
 
 
 def test_a_name_of_two_scripts_has_the_same_code() -> None:
