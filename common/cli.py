@@ -102,13 +102,13 @@ def options(args_class: type) -> list[tuple[dataclasses.Field, dict]]:
 
 def combined(base: dict, given: dict) -> dict:
     """The metadata of a field that is given again."""
-    if not base or not given:
+    if not given or not base or given["panel"]:  # nothing new, or all of it
         return dict(given or base)
     words = given["help"]
     if words.startswith("["):  # a source alone
         words = re.sub(r"\[[^\]]*\]$", words.replace("\\", r"\\"), base["help"])
     limits = {**base["limits"], **given["limits"]}
-    return {"help": words, "panel": given["panel"] or base["panel"], "limits": limits}
+    return {"help": words, "panel": base["panel"], "limits": limits}
 
 
 def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[str] | None = None) -> int:

@@ -272,7 +272,7 @@ def _option(name: str, node: ast.AnnAssign, module: Module, base: Option | None)
     if base and not panel:
         if re.fullmatch(r"\[[^]]*]", text):  # another source of the same words
             text = re.sub(r" *\[[^]]*]$", "", base.help) + " " + text
-        text, panel, low, high = text or base.help, base.panel, base.low, base.high
+        text, panel, low, high = text or base.help, base.panel, given.get("min", base.low), given.get("max", base.high)
     return Option(name, word, given.get("default", base and base.default), text, panel, low, high, choices, optional)
 
 
