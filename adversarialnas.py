@@ -836,7 +836,7 @@ def train(job: Job, state: State) -> None:
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
         gan.evaluate_if_due(job, state, nets.G, G_ema, about)  # CODE reports the best of 121; here the last too
-        if state.step == end:
+        if state.step >= end:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
         train_step(job, state, nets, G_ema)
@@ -926,7 +926,7 @@ def plan_of(job: Job, g: float, d: float) -> list[gan.Stage]:
     args, plan = job.args, []
     for name in stages_of(args):
         if name == "train":
-            plan.append(gan.train_stage(job, g, d))
+            plan.append(gan.train_stage(job, args.train_epochs, g, d))
         else:
             steps = ceil(search_length(job)[1] / args.n_critic)  # one with the first of n_critic batches
             plan.append(search_stage(args, steps) if name == "search" else random_stage(args, steps, g, d))

@@ -907,7 +907,7 @@ def train(job: Job, state: State) -> None:
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
         gan.evaluate_if_due(job, state, nets.G, G_ema, about)  # CODE reports the best of 16; here also the last
-        if state.step == end:
+        if state.step >= end:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
         gan_step(job, state, nets)
@@ -998,7 +998,7 @@ def plan_of(job: Job, state: State) -> list[gan.Stage]:
         steps = n * (args.derive_epochs * job.epoch // args.n_critic)
         plan.append(priced(name, steps, g, d, n * args.final_n))
     if "train" in stages_of(args):
-        plan.append(gan.train_stage(job, g, d))
+        plan.append(gan.train_stage(job, args.train_epochs, g, d))
     return plan
 
 

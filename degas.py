@@ -987,7 +987,7 @@ def train(job: Job, state: State) -> None:
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
         gan.evaluate_if_due(job, state, G, G_ema, about, generate)
-        if state.step == state.began + job.plan[-1][1]:
+        if state.step >= state.began + job.plan[-1][1]:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
         iteration = state.batch // args.n_critic

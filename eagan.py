@@ -866,7 +866,7 @@ def train(job: Job, state: State) -> None:
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
         gan.evaluate_if_due(job, state, G, G_ema, about)
-        if state.step == end:
+        if state.step >= end:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
         gan_step(job, state, nets, n_critic=args.n_critic, clip=args.grad_clip)
@@ -954,7 +954,7 @@ def plan_of(job: Job, state: State) -> list[gan.Stage]:
     g, d = cost_of(args, G_SPACE, state.G or EAGAN_G).macs, cost_of(args, D_SPACE, state.D).macs
     for name in stages_of(args):
         if name == "train":
-            plan.append(gan.train_stage(job, g, d))
+            plan.append(gan.train_stage(job, args.train_epochs, g, d))
         else:
             n_critic = args.n_critic if name == "search-d" else 1
             steps = args.search_epochs(args.rounds) * job.epoch // n_critic

@@ -253,7 +253,7 @@ def evaluate_if_due(
     """
     args, run, evaluator, ranks = job.args, job.run, job.evaluator, job.ranks
     done = state.step - state.began
-    last = done == job.plan[-1][1]
+    last = done >= job.plan[-1][1]  # more: resumed with fewer --train-epochs than are done
     every, after = evaluation_steps(job)
     if state.evaluated == state.step or not (done == 0 or last or (done % every == 0 and done > after)):
         return
@@ -385,15 +385,15 @@ def scoring_macs(args: Any, g: float, images: float) -> float:
     return images * (g + INCEPTION_MACS if args.evaluator == "inception" else g)
 
 
-def train_stage(job: Job, g: float, d: float) -> Stage:
-    """The plan's last stage: --train-epochs of --n-critic steps of D to one of G. UserError: no step of G."""
+def train_stage(job: Job, epochs: int, g: float, d: float) -> Stage:
+    """The plan's last stage: epochs of --n-critic steps of D to one of G. UserError: too few for one of G."""
     args = job.args
-    steps = args.train_epochs * job.epoch // args.n_critic
+    steps = epochs * job.epoch // args.n_critic
     if not steps:
         raise UserError(
             f"--n-critic {args.n_critic}: more than the D batches of all --train-epochs, so G never trains; use fewer"
         )
-    looks = 2 + max(0, args.train_epochs - args.eval_after) // args.eval_every
+    looks = 2 + max(0, epochs - args.eval_after) // args.eval_every
     return "train", steps, update_macs(args, g, d, args.n_critic) + scoring_macs(args, g, looks * args.eval_n) / steps
 
 

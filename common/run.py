@@ -118,10 +118,12 @@ class Run:
         self.resumed = args["resume"] is not None
         if self.resumed:
             self.dir = Path(args["resume"])
+            self._check_room(self.dir, disk)
         else:
-            stamp = ranks.gather(datetime.now().strftime("%Y%m%d-%H%M%S"))[0]
-            name = f"{Path(script).stem}-{dataset}-s{args['seed']}-{stamp}"
-            self.dir = ranks.gather(free_name(Path(args["runs_dir"]) / name))[0]
+            self._check_room(Path(args["runs_dir"]), disk)
+            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+            self.dir = self._claim(Path(args["runs_dir"]), f"{Path(script).stem}-{dataset}-s{args['seed']}-{stamp}")
+        launcher = ["python"] if ranks.world == 1 else ["torchrun", "--nproc-per-node", str(ranks.world)]
         self.status: dict[str, Any] = {
             "state": "starting",
             "phase": "search",
@@ -137,7 +139,7 @@ class Run:
             "peak_mem": None,
             "last": {"fid": None, "is": None, "net": None},
             "next": "",
-            "resume_command": f"python {Path(script).name} --resume {self.dir}",
+            "resume_command": shlex.join([*launcher, Path(script).name, "--resume", str(self.dir)]),
             "error": None,
         }
         if self.main:
@@ -159,11 +161,6 @@ class Run:
                 **facts,
                 "created": now(),
             }
-            root = next(p for p in (self.dir, *self.dir.absolute().parents) if p.exists())
-            if (free := shutil.disk_usage(root).free) < disk:
-                raise UserError(
-                    f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free of {disk / 1e9:.2f}; use another disk"
-                )
             try:
                 if self.resumed:
                     self._check_resumable(digest)
@@ -178,10 +175,32 @@ class Run:
                 self._write_status()
             except OSError as e:
                 if not self.resumed:
-                    shutil.rmtree(self.dir, ignore_errors=True)
+                    shutil.rmtree(self.dir, ignore_errors=True)  # which this process has made
                 raise UserError(
                     f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder"
                 ) from None
+
+    def _check_room(self, folder: Path, disk: float) -> None:
+        root = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        free = shutil.disk_usage(root).free
+        if self.main and free < disk:
+            raise UserError(
+                f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free of {disk / 1e9:.2f}; use another disk"
+            )
+
+    def _claim(self, runs: Path, name: str) -> Path:
+        """Make a directory that is this run's alone: the first of name, name-2, name-3, ... that nobody has made."""
+        path = runs / name
+        if self.main:
+            try:
+                runs.mkdir(parents=True, exist_ok=True)
+                taken = 1
+                while not made(path):
+                    taken += 1
+                    path = runs / f"{name}-{taken}"
+            except OSError as e:
+                raise UserError(f"--runs-dir {runs}: cannot be written ({e.strerror}); name another folder") from None
+        return self.ranks.gather(path)[0]
 
     def _check_resumable(self, digest: str) -> None:
         config = read_json(self.dir / "config.json", "--resume")
@@ -397,8 +416,7 @@ class Run:
     def weights(self, name: str, things: dict) -> None:
         """weights.pt or weights.best.pt: enough to sample from."""
         if self.main:
-            with replacing(self.dir / name) as tmp:
-                torch.save(things, tmp)
+            self._torch_save(self.dir / name, things)
 
     def result(self, **values: Any) -> None:
         """result.json: the final numbers, seconds per stage, peak memory and the command that reproduces them."""
@@ -463,16 +481,19 @@ class Run:
             "state": state and state.state_dict(),
             "parts": {k: v if isinstance(v, torch.Tensor | dict) else v.state_dict() for k, v in parts.items()},
         }
-        path = self.dir / "checkpoint.pt"
+        self._torch_save(self.dir / "checkpoint.pt", checkpoint, self.dir / "checkpoint.prev.pt")
+
+    def _torch_save(self, path: Path, things: dict, before: Path | None = None) -> None:
+        """Replace a file whole or not at all; the one that it replaces stays as `before`."""
         try:
             with replacing(path) as tmp:
-                torch.save(checkpoint, tmp)
-                if path.exists():
-                    os.replace(path, self.dir / "checkpoint.prev.pt")
+                torch.save(things, tmp)
+                if before and path.exists():
+                    os.replace(path, before)
         except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
             left = shutil.disk_usage(self.dir).free / 1e6
             raise UserError(
-                f"{path}: not written ({first_line(e)}; {left:.0f} MB free on the disk); the checkpoint before it is "
+                f"{path}: not written ({first_line(e)}; {left:.0f} MB free on the disk); what was written before is "
                 f"kept: make room, then {self.status['resume_command']}"
             ) from None
 
@@ -490,11 +511,13 @@ class Run:
         raise UserError(f"--resume {self.dir}: no checkpoint that can be read; start the run again: it left none")
 
 
-def free_name(path: Path) -> Path:
-    taken = 1
-    while (free := path if taken == 1 else path.with_name(f"{path.name}-{taken}")).exists():
-        taken += 1
-    return free
+def made(path: Path) -> bool:
+    """Make a directory; False where it is already there, also where another process has just made it."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def size(path: Path) -> int:
