@@ -1,4 +1,4 @@
-"""What several methods' networks are made of: operations, genotypes, published architectures, parameter counts."""
+"""Parts that several methods share: operations, genotypes, published architectures, costs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +28,19 @@ CONVS = {  # name: (kernel, dilation)
 
 
 def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int | Pair, padding: Pair, dilation: Pair, groups: int = 1
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int = 1,
 ) -> Tensor:
     """F.conv2d; a dilated one on a CPU in float32, also under autocast.
 
-    torch 2.14's bfloat16 gradient of the weight of a dilated convolution is garbage there, often nan: for channels-last
-    maps of 32 pixels and more, when the width is above 16 and no multiple of it, or the convolution depthwise.
+    torch 2.14's bfloat16 gradient of the weight of a dilated convolution is garbage there, often
+    nan: for channels-last maps of 32 pixels and more, when the width is above 16 and no multiple of
+    it, or the convolution depthwise.
     """
     if dilation == (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -44,7 +51,7 @@ def conv2d(
 
 
 class Conv(nn.Conv2d):
-    """A convolution whose (spectral-normalised) weight is computed in float32 also under autocast."""
+    """A convolution whose (spectral-normalised) weight is float32 even under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -53,7 +60,7 @@ class Conv(nn.Conv2d):
 
 
 class Linear(nn.Linear):
-    """A linear layer whose (spectral-normalised) weight is computed in float32 also under autocast."""
+    """A linear layer whose (spectral-normalised) weight is float32 even under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -62,7 +69,7 @@ class Linear(nn.Linear):
 
 
 class ConvAvgPool(Conv):
-    """conv 3x3 (padding 1), then 2x2 average pool, as the one 4x4 convolution of stride 2 that they are together."""
+    """conv 3x3 (padding 1), then 2x2 average pool, as one 4x4 convolution of stride 2."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, 3, padding=1)
@@ -75,20 +82,20 @@ class ConvAvgPool(Conv):
 
 
 def conv(c_in: int, c_out: int, name: str = "conv_1x1", stride: int = 1, sn: bool = False) -> nn.Module:
-    """One of CONVS by name, size-preserving at stride 1 and halving even sizes at stride 2; sn: spectral norm."""
+    """One of CONVS: stride 1 keeps the size, stride 2 halves even sizes; sn: spectral norm."""
     k, dilation = CONVS[name]
     module = Conv(c_in, c_out, k, stride, padding=dilation * (k // 2), dilation=dilation)
     return spectral_norm(module) if sn else module
 
 
 def xavier_sn(module: nn.Conv2d) -> nn.Module:
-    """The convolution with Xavier-uniform weights under spectral norm, which an initialiser no longer reaches later."""
+    """Xavier-uniform, then spectral norm: an initialiser would not reach the weights later."""
     nn.init.xavier_uniform_(module.weight)
     return spectral_norm(module)
 
 
 class Normal(nn.Module):
-    """An op of OPS_NORMAL, (B, C, H, W) -> same: identity, or ReLU (unless relu=False) -> convolution."""
+    """An op of OPS_NORMAL, (B, C, H, W) -> same: identity, or ReLU (if `relu`) -> convolution."""
 
     def __init__(self, name: str, c: int, sn: bool = False, relu: bool = True) -> None:
         super().__init__()
@@ -113,19 +120,20 @@ class Up(nn.Module):
         self.conv = Conv(c, c, 1, bias=not transposed)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.name == "nearest":  # ReLU and 1x1 act on single pixels, so copying the pixels last is the same
+        if self.name == "nearest":  # ReLU and 1x1 act on single pixels: same result if copied last
             return F.interpolate(self.conv(x.relu()), scale_factor=2)
         if self.name == "bilinear":
             return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear").relu())
         return self.conv(self.up(x.relu()))
 
     def macs(self, side: int) -> int:
-        transposed = 0 if self.up is None else count_params(self.up) * (side // 2) ** 2  # works on the small map
+        # the transposed convolution works on the small map
+        transposed = 0 if self.up is None else count_params(self.up) * (side // 2) ** 2
         return transposed + count_params(self.conv) * side**2
 
 
 class Down(nn.Module):
-    """An op of OPS_DOWN, (B, C, H, W) -> (B, C, H/2, W/2): a plain 2x2 pool, or ReLU -> convolution of stride 2."""
+    """An op of OPS_DOWN, (B, C, H, W) -> (B, C, H/2, W/2): 2x2 pool, or ReLU -> stride-2 conv."""
 
     def __init__(self, name: str, c: int, sn: bool = False) -> None:
         super().__init__()
@@ -148,22 +156,23 @@ OPS_DOWN = {name: partial(Down, name) for name in ("avg_pool", "max_pool", *CONV
 
 
 class Edge(nn.ModuleDict):
-    """The candidate ops of an edge by name: all in a supernet, one in a derived network. Computes the one asked for."""
+    """An edge's candidate ops by name: all in a supernet, one in a derived network; runs one op."""
 
     def forward(self, x: Tensor, op: str) -> Tensor | None:
         return None if op == "none" else self[op](x)
 
 
 def add(*terms: Tensor | None) -> Tensor:
-    """Sum of the edges that enter a node, out of place: an identity edge must not let the sum overwrite its source."""
+    """Sum of a node's incoming edges, out of place: an identity edge returns its input itself."""
     return reduce(torch.add, [t for t in terms if t is not None])
 
 
 def init_weights(net: nn.Module) -> None:
-    """Xavier-uniform for Conv2d, N(1, 0.02) for BatchNorm scales; Linear, ConvTranspose2d and biases keep the defaults.
+    """Xavier-uniform for Conv2d, N(1, 0.02) for BatchNorm scales; the rest keeps its defaults.
 
-    Spectral-normalised convolutions keep what they have: torch's default in EAGAN (on a GPU its authors' initialiser
-    wrote to a tensor that spectral norm no longer read), Xavier-uniform from xavier_sn in AutoGAN and AdversarialNAS.
+    The rest: Linear, ConvTranspose2d and biases. Spectral-normalised convolutions keep what they
+    have: torch's default in EAGAN (on a GPU its authors' initialiser wrote to a tensor that
+    spectral norm no longer read), Xavier-uniform from xavier_sn in AutoGAN and AdversarialNAS.
     """
     for m in net.modules():
         if isinstance(m, nn.Conv2d) and not hasattr(m, "parametrizations"):
@@ -192,7 +201,7 @@ def count_params(net: nn.Module) -> int:
 
 
 def conv_cost(c_in: int, c_out: int, kernel: int, side: int, bias_adds: bool = True) -> Cost:
-    """Of a convolution with bias whose output has side x side pixels. kernel 1, side 1: of a linear layer."""
+    """Of a convolution with bias and an output of side x side pixels; linear: kernel 1, side 1."""
     weights = c_in * kernel**2 * c_out
     adds = weights + c_out if bias_adds else weights
     return Cost(weights + c_out, adds * side**2)
@@ -205,9 +214,10 @@ def params_and_macs(**costs: Cost) -> dict[str, dict[str, int]]:
 
 @lru_cache(1024)
 def op_cost(make: Callable[[int], nn.Module], ch: int, side: int) -> Cost:
-    """Of one op at a width, with an output of side x side pixels; the op itself states its multiply-adds: `macs(side)`.
+    """Of one op at a width, with an output of side x side pixels.
 
-    make: an entry of OPS_NORMAL, OPS_UP, OPS_DOWN or a table like them. TypeError: an op that states none.
+    The op itself states its multiply-adds in `macs(side)`; TypeError where it does not.
+    make: an entry of OPS_NORMAL, OPS_UP, OPS_DOWN or a table like them.
     """
     with torch.device("meta"):
         op = make(ch)
@@ -220,7 +230,10 @@ def op_cost(make: Callable[[int], nn.Module], ch: int, side: int) -> Cost:
 
 
 class DBlock(nn.Module):
-    """SN-GAN's residual block: ReLU -> conv -> ReLU -> conv, (B, C, H, W) -> same; down: both paths end in a mean."""
+    """SN-GAN's residual block: ReLU -> conv -> ReLU -> conv, (B, C, H, W) -> same.
+
+    down: both paths end in a 2x2 mean, which halves H and W.
+    """
 
     def __init__(self, ch: int, down: bool) -> None:
         super().__init__()
@@ -236,10 +249,11 @@ class DBlock(nn.Module):
 
 
 class AutoGANDiscriminator(nn.Module):
-    """The hand-made discriminator of AutoGAN, which AdversarialNAS trains against too: x: (B, 3, H, W) -> (B, 1).
+    """AutoGAN's hand-made discriminator, also AdversarialNAS's: x: (B, 3, H, W) -> (B, 1).
 
-    64 ch^2 + 41 ch parameters, all layers under spectral norm. It halves x twice. stage 0 or 1 leaves out the last 2 or
-    1 of the middle blocks, for images of 8 and 16 px: AutoGAN's D grows with its G. [AutoGAN §3.1; authors' code]
+    64 ch^2 + 41 ch parameters, all layers under spectral norm. It halves x twice. stage 0 or 1
+    leaves out the last 2 or 1 of the middle blocks, for images of 8 and 16 px: AutoGAN's D grows
+    with its G. [AutoGAN §3.1; authors' code]
     """
 
     def __init__(self, ch: int = 128) -> None:
@@ -255,11 +269,12 @@ class AutoGANDiscriminator(nn.Module):
         x = self.stem2(self.stem1(x).relu()) + self.stem_skip(F.avg_pool2d(x, 2))
         for block in self.middle[:stage]:
             x = block(x)
-        return self.out(self.last(x).relu().sum(dim=(2, 3)))  # CODE: a sum, so the output's scale grows with the image
+        # CODE: a sum, so the output's scale grows with the image
+        return self.out(self.last(x).relu().sum(dim=(2, 3)))
 
     @staticmethod
     def cost(ch: int, size: int, stage: int = 2, bias_adds: bool = True) -> Cost:
-        """At this width, on images of size x size pixels; the parameters are always those of all blocks."""
+        """At this width, on images of size x size pixels; the parameters of all blocks count."""
 
         def convs(side: int, *shapes: tuple[int, int]) -> Cost:  # (channels in, kernel)
             return sum((conv_cost(c_in, ch, kernel, side, bias_adds) for c_in, kernel in shapes), Cost())
@@ -285,12 +300,13 @@ class EdgeSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Space:
-    """A search space of cells: which op each edge may hold, and which nodes must not be left without an input.
+    """A search space of cells: which op each edge may hold, and which nodes need an input.
 
     nodes: {node: columns of the edges that enter it}; at least one of them must not be "none".
     together: columns that are all "none" or none of them is (down-sampling edges).
     first: the edges of cell 1, where they hold other ops than those of the other cells.
-    leaving: {node: columns of the edges that leave it}; such a node needs an input only if one of them is not "none".
+    leaving: {node: columns of the edges that leave it}; such a node needs an input only if one of
+    them is not "none".
     """
 
     name: str
@@ -306,14 +322,14 @@ class Space:
         return self.first if self.first and cell == 0 else self.edges
 
     def held(self, genotype: "Genotype | None") -> Iterator[tuple[int, int, str]]:
-        """(cell, column, op) of every op in a network of this genotype; None: in a supernet, which holds them all."""
+        """(cell, column, op) of every op in a network of this genotype; None: in a supernet."""
         for cell in range(self.cells):
             for column in range(len(self.edges)):
                 for op in self.candidates(genotype, cell, column):
                     yield cell, column, op
 
     def candidates(self, genotype: "Genotype | None", cell: int, column: int) -> list[str]:
-        """The ops that an edge is built with, "none" apart: the genotype's own or, in a supernet (None), every one."""
+        """The ops an edge is built with, "none" apart: the genotype's, or all in a supernet (None)."""
         ops = self.edges_of(cell)[column].ops if genotype is None else (genotype[cell][column],)
         return [op for op in ops if op != "none"]
 
@@ -335,7 +351,10 @@ class Space:
         return ""
 
     def check(self, rows: object, source: str) -> Genotype:
-        """The genotype, if it is one of this space. UserError names source, cell and edge, and what may stand there."""
+        """The genotype, if it is one of this space.
+
+        UserError names source, cell and edge, and what may stand there.
+        """
         if not isinstance(rows, list | tuple) or len(rows) != self.cells:
             raise UserError(f"{source}: a {self.name} genotype is a list of {self.cells} cells, found {rows!r:.80}")
         for i, row in enumerate(rows, 1):
@@ -351,7 +370,7 @@ class Space:
         return tuple(tuple(row) for row in rows)
 
     def from_codes(self, codes: object, source: str = "codes") -> Genotype:
-        """Op names for the authors' integers, (cells, edges). UserError: another shape, or a code out of range."""
+        """Op names for the authors' integers, (cells, edges). UserError: wrong shape or code."""
         codes = np.asarray(codes)
         if codes.shape != (self.cells, len(self.edges)) or codes.dtype.kind not in "iu":
             raise UserError(
@@ -379,8 +398,9 @@ class Space:
 def named(name: str, space: Space, published: dict[str, dict[str, list]], flag: str = "") -> Genotype | None:
     """A published genotype by name, or the one in a file, a run's genotype.json or the authors' .npy.
 
-    published: {"G": {name: codes}, "D": {...}}; its key is also that of a .json. None: a .json without this key, which
-    is an error where `flag` says whence the name comes. UserError: neither name nor file, not a genotype of this space.
+    published: {"G": {name: codes}, "D": {...}}; its key is also that of a .json. None: a .json
+    without this key, which is an error where `flag` says which option gave the name. UserError:
+    neither name nor file, not a genotype of this space.
     """
     names = published[space.name]
     if name in names:

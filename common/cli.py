@@ -1,4 +1,4 @@
-"""The command line made from a dataclass: options, presets, and those options that every method has."""
+"""The command line made from a dataclass: options, presets, and the options of every method."""
 
 import dataclasses
 import inspect
@@ -21,17 +21,19 @@ ON_RESUME = {  # flags that may differ when a run is resumed: none of them chang
 
 
 def opt(default: Any, help: str, panel: str = "", **limits: float) -> Any:
-    """One option, a field of Args: `rounds: int = opt(18, "Evolution rounds, R. [paper §5.1]", "Search", min=1)`.
+    """One option, a field of Args.
 
-    help ends in its source, in brackets. panel: one of PANELS. limits: min, max. An option of the base class given
-    again with a source alone, `g_batch: int = opt(80, "[authors' code]")`, keeps its words, panel and limits.
+    `rounds: int = opt(18, "Evolution rounds, R. [paper §5.1]", "Search", min=1)`
+    help ends in its source, in brackets. panel: one of PANELS. limits: min, max.
+    An option of the base class given again with a source alone,
+    `g_batch: int = opt(80, "[authors' code]")`, keeps its words, panel and limits.
     """
     return dataclasses.field(default=default, metadata={"help": help, "panel": panel, "limits": limits})
 
 
 @dataclasses.dataclass(frozen=True)
 class CommonArgs:
-    """The options of every method. A script repeats those whose default is its paper's, and adds its own."""
+    """Every method's options. A script repeats those with its paper's defaults and adds its own."""
 
     preset: Literal["paper", "quick", "smoke"] = opt(
         "paper", "Named values; explicit flags win. quick: minutes on a GPU; smoke: two CPU cores. [ours]", "Run"
@@ -39,7 +41,11 @@ class CommonArgs:
     phase: Literal["all", "search", "train", "eval"] = opt(
         "all", "Which part to run; train needs --genotype, eval needs --weights. [ours]", "Run"
     )
-    genotype: str | None = opt(None, "Train this instead of searching: a published name or a file. [paper]", "Run")
+    genotype: str | None = opt(
+        None,
+        "Train this instead of searching: a published name or a file. [paper]",
+        "Run",
+    )
     weights: Path | None = opt(None, "weights.pt of a run, for --phase eval. [ours]", "Run")
     resume: Path | None = opt(None, "Run directory to resume, exactly where it was. [ours]", "Run")
     dry_run: bool = opt(False, "Print plan, sizes and cost, then exit. [ours]", "Run")
@@ -54,9 +60,19 @@ class CommonArgs:
         "cifar10", "shapes, cifar10, stl10, celeba, or a folder, .zip or .npz of images. [paper]", "Data"
     )
     data_dir: Path = opt(Path("data"), "Folder of downloads and of cached statistics. [ours]", "Data")
-    size: int = opt(0, "Pixels of a side, a multiple of 8; 0: the data set's own. [paper]", "Data", min=0)
+    size: int = opt(
+        0,
+        "Pixels of a side, a multiple of 8; 0: the data set's own. [paper]",
+        "Data",
+        min=0,
+    )
 
-    epoch_batches: int = opt(0, "D batches that count as an epoch; 0: the data set once. [ours]", "Search", min=0)
+    epoch_batches: int = opt(
+        0,
+        "D batches that count as an epoch; 0: the data set once. [ours]",
+        "Search",
+        min=0,
+    )
 
     g_ch: int = opt(256, "Channels of G. [authors' code]", "Train", min=1)
     d_ch: int = opt(128, "Channels of D. [authors' code]", "Train", min=1)
@@ -68,7 +84,13 @@ class CommonArgs:
     adam_b1: float = opt(0.0, "Adam beta 1 of G and D. [authors' code]", "Train", min=0, max=1)
     adam_b2: float = opt(0.9, "Adam beta 2 of G and D. [authors' code]", "Train", min=0, max=1)
     n_critic: int = opt(5, "D steps per G step. [authors' code]", "Train", min=1)
-    ema: float = opt(0.999, "Decay of G's average per G update; 0: G itself. [authors' code]", "Train", min=0, max=1)
+    ema: float = opt(
+        0.999,
+        "Decay of G's average per G update; 0: G itself. [authors' code]",
+        "Train",
+        min=0,
+        max=1,
+    )
     amp: bool = opt(False, "bfloat16 autocast of G and D. [ours]", "Train")
     compile: bool = opt(False, "torch.compile in training from scratch. [ours]", "Train")
 
@@ -77,19 +99,24 @@ class CommonArgs:
     )
     inception_weights: Path | None = opt(None, "File of the FID network; default: download. [ours]", "Eval")
     fid_dims: Literal["64", "192", "768", "2048"] = opt("2048", "Features of the FID. [pytorch-fid]", "Eval")
-    ref_n: int = opt(0, "Training images behind the reference; 0: all. [authors' code]", "Eval", min=0)
+    ref_n: int = opt(
+        0,
+        "Training images behind the reference; 0: all. [authors' code]",
+        "Eval",
+        min=0,
+    )
     eval_n: int = opt(50_000, "Generated images of an evaluation in training. [paper]", "Eval", min=2)
     eval_every: int = opt(5, "Epochs between evaluations in training. [authors' code]", "Eval", min=1)
     eval_after: int = opt(0, "Epochs before the first of them. [ours]", "Eval", min=0)
 
     @property
     def g_shape(self) -> tuple[int, int, int]:
-        """What every generator takes beside its genotype: channels, latent size, side of the images."""
+        """What every generator takes beside its genotype: channels, latent size, image side."""
         return self.g_ch, self.z_dim, self.size
 
 
 def options(args_class: type) -> list[tuple[dataclasses.Field, dict]]:
-    """(field, its metadata) of every option, in the order of the panels; what a field leaves out is its base's."""
+    """(field, its metadata) of every option, panel by panel; gaps are filled from the base."""
     found = []
     for field in dataclasses.fields(args_class):
         about = {}
@@ -111,17 +138,23 @@ def combined(base: dict, given: dict) -> dict:
     return {"help": words, "panel": base["panel"], "limits": limits}
 
 
-def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[str] | None = None) -> int:
-    """Run `main(Args(...))` from a command line whose flags, defaults, ranges and help are the fields of `args_class`.
+def cli(
+    main: Callable,
+    args_class: type,
+    presets: dict[str, dict],
+    argv: list[str] | None = None,
+) -> int:
+    """Run `main(Args(...))` from a command line made of the fields of `args_class`.
 
-    Explicit flags beat `--preset`, whose values beat the defaults of Args; `--resume DIR` takes every value from the
-    run's config.json and refuses another value for a flag that would change what is trained. Bad input is one line on
+    They give its flags, defaults, ranges and help. Explicit flags beat `--preset`, whose values
+    beat the defaults of Args; `--resume DIR` takes every value from the run's config.json and
+    refuses another value for a flag that would change what is trained. Bad input is one line on
     stderr and exit code 2; a run stopped on request is 130; a failed run is 1.
     """
     argv = sys.argv[1:] if argv is None else argv
     fields = options(args_class)
     asked = {"--preset": None, "--resume": None}
-    for flag in asked:  # known before the parser is made, so that --preset quick --help shows quick's defaults
+    for flag in asked:  # known before the parser is made: --preset quick --help shows its defaults
         for i, word in enumerate(argv):
             if word == flag and i + 1 < len(argv):
                 asked[flag] = argv[i + 1]
@@ -130,7 +163,11 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
     try:
         defaults = {field.name: field.default for field, _ in fields}
         if asked["--resume"] is not None:
-            defaults |= resumed_defaults(Path(asked["--resume"]), asked["--preset"], Path(inspect.getfile(main)).name)
+            defaults |= resumed_defaults(
+                Path(asked["--resume"]),
+                asked["--preset"],
+                Path(inspect.getfile(main)).name,
+            )
         else:
             defaults |= presets.get(asked["--preset"] or "", {})
         defaults = {field.name: defaults[field.name] for field, _ in fields}
@@ -141,7 +178,9 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
                     explicit = "COMMANDLINE" in str(ctx.get_parameter_source(name))
                     if explicit and name not in ON_RESUME and jsonable(value) != defaults[name]:
                         flag = "--" + name.replace("_", "-")
-                        raise UserError(f"{flag} {value}: this run has {defaults[name]}; it cannot change on --resume")
+                        raise UserError(
+                            f"{flag} {value}: this run has {defaults[name]}; it cannot change on --resume",
+                        )
             main(args_class(**values))
 
         parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
@@ -168,7 +207,7 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
 
 
 def resumed_defaults(run: Path, preset: str | None, script: str) -> dict:
-    """Every value of a run that is resumed. UserError: no run of this script, or a preset beside it."""
+    """Every value of a run that is resumed. UserError: no run of this script, or a preset given."""
     if preset is not None:
         raise UserError(f"--preset {preset}: a resumed run keeps its settings; leave --preset out")
     config = read_json(run / "config.json", "--resume: no run to resume,")

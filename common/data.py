@@ -21,7 +21,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.files import UserError, stream
 
-SIZES = {"shapes": 32, "cifar10": 32, "stl10": 48, "celeba": 64}  # the names, and the image side each is used at
+# the names, and the image side each is used at
+SIZES = {"shapes": 32, "cifar10": 32, "stl10": 48, "celeba": 64}
 BY_HAND = {  # what torchvision looks for, where it cannot download
     "cifar10": "cifar-10-python.tar.gz",
     "stl10": "stl10_binary.tar.gz",
@@ -44,12 +45,14 @@ class Dataset:
 
 
 def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
-    """Load `shapes`, `cifar10`, `stl10` (train + unlabeled), `celeba` (train), or the path of a folder, .zip or .npz.
+    """Load a data set by name, or the path of a folder, .zip or .npz.
 
-    size: side in pixels, 0 = the data set's own (SIZES; of a path the shorter side of its images, all of one size).
-    Images of another size: shorter side resized (bilinear, antialiased), centre-cropped; alpha is dropped. Class
-    sub-folders become labels in sorted order, a lone top folder does not. Downloads go to data_dir; of several
-    processes let one come first. UserError: not there, not readable, or without a side that networks can make.
+    Names: `shapes`, `cifar10`, `stl10` (train + unlabeled), `celeba` (train).
+    size: side in pixels, 0 = the data set's own (SIZES; of a path the shorter side of its images,
+    all of one size). Images of another size: shorter side resized (bilinear, antialiased),
+    centre-cropped; alpha is dropped. Class sub-folders become labels in sorted order, a lone top
+    folder does not. Downloads go to data_dir; of several processes let one come first.
+    UserError: not there, not readable, or without a side that networks can make.
     """
     if size and (size < 16 or size % 8):
         raise UserError(f"image size {size}: must be a multiple of 8, at least 16 (0: the data set's own)")
@@ -157,7 +160,7 @@ def _zip(path: Path, size: int) -> Dataset:
 def _image_files(
     path: Path, name: str, files: Iterable[PurePosixPath], read: Callable[[PurePosixPath], bytes], size: int
 ) -> Dataset:
-    """Make a data set of those of the files below path that are images and not hidden. read: file -> its bytes."""
+    """Make a data set of the visible images among files below path. read: file -> its bytes."""
     seen = [f for f in files if not any(part.startswith(".") or part == "__MACOSX" for part in f.parts)]
     files = sorted(f for f in seen if f.suffix.lower() in FORMATS)
     if not files:
@@ -192,7 +195,8 @@ def _image_files(
         image = image.crop(_square(*image.size)).resize((size, size), Image.Resampling.BILINEAR)
         images[i] = np.asarray(image).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes and resizes without the GIL
+    # Pillow decodes and resizes without the GIL
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(work, range(len(files))))
 
     shared = len(PurePosixPath(os.path.commonpath([f.parent for f in files])).parts)
@@ -210,7 +214,7 @@ def _npz(path: Path, size: int) -> Dataset:
         with np.load(path, allow_pickle=False) as arrays:
             found = ", ".join(arrays)
             images, labels = (np.asarray(arrays[key]) if key in arrays else None for key in ("images", "labels"))
-    except Exception as error:  # foreign bytes: a pickled array, a bad CRC, a header that claims terabytes, ...
+    except Exception as error:  # foreign bytes: a pickled array, a bad CRC, an absurd header, ...
         raise UserError(
             f"{path}: not a readable .npz of plain arrays ({_line(error)}); "
             "write one with numpy.savez(path, images=..., labels=...)"
@@ -236,12 +240,15 @@ def _line(error: Exception) -> str:
 
 
 def _resize(array: np.ndarray, size: int, path: Path | str = "") -> tuple[torch.Tensor, str]:
-    """Fit images that are one array: uint8 (N, H, W, 3) -> uint8 (N, 3, size, size) and the note. size 0: their own."""
+    """Fit images that are one array; also return the note.
+
+    uint8 (N, H, W, 3) -> uint8 (N, 3, size, size). size 0: their own.
+    """
     n, h, w, _ = array.shape
     size = size or _own_size(path, w, h)
     left, top, right, bottom = _square(w, h)
     images = torch.from_numpy(array[:, top:bottom, left:right]).permute(0, 3, 1, 2)
-    if (h, w) != (size, size):  # in parts: some CPUs have no uint8 kernel and would make a float copy of it all
+    if (h, w) != (size, size):  # in parts: CPUs without a uint8 kernel make a float copy of it all
         parts = images.split(256)
         images = torch.cat([F.interpolate(x, (size, size), mode="bilinear", antialias=True) for x in parts])
     return images.contiguous(), _note(n, {(w, h)}, size)
@@ -254,7 +261,7 @@ def _square(w: int, h: int) -> tuple[int, int, int, int]:
 
 
 def _own_size(path: Path | str, w: int, h: int) -> int:
-    """The shorter side of a data set's images, for --size 0. UserError: no network here makes such images."""
+    """The images' shorter side, for --size 0. UserError: no network here makes such images."""
     side = min(w, h)
     if side < 16 or side % 8:
         near = max(16, side // 8 * 8)
@@ -281,14 +288,15 @@ def _box(u: torch.Tensor, v: torch.Tensor, a: float, b: float) -> torch.Tensor:
 
 
 def _star(u: torch.Tensor, v: torch.Tensor, notch: float = 0.42) -> torch.Tensor:
-    """Five points at radius 1, notches between: fold the plane onto half a point, and one straight edge is left."""
+    """Five points at radius 1, notches between: folded to half a point, one straight edge."""
     r, angle = torch.hypot(u, v), torch.atan2(v, u)
     angle = ((angle + math.pi / 5) % (2 * math.pi / 5) - math.pi / 5).abs()
     nx, ny = notch * math.sin(math.pi / 5), 1 - notch * math.cos(math.pi / 5)
     return ((r * angle.cos() - 1) * nx + r * angle.sin() * ny) / math.hypot(nx, ny)
 
 
-# Signed distance (near the edge) of the point (u, v) to each shape, negative inside; all fit into the unit circle.
+# Signed distance (near the edge) of the point (u, v) to each shape, negative inside; all shapes fit
+# into the unit circle.
 SHAPES = {
     "disc": lambda u, v: torch.hypot(u, v) - 0.85,
     "ring": lambda u, v: (torch.hypot(u, v) - 0.68).abs() - 0.2,
@@ -306,16 +314,19 @@ SHAPES = {
 
 
 def shapes(n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
-    """Draw n coloured shapes of the 10 classes in SHAPES, balanced and shuffled; the same for the same arguments.
+    """Draw n coloured shapes of the 10 classes in SHAPES; the same for the same arguments.
 
-    Place, scale, rotation and colours vary; half the grounds are plain, half a gradient; edges are antialiased.
+    Classes are balanced and shuffled. Place, scale, rotation and colours vary; half the grounds are
+    plain, half a gradient; edges are antialiased.
     """
     g = stream(seed, "shapes")
     labels = (torch.arange(n) % len(SHAPES))[torch.randperm(n, generator=g)]
     radius = size * (0.26 + 0.16 * torch.rand(n, generator=g))
-    centre = (torch.rand(n, 2, generator=g) * 2 - 1) * (size / 2 - radius)[:, None]  # the whole shape stays inside
+    # the whole shape stays inside
+    centre = (torch.rand(n, 2, generator=g) * 2 - 1) * (size / 2 - radius)[:, None]
     turn, slope = (torch.rand(2, n, generator=g) * 2 * math.pi)[..., None]  # (n, 1) each
-    hue = torch.rand(n, 3, 1, generator=g) + torch.arange(3) / 3  # (n, shape | ground | far end of the ground, rgb)
+    # (n, shape | ground | far end of the ground, rgb)
+    hue = torch.rand(n, 3, 1, generator=g) + torch.arange(3) / 3
     vivid = 0.5 + 0.5 * torch.cos(2 * math.pi * hue)
     dark, light = 0.1 + 0.35 * vivid, 0.55 + 0.45 * vivid
     night = (torch.rand(n, 1, 1, generator=g) < 0.5).expand(-1, 3, 3).clone()
@@ -339,11 +350,12 @@ def shapes(n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
 
 
 class Batches:
-    """Shuffled batches without end; `batches(i)` is a pure function of (seed, i), so no loader state exists.
+    """Shuffled batches without end; `batches(i)` is a pure function of (seed, i): no loader state.
 
-    images: uint8 (N, 3, H, W), moved to the device once. batch: images a step over all `world` processes, each of
-    which gets its contiguous slice. len(batches): steps an epoch; the last, short batch counts [authors' code]. What of
-    it does not divide by world is left out of that epoch: all of it where it has fewer images than processes.
+    images: uint8 (N, 3, H, W), moved to the device once.
+    batch: images a step over all `world` processes, each of which gets its contiguous slice.
+    len(batches): steps an epoch; the last, short batch counts [authors' code]. What of it does not
+    divide by world is left out of that epoch: all of it where it has fewer images than processes.
     """
 
     def __init__(
@@ -361,7 +373,7 @@ class Batches:
         return full + (rest >= self.world)
 
     def indices(self, i: int) -> torch.Tensor:
-        """The images of batch i, over all processes: `.chunk(world)[rank]` are this one's. int64, on the device."""
+        """Images of batch i over all processes, int64; `.chunk(world)[rank]` are this one's."""
         epoch, k = divmod(i, len(self))
         if epoch != self._epoch:  # drawn on the CPU: the same order on every device
             order = torch.randperm(len(self.images), generator=stream(self.seed, "data", epoch))
@@ -370,7 +382,7 @@ class Batches:
         return self._order[k * self.batch : k * self.batch + share * self.world]
 
     def __call__(self, i: int) -> torch.Tensor:
-        """Batch i = 0, 1, ..., on through the epochs. Returns float32 (B, 3, H, W) in [-1, 1] on the device."""
+        """Batch i = 0, 1, ... through the epochs: float32 (B, 3, H, W) in [-1, 1], on device."""
         own = self.indices(i).chunk(self.world)[self.rank]
         return self.images.index_select(0, own).float().div_(127.5).sub_(1)
 

@@ -1,4 +1,4 @@
-"""What every GAN script does alike: latents, optimisers, averaging, seeded networks, scores, sample grids, weights."""
+"""What all GAN scripts do alike: latents, optimisers, averaging, scores, sample grids, weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,8 @@ from common.ranks import Ranks, measured_flops
 from common.run import Run, duration
 
 Stage = tuple[str, int, float]  # of a plan: name, G updates, multiply-adds of one of them
-Generate = Callable[[Tensor, Any], Tensor]  # (latents, number of the evaluation's batch or "grid") -> images in [-1, 1]
+# (latents, number of the evaluation's batch or "grid") -> images in [-1, 1]
+Generate = Callable[[Tensor, Any], Tensor]
 INCEPTION_MACS = 5.7e9  # of one image at 299 pixels
 
 
@@ -30,7 +31,7 @@ class Job:
     ranks: Ranks
     evaluator: Evaluator
     data: Dataset
-    plan: list[Stage] = field(default_factory=list)  # its last stage is the training from scratch, if there is one
+    plan: list[Stage] = field(default_factory=list)  # its last stage: training from scratch, if any
     run: Run = None  # once everything has been checked
     eval_bn: str = "running"  # or "batch": whence BatchNorm has its statistics in an evaluation
     to_bytes: Callable[[Tensor], Tensor] = to_uint8  # images in [-1, 1] -> uint8
@@ -42,7 +43,7 @@ class Job:
 
     @cached_property
     def batches(self) -> Batches:
-        """Real images by --d-batch: batches(i) is this process's part of batch i, float32 in [-1, 1]."""
+        """Real images by --d-batch: batches(i) is this process's part of batch i, in [-1, 1]."""
         return self.batches_of(self.args.d_batch)
 
     def batches_of(self, size: int) -> Batches:
@@ -65,7 +66,7 @@ class Job:
 
 @dataclass
 class Progress:
-    """What a resumed run needs beside the networks: plain values. All counters but `stage` are of the whole run."""
+    """Plain values a resumed run needs beside the networks; counters but `stage` span the run."""
 
     stage: int = 0  # place in the list of stages
     step: int = 0  # G updates
@@ -99,13 +100,13 @@ class Pair:
 
 
 def fixed_latent(job: Job, n: int, *name: object) -> Tensor:
-    """n latents z ~ N(0, I), (n, z_dim): a pure function of the seed and the name, the same on every process."""
+    """n latents z ~ N(0, I), (n, z_dim): a function of seed and name, the same on every process."""
     g = stream(job.args.seed, *name, device=job.ranks.device)
     return torch.randn(n, job.args.z_dim, generator=g, device=job.ranks.device)
 
 
 def latent(job: Job, n: int, *name: object) -> Tensor:
-    """This process's n latents, (n, z_dim), of those that all processes draw for this name together."""
+    """This process's n latents, (n, z_dim), of those that all processes draw for this name."""
     return fixed_latent(job, n * job.ranks.world, *name)[job.ranks.rank :: job.ranks.world]
 
 
@@ -123,8 +124,14 @@ def pair_of(job: Job, G: nn.Module, D: nn.Module) -> Pair:
     return Pair(G, D, adam(job, G, job.args.g_lr), adam(job, D, job.args.d_lr))
 
 
-def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = 0.0) -> None:
-    """One step of the optimiser. Parameters without a gradient, of ops that were not sampled, are left alone.
+def update(
+    job: Job,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    clip: float = 0.0,
+) -> None:
+    """One step of the optimiser. Parameters without a gradient, of unsampled ops, are left alone.
 
     clip: limit of the gradient's norm, 0 for none.
     """
@@ -138,7 +145,7 @@ def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Ten
 
 @contextmanager
 def frozen(*nets: nn.Module | None) -> Iterator[None]:
-    """A loss made in this `with` has no gradient for these networks: another network's step, and cheaper."""
+    """In this `with`, a loss has no gradient for these networks: cheaper for another's step."""
     for net in nets:
         if net is not None:
             net.requires_grad_(False)
@@ -152,7 +159,7 @@ def frozen(*nets: nn.Module | None) -> Iterator[None]:
 
 @torch.no_grad()
 def ema_update(average: nn.Module, net: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * net for parameters; buffers (BatchNorm statistics) are net's own."""
+    """average <- decay * average + (1 - decay) * net for parameters; buffers are net's own."""
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
     for a, b in zip(average.buffers(), net.buffers(), strict=True):
         a.copy_(b)
@@ -165,7 +172,7 @@ def clone(net: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def own_batch_norm(job: Job, G: nn.Module, path: Any, batches: int) -> Iterator[None]:
-    """For the time of a `with`, BatchNorm's running statistics are those of one path of a supernet alone.
+    """For the time of a `with`, BatchNorm's running statistics are those of one supernet path.
 
     They are a plain mean over so many batches of 100 images G(z, path); 0: as all paths left them.
     """
@@ -213,13 +220,14 @@ def evaluating(G: nn.Module) -> Iterator[None]:
 def score(job: Job, G: nn.Module, n: int, generate: Generate | None = None, split: bool = True) -> Score:
     """Score n images of G in eval mode, always of the same latents.
 
-    generate: how latents become images, where it takes more than G(z). split: share the images over the processes.
+    generate: how latents become images, where it takes more than G(z).
+    split: share the images over the processes.
     """
     generate, batch = generate or only_latents(G), job.evaluator.batch
 
     def images(k: int) -> Tensor:
         job.run.check()
-        z = fixed_latent(job, batch, "eval", k)  # BatchNorm that looks at the batch needs a whole one
+        z = fixed_latent(job, batch, "eval", k)  # batch statistics need a whole batch
         return job.to_bytes(generate(z if job.eval_bn == "batch" else z[: n - k * batch], k))
 
     with evaluating(G):
@@ -233,8 +241,9 @@ def grid(job: Job, G: nn.Module, generate: Generate | None = None) -> Tensor:
 
 
 def steps(job: Job, state: Progress, end: int, name: str, upcoming: str, n_critic: int = 1) -> Iterator[None]:
-    """One turn for each G update of a search until update `end`, a safe point before each: progress, autosave, stop.
+    """One turn for each G update of a search until update `end`.
 
+    Before each comes a safe point: progress, autosave, stop.
     name: of the stage, for progress and rows. upcoming: what comes after it.
     """
     job.run.begin("search", name, state.step, images_per_step=job.args.d_batch * n_critic)
@@ -246,10 +255,11 @@ def steps(job: Job, state: Progress, end: int, name: str, upcoming: str, n_criti
 def evaluate_if_due(
     job: Job, state: Progress, G: nn.Module, G_ema: nn.Module, about: dict, generate: Generate | None = None
 ) -> None:
-    """Evaluate G_ema before the first update of the training, as --eval-every and --eval-after say, and after the last.
+    """Evaluate G_ema before the first update, as --eval-every and --eval-after say, and at the end.
 
-    Writes weights.pt and, with the lowest FID so far, weights.best.pt: the weights of G_ema, and `about`, what else it
-    takes to build G. Beside the untrained G stand the scores of uniform noise, the worst that there is.
+    Writes weights.pt and, with the lowest FID so far, weights.best.pt: the weights of G_ema, and
+    `about`, what else it takes to build G. Beside the untrained G stand the scores of uniform
+    noise, the worst that there is.
     """
     args, run, evaluator, ranks = job.args, job.run, job.evaluator, job.ranks
     done = state.step - state.began
@@ -306,8 +316,9 @@ def noise_images(job: Job, k: int) -> Tensor:
 
 
 def load_weights(args: Any, device: torch.device, make: Callable[[dict], nn.Module]) -> tuple[Any, nn.Module]:
-    """--phase eval: the generator in --weights, and args with its widths. make: what is in the file -> the network.
+    """--phase eval: the generator in --weights, and args with its widths.
 
+    make: what is in the file -> the network.
     UserError: not the weights of such a network, or of images of another size than args.size.
     """
     try:
@@ -341,7 +352,10 @@ def evaluate_weights(job: Job, G: nn.Module, generate: Generate | None = None) -
 
 
 def check_flags(args: Any, world: int, skips_search: str, published: str) -> None:
-    """Refuse what no method can run. skips_search: the flag that names a genotype, or ""; published: what it may be."""
+    """Refuse what no method can run.
+
+    skips_search: the flag that names a genotype, or ""; published: what it may be.
+    """
     for flag, value in (("--d-batch", args.d_batch), ("--g-batch", args.g_batch)):
         if value % world:
             raise UserError(f"{flag} {value}: not divisible by {world} processes")
@@ -356,7 +370,7 @@ def check_flags(args: Any, world: int, skips_search: str, published: str) -> Non
 
 
 def check_splits(**counts: int) -> None:
-    """Refuse numbers of images, by the names of their flags, that are too few for the Inception Score."""
+    """Refuse numbers of images, named by their flags, that are too few for the Inception Score."""
     for name, n in counts.items():
         if n < IS_SPLITS:
             flag = "--" + name.replace("_", "-")
@@ -376,7 +390,7 @@ def evaluator_options(args: Any, ranks: Ranks) -> dict:
 
 
 def update_macs(args: Any, g: float, d: float, n_critic: int) -> float:
-    """Multiply-adds of n_critic steps of D and one of G; a backward pass costs two forward passes."""
+    """Multiply-adds of n_critic steps of D and one of G; a backward pass costs two forward ones."""
     return n_critic * args.d_batch * (g + 6 * d) + args.g_batch * (3 * g + 2 * d)
 
 
@@ -386,7 +400,7 @@ def scoring_macs(args: Any, g: float, images: float) -> float:
 
 
 def train_stage(job: Job, epochs: int, g: float, d: float) -> Stage:
-    """The plan's last stage: epochs of --n-critic steps of D to one of G. UserError: too few for one of G."""
+    """The last stage: epochs of --n-critic D steps to one of G. UserError: too few for one of G."""
     args = job.args
     steps = epochs * job.epoch // args.n_critic
     if not steps:
@@ -398,7 +412,7 @@ def train_stage(job: Job, epochs: int, g: float, d: float) -> Stage:
 
 
 def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
-    """The first lines of a run: its images, its plan and price on this device, and what its networks cost."""
+    """The first lines of a run: images, plan, price on this device, and cost of its networks."""
     args, data = job.args, job.data
     lines = [f"{method} · {data.name}, {len(data.images):,} images of {args.size} px · {args.preset}"]
     if job.plan:
@@ -418,7 +432,7 @@ def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
 
 
 def run_facts(job: Job, costs: dict[str, Cost], more: int = 0) -> dict:
-    """What a Run is told beside its arguments. more: numbers in a checkpoint that have no moments of Adam's.
+    """What a Run is told beside its arguments. more: checkpointed values without Adam moments.
 
     disk: room for two checkpoints and one being written.
     """
@@ -429,7 +443,7 @@ def run_facts(job: Job, costs: dict[str, Cost], more: int = 0) -> dict:
 
 
 def start(job: Job, state: Progress, lines: list[str]) -> None:
-    """Print the first lines of the run, take up its state where it is resumed, and prepare the evaluator."""
+    """Print the run's first lines, take up its state if resumed, and prepare the evaluator."""
     for line in lines:
         job.run.print(line)
     job.run.load(state)

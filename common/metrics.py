@@ -1,4 +1,4 @@
-"""FID and Inception Score: the two networks, streaming statistics, and the cached statistics of the real images."""
+"""FID and Inception Score: the two networks, streaming statistics, cached reference statistics."""
 
 import hashlib
 import socket
@@ -21,7 +21,7 @@ COMPACT_RECIPE = 1  # raise it when anything changes in the compact network or i
 COMPACT_STEPS = (300, 2000)  # of training: at least, at most
 
 FID_FILE = "pt_inception-2015-12-05-6726825d.pth"
-FID_LAYERS = {  # torchvision's names, by the width of the features that the last one of each row gives (as pytorch-fid)
+FID_LAYERS = {  # width: torchvision's layers; the last one has that many features (pytorch-fid)
     64: ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1"),
     192: ("Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"),
     768: ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
@@ -38,11 +38,11 @@ class Dataset(Protocol):
     digest: str
 
 
-# ---------------------------------------------------------------------------------------------------- statistics
+# ---- statistics ----------------------------------------------------------------------------------
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Turn images in [-1,1] into bytes by truncation, as the GAN-NAS authors' code does; NaN becomes 0.
+    """Turn images in [-1,1] into bytes by truncation, as the GAN-NAS authors do; NaN becomes 0.
 
     x: float (B,3,H,W) -> uint8 (B,3,H,W)
     """
@@ -61,12 +61,20 @@ def matrix_root(cov: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor, root1: Tensor | None = None) -> float:
-    """Return the squared Frechet distance of two Gaussians: |mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)).
+def frechet_distance(
+    mu1: Tensor,
+    cov1: Tensor,
+    mu2: Tensor,
+    cov2: Tensor,
+    root1: Tensor | None = None,
+) -> float:
+    """Return the squared Frechet distance of two Gaussians.
 
-    mu: (D,), cov: (D,D), root1: `matrix_root(cov1)` where the caller has it. NaN when the statistics are not finite.
-    The trace of the root is the sum of the roots of the eigenvalues of root1 @ cov2 @ root1, which is symmetric: faster
-    and, for fewer images than features, more exact than the root of the product. [Heusel et al. 2017, arXiv:1706.08500]
+    |mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)); NaN when the statistics are not finite.
+    mu: (D,), cov: (D,D), root1: `matrix_root(cov1)` where the caller has it.
+    The trace of the root is the sum of the roots of the eigenvalues of root1 @ cov2 @ root1, which
+    is symmetric: faster and, for fewer images than features, more exact than the root of the
+    product. [Heusel et al. 2017, arXiv:1706.08500]
     """
     mu1, cov1, mu2, cov2 = mu1.double(), cov1.double(), mu2.double(), cov2.double()
     root1 = matrix_root(cov1) if root1 is None else root1
@@ -78,9 +86,10 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor, root1
 
 
 class Moments:
-    """Number, mean and covariance (N-1) of features that come in batches; float64, whatever the batch size.
+    """Number, mean and covariance (N-1) of features in batches; float64, whatever the batch size.
 
-    Centred sums are merged batch by batch, so a mean far from 0 costs no digits. [Chan, Golub & LeVeque 1983]
+    Centred sums are merged batch by batch, so a mean far from 0 costs no digits.
+    [Chan, Golub & LeVeque 1983]
     """
 
     def __init__(self, dims: int, device: torch.device | str = "cpu") -> None:
@@ -113,15 +122,17 @@ class Moments:
 
 
 class InceptionScore:
-    """exp(mean KL(p(y|x) || p(y))) over `splits` equal blocks of n images in order of generation, streamed; float64.
+    """exp(mean KL(p(y|x) || p(y))) over `splits` equal blocks of n images, streamed; float64.
 
-    Block i is the images [i*n//splits, (i+1)*n//splits). [Salimans et al. 2016, arXiv:1606.03498, and their code]
+    Block i is the images [i*n//splits, (i+1)*n//splits) in order of generation.
+    [Salimans et al. 2016, arXiv:1606.03498, and their code]
     """
 
     def __init__(self, n: int, splits: int, classes: int, device: torch.device | str = "cpu") -> None:
         self.ends = torch.tensor([(i + 1) * n // splits for i in range(splits)], device=device)
         self.sizes = self.ends.diff(prepend=self.ends.new_zeros(1))
-        self.sums = torch.zeros(splits, classes + 1, dtype=torch.float64, device=device)  # of p, and of p log p
+        # sums of p, and of p log p
+        self.sums = torch.zeros(splits, classes + 1, dtype=torch.float64, device=device)
 
     def add(self, p: Tensor, first: int) -> None:
         """Take in the class probabilities of the images first, first+1, ...; p: (B,classes)"""
@@ -135,22 +146,24 @@ class InceptionScore:
         dist.all_reduce(self.sums)
 
     def result(self) -> tuple[float, float]:
-        """Return mean and population standard deviation over the blocks, once all n images are in."""
+        """Return mean and population deviation over the blocks, once all n images are in."""
         means = self.sums / self.sizes[:, None]
         scores = (means[:, -1] + torch.special.entr(means[:, :-1]).sum(1)).exp()
         return scores.mean().item(), scores.std(correction=0).item()
 
 
-# ---------------------------------------------------------------------------------------------------- networks
+# ---- networks ------------------------------------------------------------------------------------
 
 
 class Inception(nn.Module):
-    """The Inception network of 2015-12-05 that FID and IS are defined by, made of pytorch-fid's blocks.
+    """The Inception network of 2015-12-05 that defines FID and IS, made of pytorch-fid's blocks.
 
-    forward: uint8 (B,3,H,W) -> features (B,dims) and, if `want_is`, logits without the bias (B,1008), else None.
-    weights: a state dict's file with pytorch-fid's names, None for pytorch-fid's download. UserError when it is not to
-    be had, is another network, or lacks a layer that is needed here. digest: of the weights that the features depend
-    on. [pytorch-fid; without the bias as in Salimans' IS code]
+    forward: uint8 (B,3,H,W) -> features (B,dims) and, if `want_is`, logits without the bias
+    (B,1008), else None.
+    weights: a state dict's file with pytorch-fid's names, None for pytorch-fid's download.
+    UserError when it is unavailable, is another network, or lacks a layer that is needed here.
+    digest: of the weights that the features depend on.
+    [pytorch-fid; without the bias as in Salimans' IS code]
     """
 
     classes = 1008
@@ -165,7 +178,7 @@ class Inception(nn.Module):
                 f"--evaluator inception: {error.name} is not installed: "
                 "pip install pytorch-fid torchvision, or take --evaluator compact"
             ) from error
-        with torch.device("meta"):  # neither memory nor random numbers: every weight comes from the file
+        with torch.device("meta"):  # no memory, no random numbers: every weight comes from the file
             net = inception_v3(num_classes=self.classes, aux_logits=False, weights=None, init_weights=False)
             net.Mixed_5b = fid.FIDInceptionA(192, pool_features=32)
             net.Mixed_5c = fid.FIDInceptionA(256, pool_features=64)
@@ -191,7 +204,8 @@ class Inception(nn.Module):
         self.layers.load_state_dict(state, assign=True)
         self.eval().requires_grad_(False)
         for module in self.modules():
-            if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):  # BatchNorm with fixed numbers joins its conv
+            # BatchNorm with fixed statistics is folded into its conv
+            if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
                 module.conv = nn.utils.fuse_conv_bn_eval(module.conv, module.bn)
                 module.bn = nn.Identity()
         self.to(memory_format=torch.channels_last)
@@ -217,7 +231,7 @@ def _download(url: str) -> dict[str, Tensor]:
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
-    except Exception as error:  # no network, a stalled or cut download, a broken file in torch.hub's folder
+    except Exception as error:  # offline, stalled or cut download, broken file in the hub's folder
         raise UserError(
             f"--evaluator inception: no download of {url} ({first_line(error)}): get that file and pass "
             "--inception-weights FILE, or take --evaluator compact, which needs no file"
@@ -239,7 +253,7 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_inception(state: Any, expected: dict[str, Tensor], needed: list[str], source: str) -> None:
-    """Raise a UserError unless `state` is part of the expected state dict and holds every needed layer."""
+    """Raise a UserError unless `state` is part of `expected` and holds every needed layer."""
 
     def refuse(reason: str) -> None:
         raise UserError(
@@ -288,16 +302,22 @@ class Compact(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = (images.float() / 64 - 2).contiguous(memory_format=torch.channels_last)
         x = self.body(x)
-        features = F.avg_pool2d(x, x.shape[-2:]).flatten(1)  # on CPU its backward is quicker than the mean's
+        # on CPU its backward is quicker than the mean's
+        features = F.avg_pool2d(x, x.shape[-2:]).flatten(1)
         return features, self.head(features)
 
 
 def train_compact(
-    images: Tensor, labels: Tensor, device: torch.device, log: Callable[[str], None], check: Callable[[], None]
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    log: Callable[[str], None],
+    check: Callable[[], None],
 ) -> Compact:
     """Train a Compact on labelled images; the same network every time, and no random state touched.
 
-    images: uint8 (N,3,H,W), labels: int64 (N,) in 0..classes-1. SGD, batches of 64, 2.5 epochs, flips and shifts.
+    images: uint8 (N,3,H,W), labels: int64 (N,) in 0..classes-1.
+    SGD, batches of 64, 2.5 epochs, flips and shifts.
     A tenth of the images, at most 1,000, is held out to log the accuracy. [ours]
     """
     start, batch = time.monotonic(), 64
@@ -335,11 +355,11 @@ def train_compact(
     return net
 
 
-# ---------------------------------------------------------------------------------------------------- evaluation
+# ---- evaluation ----------------------------------------------------------------------------------
 
 
 def fid_label(net: str) -> str:
-    """How the FID of a network is shown: inception-2048 is FID, inception-768 is FID-768, compact is FID(compact)."""
+    """How a FID is shown: inception-2048: FID, inception-768: FID-768, compact: FID(compact)."""
     if net.startswith("inception-"):
         return "FID" if net == "inception-2048" else f"FID-{net.removeprefix('inception-')}"
     return f"FID({net})"
@@ -347,7 +367,7 @@ def fid_label(net: str) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """What an evaluation found: FID, and IS with its deviation over the splits (None where it was not asked for)."""
+    """What an evaluation found: FID, IS and its deviation over the splits; None: not asked for."""
 
     fid: float | None
     is_mean: float | None
@@ -374,15 +394,18 @@ class Score:
 
 
 class Evaluator:
-    """Scores generated images against a data set: construct, `use` a data set, `prepare`, then `score`.
+    """Scores generated images against a data set: construct, `use`, `prepare`, then `score`.
 
-    The constructor does what is quick: it loads the Inception network (name "inception") and raises a UserError when it
-    is not there or lacks layers. `use` looks at the data set. `prepare` does what may take minutes.
+    The constructor does what is quick: it loads the Inception network (name "inception") and raises
+    a UserError when it is not there or lacks layers. `use` looks at the data set. `prepare` does
+    what may take minutes.
 
-    fid_dims: 64, 192, 768 or 2048 features of Inception (compact always has 128). ref_n: how many real images, from a
-    fixed permutation; 0 for all. log, check: check is called for every batch; it may raise to stop.
-    net, label, ref: how the numbers are to be called, e.g. "inception-768", "FID-768", "cifar10_train 50000".
-    want_fid: set to False before `prepare`, it spares the reference statistics and the FID, which is then None.
+    fid_dims: 64, 192, 768 or 2048 features of Inception (compact always has 128).
+    ref_n: how many real images, from a fixed permutation; 0 for all.
+    log, check: check is called for every batch; it may raise to stop.
+    net, label, ref: what the numbers are called, e.g. "inception-768", "FID-768",
+    "cifar10_train 50000".
+    want_fid: if False before `prepare`, the reference statistics are skipped and the FID is None.
     """
 
     def __init__(
@@ -427,9 +450,10 @@ class Evaluator:
         self.ref = f"{dataset.name} {self.ref_n}"
 
     def prepare(self) -> None:
-        """Train or load the compact network, and compute or load the reference statistics. May take minutes.
+        """Train or load the compact network, and compute or load the reference statistics.
 
-        With several processes let rank 0 go first: what it leaves in the cache is what the others then read.
+        This may take minutes. With several processes let rank 0 go first: the others then read what
+        it leaves in the cache.
         """
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -448,7 +472,8 @@ class Evaluator:
         resize = "no" if self.net == "compact" else "bilinear 299"
         key = (
             f"version {CACHE_VERSION}, data {self.dataset.digest}, size {size}, images {self.ref_n}, net {self.net} "
-            f"{self.network.digest}, resize {resize}, device {self.device.type}"  # TF32 on one and float32 on another
+            # TF32 on one device and float32 on another
+            f"{self.network.digest}, resize {resize}, device {self.device.type}"
         )
         reference = self._cached(f"reference-{self.net}", key, self._reference)
         self.reference = {name: value.to(self.device) for name, value in reference.items()}
@@ -457,8 +482,9 @@ class Evaluator:
     def score(self, sample: Callable[[int], Tensor], n: int, rank: int = 0, world: int = 1) -> Score:
         """Score n generated images; never fails on what they show (a FID of NaN is possible).
 
-        sample: k -> the k-th batch of `batch` images, uint8 (batch,3,H,W) on the device; what exceeds n is cut off.
-        With world > 1 this rank does the batches rank, rank+world, ..., and all ranks return the same Score.
+        sample: k -> the k-th batch of `batch` images, uint8 (batch,3,H,W) on the device; what
+        exceeds n is cut off. With world > 1 this rank does the batches rank, rank+world, ..., and
+        all ranks return the same Score.
         """
         if self.want_is and n < self.splits:
             raise UserError(
@@ -486,7 +512,8 @@ class Evaluator:
         return Score(fid, *(inception_score.result() if inception_score else (None, None)), n, self.net, self.ref)
 
     def _apply(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        with torch.autocast(self.device.type, enabled=False):  # metrics are float32, also inside a bf16 training step
+        # metrics are float32, also inside a bf16 training step
+        with torch.autocast(self.device.type, enabled=False):
             return self.network(images)
 
     def _train(self) -> dict[str, Tensor]:
@@ -522,7 +549,7 @@ class Evaluator:
                 if stored["key"] != key:
                     raise ValueError("it was made for other data")
                 return stored["tensors"]
-            except Exception as error:  # cut off, overwritten, not ours: what is in the cache can be made again
+            except Exception as error:  # truncated, overwritten, not ours: it can be made again
                 self.log(f"{path} is broken ({first_line(error)}): made again")
         tensors = make()
         with replacing(path) as temporary:

@@ -32,7 +32,7 @@ CHECKPOINT = 2  # of checkpoint.pt
 
 
 class Stopped(BaseException):
-    """Raised at a safe point after SIGINT, SIGTERM or a STOP file: save, then leave with exit code 130."""
+    """Raised at a safe point after SIGINT, SIGTERM or a STOP file: save, then exit with 130."""
 
 
 def jsonable(value: object) -> object:
@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 
 def process_identity() -> dict:
-    """What tells this process from any other, on any host, at any time: pid, kernel start time, host, boot id."""
+    """What tells this process from any other, on any host, at any time."""
     return {
         "pid": os.getpid(),
         "start_time": kernel_start_time(os.getpid()),
@@ -96,10 +96,12 @@ def git_state(folder: Path) -> dict:
 class Run:
     """The run directory: made here, or taken up again by `resume`; written by rank 0 alone.
 
-    Used as `with Run(...) as run`: leaving it writes the last state (done, stopped, failed) into status.json.
-    args: plain values of every flag. plan: (stage, generator updates, MACs of one update) in order, for total and ETA.
-    facts: further keys of config.json. disk: bytes that the run's files are expected to take. UserError: the directory
-    cannot be made, has no room, is in use by a live process, or was begun with other images.
+    Used as `with Run(...) as run`: leaving it writes the last state (done, stopped, failed) into
+    status.json.
+    args: plain values of every flag. plan: (stage, generator updates, MACs of one update) in order,
+    for total and ETA. facts: further keys of config.json. disk: bytes that the run's files are
+    expected to take. UserError: the directory cannot be made, has no room, is in use by a live
+    process, or was begun with other images.
     """
 
     def __init__(
@@ -110,7 +112,8 @@ class Run:
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
         self.stopping, self.lock = False, threading.Lock()
-        self.tracked: tuple[Any, dict[str, Any]] | None = None  # what a checkpoint holds: see track()
+        # what a checkpoint holds: see track()
+        self.tracked: tuple[Any, dict[str, Any]] | None = None
         self.to_restore: dict[str, Any] = {}  # what load() read and the first track() puts in place
         self.seconds: dict[str, float] = {}  # per stage, over all processes that worked on this run
         self.clock = self.saved_at = self.shown_at = time.monotonic()
@@ -189,7 +192,7 @@ class Run:
             )
 
     def _claim(self, runs: Path, name: str) -> Path:
-        """Make a directory that is this run's alone: the first of name, name-2, name-3, ... that nobody has made."""
+        """Make a directory of this run's own: the first free one of name, name-2, name-3, ..."""
         path = runs / name
         if self.main:
             try:
@@ -221,17 +224,19 @@ class Run:
         if running:
             raise UserError(f"--resume {self.dir}: still running as pid {old['pid']}; stop it first")
 
-    # -- from starting to the last state ------------------------------------------------------------------------------
+    # -- from starting to the last state -----------------------------------------------------------
 
     def __enter__(self) -> "Run":
-        text = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # whole also on 80 columns
+        # whole also on 80 columns
+        text = TextColumn("{task.description}", table_column=Column(overflow="fold"))
         self.bar = Progress(BarColumn(10), text, console=self.console, transient=True)
         self.task = self.bar.add_task("", total=max(self.status["total"], 1))
         if self.main and self.console.is_terminal:
             self.bar.start()
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM):  # explicitly: a parent's "ignore" would be inherited
+            # explicitly: a parent's "ignore" would be inherited
+            for s in (signal.SIGINT, signal.SIGTERM):
                 self.handlers[s] = signal.signal(s, self._on_signal)
         self.left = threading.Event()
         self.heart = threading.Thread(target=self._heartbeat, daemon=True)
@@ -240,7 +245,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, Stopped):  # all `with` blocks of the script are left: its state is whole again
+        if isinstance(error, Stopped):  # all `with` blocks of the script are left: state is whole
             try:
                 self.save()
             except UserError as e:
@@ -259,15 +264,18 @@ class Run:
                 self.print(f"{self.status['state']} · {self.dir}")
             if isinstance(error, Stopped):
                 self.print(f"resume with: {self.status['resume_command']}")
-            with suppress(OSError):  # the disk that ended the run; the reader judges by the last `updated`
+            # the disk that ended the run; the reader judges by the last `updated`
+            with suppress(OSError):
                 self._write_status()
-        for s, handler in self.handlers.items():  # only now: a second signal must not disturb the saving under torchrun
+        # only now: a second signal must not disturb the saving under torchrun
+        for s, handler in self.handlers.items():
             signal.signal(s, handler)
         if isinstance(error, UserError):
             raise error from None
 
     def _on_signal(self, _number: int, _frame: object) -> None:
-        if self.stopping and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun itself sends a second one
+        # torchrun itself sends a second one
+        if self.stopping and "TORCHELASTIC_RUN_ID" not in os.environ:
             os._exit(130)
         self.stopping = True
         self.status["state"] = "stopping"
@@ -277,7 +285,8 @@ class Run:
             if (self.dir / "STOP").exists():
                 self.stopping = True
             if self.main:
-                with suppress(OSError):  # a full disk is reported where something would be lost: in save() and log()
+                # a full disk is reported where something would be lost: in save() and log()
+                with suppress(OSError):
                     self._write_status()
 
     def _write_status(self) -> None:
@@ -292,16 +301,16 @@ class Run:
             tmp.write_text(json.dumps(finite(s), indent=1) + "\n")
             os.replace(tmp, self.dir / "status.json")
 
-    # -- progress -----------------------------------------------------------------------------------------------------
+    # -- progress ----------------------------------------------------------------------------------
 
     def begin(self, phase: str, stage: str, step: int, upcoming: str = "", images_per_step: int = 0) -> None:
-        """A stage begins (or is taken up) at generator update `step`; upcoming: what comes after it."""
+        """A stage begins (or is taken up) at generator update `step`; upcoming: what comes next."""
         self._account()
         self.mark = (time.monotonic(), step, images_per_step)
         self.status.update(phase=phase, stage=stage, step=step, rate=None, eta_s=None, next=upcoming)
 
     def tick(self, step: int, upcoming: str = "") -> None:
-        """A safe point, once a step: shows progress, saves when a save is due, raises Stopped when asked to stop."""
+        """A safe point, once a step: shows progress, saves when due, raises Stopped if asked."""
         t0, step0, _ = self.mark
         elapsed = time.monotonic() - t0
         self.status["step"], self.status["next"] = step, upcoming
@@ -316,7 +325,10 @@ class Run:
             self.save()
 
     def check(self) -> None:
-        """Within a long evaluation: shows progress; raises Stopped when asked to stop (several processes: see tick)."""
+        """Within a long evaluation: shows progress; raises Stopped when asked to stop.
+
+        With several processes only tick raises it.
+        """
         if self.stopping and self.ranks.world == 1:
             raise Stopped
         self._show()
@@ -328,7 +340,7 @@ class Run:
         self.bar.update(self.task, total=max(self.status["total"], 1))
 
     def _eta(self, step: int, seconds_per_step: float) -> float:
-        """Seconds to the end of the plan, if a MAC of the later stages takes as long as one of this stage."""
+        """Seconds to the end of the plan, if a MAC takes as long in later stages as in this."""
         left, end, cost = 0.0, 0, None
         for _, steps, macs in self.plan:
             end += steps
@@ -364,10 +376,13 @@ class Run:
             with open(self.dir / "log.txt", "a") as f:
                 f.write(text + "\n")
 
-    # -- what a run leaves --------------------------------------------------------------------------------------------
+    # -- what a run leaves -------------------------------------------------------------------------
 
     def log(self, step: int, **metrics: Any) -> None:
-        """Append a row to metrics.jsonl; values may be tensors of one element. A loss that is not finite: UserError."""
+        """Append a row to metrics.jsonl; values may be tensors of one element.
+
+        UserError: a loss that is not finite.
+        """
         self._account()
         rate = self.status["rate"]
         row = {"step": step, "phase": self.status["phase"], "stage": self.status["stage"]}
@@ -419,7 +434,7 @@ class Run:
             self._torch_save(self.dir / name, things)
 
     def result(self, **values: Any) -> None:
-        """result.json: the final numbers, seconds per stage, peak memory and the command that reproduces them."""
+        """result.json: final numbers, seconds per stage, peak memory, command to reproduce."""
         if self.main:
             self._account()
             self._write_status()
@@ -428,10 +443,10 @@ class Run:
             row = {**values, "seconds": spent, "peak_mem": self.status["peak_mem"], "command": command}
             write_json(self.dir / "result.json", finite(row))
 
-    # -- checkpoints --------------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def load(self, state: Any) -> None:
-        """Put the state of a resumed run in place, and cut the run's files back to it. UserError: no checkpoint."""
+        """Restore a resumed run's state, and cut its files back to it. UserError: no checkpoint."""
         if not self.resumed:
             return
         saved = self._read_checkpoint()
@@ -450,9 +465,10 @@ class Run:
             state.load_state_dict(saved["state"])
 
     def track(self, state: Any, **parts: Any) -> None:
-        """Save these from now on. In a resumed run the first call restores the parts: its stage is the checkpoint's.
+        """Save these from now on. In a resumed run the first call restores the parts.
 
-        state, parts: anything with a state_dict; parts may also be tensors and dictionaries, restored in place.
+        Its stage is then the checkpoint's. state, parts: anything with a state_dict; parts may also
+        be tensors and dictionaries, restored in place.
         """
         for name, saved in self.to_restore.items():
             part = parts[name]
@@ -467,9 +483,10 @@ class Run:
         self.tracked = (state, parts)
 
     def save(self) -> None:
-        """checkpoint.pt of what is tracked, whole or not at all; the one before it stays as checkpoint.prev.pt."""
+        """Write checkpoint.pt, whole or not at all; the one before stays as checkpoint.prev.pt."""
         self.saved_at = time.monotonic()
-        if not self.main or (self.resumed and self.tracked is None):  # what it was resumed from is still the last state
+        # what it was resumed from is still the last state
+        if not self.main or (self.resumed and self.tracked is None):
             return
         self._account()
         state, parts = self.tracked or (None, {})
@@ -512,7 +529,7 @@ class Run:
 
 
 def made(path: Path) -> bool:
-    """Make a directory; False where it is already there, also where another process has just made it."""
+    """Make a directory; False where it already exists, also if another process has just made it."""
     try:
         path.mkdir()
     except FileExistsError:
