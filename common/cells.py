@@ -28,13 +28,7 @@ CONVS = {  # name: (kernel, dilation)
 
 
 def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int | Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int = 1,
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int | Pair, padding: Pair, dilation: Pair, groups: int = 1
 ) -> Tensor:
     """F.conv2d; a dilated one on a CPU in float32, also under autocast.
 

@@ -41,11 +41,7 @@ class CommonArgs:
     phase: Literal["all", "search", "train", "eval"] = opt(
         "all", "Which part to run; train needs --genotype, eval needs --weights. [ours]", "Run"
     )
-    genotype: str | None = opt(
-        None,
-        "Train this instead of searching: a published name or a file. [paper]",
-        "Run",
-    )
+    genotype: str | None = opt(None, "Train this, a name or a file, without a search. [paper]", "Run")
     weights: Path | None = opt(None, "weights.pt of a run, for --phase eval. [ours]", "Run")
     resume: Path | None = opt(None, "Run directory to resume, exactly where it was. [ours]", "Run")
     dry_run: bool = opt(False, "Print plan, sizes and cost, then exit. [ours]", "Run")
@@ -56,23 +52,11 @@ class CommonArgs:
     log_every: int = opt(50, "G updates between rows of metrics.jsonl. [ours]", "Run", min=1)
     sample_every: int = opt(2500, "G updates between sample grids in training. [ours]", "Run", min=1)
 
-    dataset: str = opt(
-        "cifar10", "shapes, cifar10, stl10, celeba, or a folder, .zip or .npz of images. [paper]", "Data"
-    )
-    data_dir: Path = opt(Path("data"), "Folder of downloads and of cached statistics. [ours]", "Data")
-    size: int = opt(
-        0,
-        "Pixels of a side, a multiple of 8; 0: the data set's own. [paper]",
-        "Data",
-        min=0,
-    )
+    dataset: str = opt("cifar10", "shapes, cifar10, stl10, celeba; a folder, .zip or .npz. [paper]", "Data")
+    data_dir: Path = opt(Path("data"), "Folder of downloads and cached statistics. [ours]", "Data")
+    size: int = opt(0, "Pixels of a side; 0: the data set's own. [paper]", "Data", min=0)
 
-    epoch_batches: int = opt(
-        0,
-        "D batches that count as an epoch; 0: the data set once. [ours]",
-        "Search",
-        min=0,
-    )
+    epoch_batches: int = opt(0, "D batches an epoch; 0: the data set once. [ours]", "Search", min=0)
 
     g_ch: int = opt(256, "Channels of G. [authors' code]", "Train", min=1)
     d_ch: int = opt(128, "Channels of D. [authors' code]", "Train", min=1)
@@ -84,29 +68,18 @@ class CommonArgs:
     adam_b1: float = opt(0.0, "Adam beta 1 of G and D. [authors' code]", "Train", min=0, max=1)
     adam_b2: float = opt(0.9, "Adam beta 2 of G and D. [authors' code]", "Train", min=0, max=1)
     n_critic: int = opt(5, "D steps per G step. [authors' code]", "Train", min=1)
-    ema: float = opt(
-        0.999,
-        "Decay of G's average per G update; 0: G itself. [authors' code]",
-        "Train",
-        min=0,
-        max=1,
-    )
+    ema: float = opt(0.999, "Decay of G's average; 0: none. [authors' code]", "Train", min=0, max=1)
     amp: bool = opt(False, "bfloat16 autocast of G and D. [ours]", "Train")
     compile: bool = opt(False, "torch.compile in training from scratch. [ours]", "Train")
 
     evaluator: Literal["inception", "compact"] = opt(
         "inception", "compact: a small classifier of the data's own labels. [ours]", "Eval"
     )
-    inception_weights: Path | None = opt(None, "File of the FID network; default: download. [ours]", "Eval")
+    inception_weights: Path | None = opt(None, "FID network's file; default: download. [ours]", "Eval")
     fid_dims: Literal["64", "192", "768", "2048"] = opt("2048", "Features of the FID. [pytorch-fid]", "Eval")
-    ref_n: int = opt(
-        0,
-        "Training images behind the reference; 0: all. [authors' code]",
-        "Eval",
-        min=0,
-    )
-    eval_n: int = opt(50_000, "Generated images of an evaluation in training. [paper]", "Eval", min=2)
-    eval_every: int = opt(5, "Epochs between evaluations in training. [authors' code]", "Eval", min=1)
+    ref_n: int = opt(0, "Images behind the reference; 0: all. [authors' code]", "Eval", min=0)
+    eval_n: int = opt(50_000, "Generated images of an evaluation. [paper]", "Eval", min=2)
+    eval_every: int = opt(5, "Epochs between evaluations. [authors' code]", "Eval", min=1)
     eval_after: int = opt(0, "Epochs before the first of them. [ours]", "Eval", min=0)
 
     @property
@@ -138,12 +111,7 @@ def combined(base: dict, given: dict) -> dict:
     return {"help": words, "panel": base["panel"], "limits": limits}
 
 
-def cli(
-    main: Callable,
-    args_class: type,
-    presets: dict[str, dict],
-    argv: list[str] | None = None,
-) -> int:
+def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[str] | None = None) -> int:
     """Run `main(Args(...))` from a command line made of the fields of `args_class`.
 
     They give its flags, defaults, ranges and help. Explicit flags beat `--preset`, whose values
@@ -163,11 +131,7 @@ def cli(
     try:
         defaults = {field.name: field.default for field, _ in fields}
         if asked["--resume"] is not None:
-            defaults |= resumed_defaults(
-                Path(asked["--resume"]),
-                asked["--preset"],
-                Path(inspect.getfile(main)).name,
-            )
+            defaults |= resumed_defaults(Path(asked["--resume"]), asked["--preset"], Path(inspect.getfile(main)).name)
         else:
             defaults |= presets.get(asked["--preset"] or "", {})
         defaults = {field.name: defaults[field.name] for field, _ in fields}
@@ -178,9 +142,7 @@ def cli(
                     explicit = "COMMANDLINE" in str(ctx.get_parameter_source(name))
                     if explicit and name not in ON_RESUME and jsonable(value) != defaults[name]:
                         flag = "--" + name.replace("_", "-")
-                        raise UserError(
-                            f"{flag} {value}: this run has {defaults[name]}; it cannot change on --resume",
-                        )
+                        raise UserError(f"{flag} {value}: this run has {defaults[name]}; it cannot change on --resume")
             main(args_class(**values))
 
         parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]

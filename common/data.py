@@ -6,7 +6,6 @@ import io
 import math
 import os
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -385,20 +384,3 @@ class Batches:
         """Batch i = 0, 1, ... through the epochs: float32 (B, 3, H, W) in [-1, 1], on device."""
         own = self.indices(i).chunk(self.world)[self.rank]
         return self.images.index_select(0, own).float().div_(127.5).sub_(1)
-
-
-def main(dataset: str, data_dir: Path = Path("data"), size: int = 0) -> None:
-    """Load a data set, downloading it where needed, and print its count, size and digest."""
-    try:
-        data = load_dataset(dataset, data_dir, size)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"{data.name}: {len(data.images)} images of {data.images.shape[-1]} px, digest {data.digest}")
-    print(data.note, end="\n" if data.note else "")
-
-
-if __name__ == "__main__":
-    import typer
-
-    typer.run(main)

@@ -124,13 +124,7 @@ def pair_of(job: Job, G: nn.Module, D: nn.Module) -> Pair:
     return Pair(G, D, adam(job, G, job.args.g_lr), adam(job, D, job.args.d_lr))
 
 
-def update(
-    job: Job,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    clip: float = 0.0,
-) -> None:
+def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = 0.0) -> None:
     """One step of the optimiser. Parameters without a gradient, of unsampled ops, are left alone.
 
     clip: limit of the gradient's norm, 0 for none.

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.data import Dataset
 from common.files import UserError, first_line, replacing, stream
 
 IS_SPLITS = 10  # blocks of images that the Inception Score is the mean over
@@ -27,15 +28,6 @@ FID_LAYERS = {  # width: torchvision's layers; the last one has that many featur
     768: ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
     2048: ("Mixed_7a", "Mixed_7b", "Mixed_7c", "avgpool"),
 }
-
-
-class Dataset(Protocol):
-    """What the evaluator needs of a data set."""
-
-    name: str
-    images: Tensor  # uint8 (N,3,H,W), CPU
-    labels: Tensor | None  # int64 (N,), -1 where unlabelled
-    digest: str
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -61,13 +53,7 @@ def matrix_root(cov: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def frechet_distance(
-    mu1: Tensor,
-    cov1: Tensor,
-    mu2: Tensor,
-    cov2: Tensor,
-    root1: Tensor | None = None,
-) -> float:
+def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor, root1: Tensor | None = None) -> float:
     """Return the squared Frechet distance of two Gaussians.
 
     |mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)); NaN when the statistics are not finite.
@@ -308,11 +294,7 @@ class Compact(nn.Module):
 
 
 def train_compact(
-    images: Tensor,
-    labels: Tensor,
-    device: torch.device,
-    log: Callable[[str], None],
-    check: Callable[[], None],
+    images: Tensor, labels: Tensor, device: torch.device, log: Callable[[str], None], check: Callable[[], None]
 ) -> Compact:
     """Train a Compact on labelled images; the same network every time, and no random state touched.
 

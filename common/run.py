@@ -128,42 +128,20 @@ class Run:
             self.dir = self._claim(Path(args["runs_dir"]), f"{Path(script).stem}-{dataset}-s{args['seed']}-{stamp}")
         launcher = ["python"] if ranks.world == 1 else ["torchrun", "--nproc-per-node", str(ranks.world)]
         self.status: dict[str, Any] = {
-            "state": "starting",
-            "phase": "search",
-            "stage": "",
-            "step": 0,
-            "total": sum(n for _, n, _ in plan),
-            "rate": None,
-            "eta_s": None,
-            "process": process_identity(),
-            "started": now(),
-            "updated": now(),
-            "gpu_mem": None,
-            "peak_mem": None,
-            "last": {"fid": None, "is": None, "net": None},
-            "next": "",
-            "resume_command": shlex.join([*launcher, Path(script).name, "--resume", str(self.dir)]),
-            "error": None,
-        }
+            "state": "starting", "phase": "search", "stage": "", "step": 0, "total": sum(n for _, n, _ in plan),
+            "rate": None, "eta_s": None, "next": "", "last": {"fid": None, "is": None, "net": None},
+            "process": process_identity(), "started": now(), "updated": now(), "gpu_mem": None, "peak_mem": None,
+            "resume_command": shlex.join([*launcher, Path(script).name, "--resume", str(self.dir)]), "error": None,
+        }  # fmt: skip
         if self.main:
+            versions = {"python": platform.python_version(), "torch": torch.__version__}
             config = {
-                "schema": SCHEMA,
-                "script": Path(script).name,
-                "method": method,
-                "preset": args["preset"],
-                "dataset": dataset,
-                "data_digest": digest,
-                "seed": args["seed"],
-                "args": self.args,
-                "argv": sys.argv,
-                "command": command_line(script, self.args, ranks.world),
-                "git": git_state(Path(script).parent),
-                "device": device_name(ranks.device),
-                "world_size": ranks.world,
-                "versions": {"python": platform.python_version(), "torch": torch.__version__},
-                **facts,
+                "schema": SCHEMA, "script": Path(script).name, "method": method, "preset": args["preset"],
+                "dataset": dataset, "data_digest": digest, "seed": args["seed"], "args": self.args, "argv": sys.argv,
+                "command": command_line(script, self.args, ranks.world), "git": git_state(Path(script).parent),
+                "device": device_name(ranks.device), "world_size": ranks.world, "versions": versions, **facts,
                 "created": now(),
-            }
+            }  # fmt: skip
             try:
                 if self.resumed:
                     self._check_resumable(digest)

@@ -4,8 +4,6 @@ import io
 import os
 import pickle
 import re
-import runpy
-import sys
 import zipfile
 from itertools import chain
 from pathlib import Path
@@ -403,22 +401,7 @@ def test_celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert data.note == "4 images of 178x218: shorter side resized to 64 px, centre-cropped"
 
 
-# The command, and the real thing
-
-
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    def command(name: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["data.py", name, "--data-dir", str(tmp_path), "--size", "16"])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "common" / "data.py"), run_name="__main__")
-        return end.value.code
-
-    assert command("shapes") == 0
-    assert re.fullmatch(r"shapes: 10000 images of 16 px, digest [0-9a-f]{16}\n", capsys.readouterr().out)
-    assert command("cifar") == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert re.fullmatch(r"error: --dataset cifar: .*\n", said.err)
+# The real thing
 
 
 @pytest.mark.skipif(not (REAL / "cifar10_train.npz").exists(), reason=f"no cifar10_train.npz in {REAL} (GAN_NAS_DATA)")
