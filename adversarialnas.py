@@ -672,7 +672,9 @@ def search(job: Job, state: State) -> None:
         state.step += 1
         if state.step % args.log_every == 0:
             losses = {"loss/d": loss_d, "loss/g": loss_g, "loss/g_arch": loss_g_arch}
-            run.log(state.step, **losses, **({"loss/d_arch": loss_d_arch} if beta_steps else {}))
+            if beta_steps:
+                losses["loss/d_arch"] = loss_d_arch
+            run.log(state.step, **losses)
         if state.step % args.sample_every == 0:
             run.samples(state.step, gan.grid(job, nets.G_ema, nets.averaged(job, tau)))
     report_if_due(job, state, nets)

@@ -51,7 +51,7 @@ class Args(CommonArgs):
     genotype: str | None = opt(None, "Train without a search: a genotype.json, or baseline, CT-GAN's G. [ours]")
     random_arch: bool = opt(False, "Train what pruning makes of random alpha, N(0, 1). [paper, ablation]", "Run")
     dataset: str = opt("cifar10", "[paper §4]")
-    size: int = opt(0, "Pixels of a side, a multiple of 8; 0: 32, for STL-10 48. [paper §4]")
+    size: int = opt(0, "[paper §4]")
 
     n: int = opt(1, "Normal maps between two up-sampled ones. [paper §3]", "Search", min=1, max=8)
     normal_ops: Literal["9", "7"] = opt("9", "Normal candidates; 7: those of DARTS. [9, 7: paper §3]", "Search")

@@ -13,17 +13,17 @@ Stage 2, one-to-one: P discriminators from a supernet, each with its own copy of
 Then the pair (G*, D*) is trained from scratch and evaluated.
 
 Published (CIFAR-10, 50,000 images): IS 8.81, FID 9.91 after 1.2 GPU days. Here, at paper scale: not run.
-The authors' search code lacks the weight-resetting, shares one generator between all pairs and
-selects almost at random; here these follow the paper. Tags: PAPER, the choice is the paper's;
-CODE, the paper is silent and it is the authors' code's; DEVIATES, it differs from both.
+Tags: PAPER, the choice is the paper's; CODE, the paper is silent and it is the authors' code's;
+DEVIATES, it differs from both.
 """
 
-import random
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, pairwise, zip_longest
 from math import inf, isfinite
+from random import Random
 from typing import Literal
 
 import torch
@@ -66,43 +66,27 @@ from common.run import Run
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    genotype: str | None = opt(
-        None, "G to train instead of searching: a published name, .json or .npy. [paper §5.2]", "Run"
-    )
-    d_genotype: str | None = opt(
-        None, "Its D: a published name, a file or 'plain'; default: the file's own, else EAGAN's. [paper §5.2]", "Run"
-    )
+    genotype: str | None = opt(None, "G to train unsearched: a name, .json or .npy. [paper §5.2]")
+    d_genotype: str | None = opt(None, "Its D, or plain; default: the file's, else EAGAN's. [paper §5.2]", "Run")
 
-    stages: Literal["g+d", "g", "d", "coupled"] = opt(
-        "g+d", "g: only G; d: only D, for --genotype; coupled: both at once, Fig. 6's baseline. [paper §4]", "Search"
-    )
+    stages: Literal["g+d", "g", "d", "coupled"] = opt("g+d", "coupled: both at once, Fig. 6. [paper §4]", "Search")
     cycles: int = opt(1, "Times the two stages run; 2 is GD3: D* becomes the fixed D. [paper §5.4]", "Search", min=1)
-    dbar: Literal["autogan", "d_c", "plain"] = opt(
-        "autogan",
-        "Fixed D of stage 1; plain (GD2) is the authors' code and goes with --d-lr 4e-5. [paper §5.4]",
-        "Search",
-    )
+    dbar: Literal["autogan", "d_c", "plain"] = opt("autogan", "Fixed D of stage 1; GD2: plain. [paper §5.4]", "Search")
     warmup_epochs: int = opt(50, "Epochs of random paths before a stage. [paper §5.1]", "Search", min=0)
     rounds: int = opt(18, "Evolution rounds of a stage, R. [paper §5.1]", "Search", min=1)
     round_epochs: int = opt(10, "Epochs between evolutions, E. [paper §5.1]", "Search", min=1)
     population: int = opt(32, "Genotypes trained in turn, P. [paper §5.1]", "Search", min=2)
     p_crossover: float = opt(0.3, "Chance that a child is crossed. [paper §4.3]", "Search", min=0, max=1)
     p_mutation: float = opt(0.5, "Chance that a child is mutated. [paper §4.3]", "Search", min=0.01, max=1)
-    objectives: str = opt(
-        "is,fid,size", "What the sorting compares, with commas: see OBJECTIVES. [paper Table 1]", "Search"
-    )
-    selection: Literal["nsga2", "cars"] = opt(
-        "nsga2", "cars: the authors' code, close to random. [nsga2: paper §4.3; cars: code]", "Search"
-    )
+    objectives: str = opt("is,fid,size", "What the sorting compares, see OBJECTIVES. [paper Table 1]", "Search")
+    selection: Literal["nsga2", "cars"] = opt("nsga2", "cars: the authors', near random. [paper §4.3; code]", "Search")
     mu_plus_lambda: bool = opt(False, "Stage 1: keep P of P parents and P children. [authors' code]", "Search")
     weight_reset: bool = opt(True, "Stage 2: restart all G copies from the round's best. [paper §4.2]", "Search")
     init_g: str | None = opt(None, "Begin stage 1 with mutants of this. [authors' code]", "Search")
     init_d: str | None = opt(None, "Begin stage 2 with mutants of this. [authors' code]", "Search")
     search_n: int = opt(5000, "Images that score an individual. [paper §5.1]", "Search", min=2)
     final_n: int = opt(10_000, "Images that score the finalists. [ours]", "Search", min=2)
-    bn_batches: int = opt(
-        16, "Batches of 100 that re-estimate BatchNorm before scoring a path; 0: shared. [ours]", "Search", min=0
-    )
+    bn_batches: int = opt(16, "Batches of 100 for a path's own BatchNorm; 0: shared. [ours]", "Search", min=0)
 
     train_epochs: int = opt(600, "Epochs of training from scratch. [paper §5.1]", "Train", min=1)
     z_dim: int = opt(120, "Latent size, three equal parts. [authors' code]", "Train", min=3)
@@ -110,11 +94,6 @@ class Args(CommonArgs):
     d_batch: int = opt(40, "[authors' code]")
     grad_clip: float = opt(0.0, "Gradient norm limit in training; 0: none, STL-10: 50. [authors' code]", "Train", min=0)
     eval_after: int = opt(300, "[authors' code]")
-
-    @property
-    def compared(self) -> list[str]:
-        """The names in --objectives."""
-        return self.objectives.split(",")
 
     def search_epochs(self, r: int) -> int:
         """Epochs of a stage up to the end of round r; round 0 is the warm-up."""
@@ -158,23 +137,22 @@ G_SPACE = Space(
     "G",
     cells=3,
     edges=(
-        EdgeSpec("0->1", tuple(OPS_UP)), EdgeSpec("0->2", tuple(OPS_UP)),
-        EdgeSpec("1->3", NORMAL), EdgeSpec("2->3", NORMAL),
-        EdgeSpec("1->4", NORMAL), EdgeSpec("2->4", NORMAL), EdgeSpec("3->4", NORMAL)
+        *(EdgeSpec(name, tuple(OPS_UP)) for name in ("0->1", "0->2")),
+        *(EdgeSpec(name, NORMAL) for name in ("1->3", "2->3", "1->4", "2->4", "3->4")),
     ),
     nodes={3: (2, 3), 4: (4, 5, 6)},  # of these edges, by position, one at least must not be none
-)  # fmt: skip
+)
 D_SPACE = Space(
     "D",
     cells=3,
     edges=(
-        EdgeSpec("0->1", NORMAL[1:], first_code=1), EdgeSpec("0->2", NORMAL), EdgeSpec("1->2", NORMAL),
-        EdgeSpec("1->3", NORMAL), EdgeSpec("0->3", NORMAL),
-        EdgeSpec("2->4", DOWN, first_code=-1), EdgeSpec("3->4", DOWN, first_code=-1)
+        EdgeSpec("0->1", NORMAL[1:], first_code=1),
+        *(EdgeSpec(name, NORMAL) for name in ("0->2", "1->2", "1->3", "0->3")),
+        *(EdgeSpec(name, DOWN, first_code=-1) for name in ("2->4", "3->4")),
     ),
     nodes={2: (1, 2), 3: (3, 4)},
     together=(5, 6),  # both none, or neither
-)  # fmt: skip
+)
 
 DGenotype = Genotype | Literal["plain"]
 
@@ -194,7 +172,7 @@ DBAR = {"autogan": "autogan-d", "d_c": "eagan-d-cifar10", "plain": "plain"}
 EAGAN_G, EAGAN_D = named("eagan-g", G_SPACE, PUBLISHED), named("eagan-d-cifar10", D_SPACE, PUBLISHED)
 
 
-def sample(space: Space, rng: random.Random) -> Genotype:
+def sample(space: Space, rng: Random) -> Genotype:
     """A random genotype: uniform over the valid inputs of each node; the first down edge over none and the ops."""
     # DEVIATES 1: the authors' D sampler writes its first pair to the wrong columns: 0->2 is always none
     rows = []
@@ -205,14 +183,14 @@ def sample(space: Space, rng: random.Random) -> Genotype:
     return tuple(rows)
 
 
-def settle(space: Space, row: list[str], rng: random.Random) -> tuple[str, ...]:
+def settle(space: Space, row: list[str], rng: Random) -> tuple[str, ...]:
     """The row with its second down edge made to follow the first: none with none, else an op."""
     # DEVIATES 2: the authors let one of them be none alone; its -1 then indexes the last op
     for column in space.together[1:]:
         if row[space.together[0]] == "none":
             row[column] = "none"
         elif row[column] == "none":
-            row[column] = rng.choice([op for op in space.edges[column].ops if op != "none"])
+            row[column] = rng.choice(space.edges[column].ops[1:])  # none is the first
     return tuple(row)
 
 
@@ -238,8 +216,7 @@ class UpCell(nn.Module):
         for to_skip, skip in zip(self.skips, skips, strict=True):  # 1x1 before the resizing: they commute
             # DEVIATES 3: the authors' supernet adds in place and so changes node 1 or 2 under an identity
             node3 = node3 + F.interpolate(to_skip(skip), size=node3.shape[-2:], mode=self.resize)
-        node4 = add(e14(node1, ops[4]), e24(node2, ops[5]), e34(node3, ops[6]))
-        return node3, node4
+        return node3, add(e14(node1, ops[4]), e24(node2, ops[5]), e34(node3, ops[6]))
 
 
 class Generator(nn.Module):
@@ -271,15 +248,13 @@ class Generator(nn.Module):
 
     @staticmethod
     def cost(genotype: Genotype | None, ch: int = 256, z_dim: int = 120, size: int = 32) -> Cost:
-        """BatchNorm, RGB, linears, skip convolutions and ops."""
-        total = Cost(2 * ch) + conv_cost(ch, 3, 3, size)
-        for cell in range(3):
-            side = size // 4 * 2**cell  # of its output
+        """BatchNorm and RGB, linears and skip convolutions, ops."""
+        total, sides = Cost(2 * ch) + conv_cost(ch, 3, 3, size), [size // 4, size // 2, size]
+        for cell, side in enumerate(sides):
             total += conv_cost(z_dim // 3, ch * (side // 2) ** 2, 1, 1)
-            for _ in range(cell):
-                total += conv_cost(ch, ch, 1, side)
+            total = sum([conv_cost(ch, ch, 1, side)] * cell, total)
         for cell, column, op in G_SPACE.held(genotype):
-            total += op_cost(G_OPS[column][op], ch, size // 4 * 2**cell)
+            total += op_cost(G_OPS[column][op], ch, sides[cell])
         return total
 
 
@@ -288,15 +263,16 @@ class DownCell(nn.Module):
 
     def __init__(self, ch: int, genotype: Genotype | None, cell: int) -> None:
         super().__init__()
-        self.edges = nn.ModuleList()
-        for column, ops in enumerate(D_OPS):
-            # CODE: edge 0->3 has no ReLU, so that the cell can be SNGAN's residual block
-            how = {"sn": True, "relu": False} if column == 4 else {"sn": True}
-            self.edges.append(Edge({op: ops[op](ch, **how) for op in D_SPACE.candidates(genotype, cell, column)}))
+        self.edges = nn.ModuleList(
+            Edge({op: ops[op](ch, sn=True) for op in D_SPACE.candidates(genotype, cell, c)})
+            for c, ops in enumerate(D_OPS)
+        )
+        for op in self.edges[4].values():  # CODE: 0->3 has no ReLU, so that the cell can be SNGAN's residual block
+            op.relu = False
 
     def forward(self, x: Tensor, ops: tuple[str, ...]) -> Tensor:
         e01, e02, e12, e13, e03, e24, e34 = self.edges
-        node1 = None if ops[2] == ops[3] == "none" else e01(x, ops[0])
+        node1 = None if ops[2] == ops[3] == "none" else e01(x, ops[0])  # a node that feeds nothing
         node2 = add(e02(x, ops[1]), e12(node1, ops[2]))
         node3 = add(e13(node1, ops[3]), e03(x, ops[4]))
         return node2 + node3 if ops[5] == "none" else e24(node2, ops[5]) + e34(node3, ops[6])
@@ -328,7 +304,7 @@ class Discriminator(nn.Module):
         for cell in range(3):
             sides.append(sides[-1] if genotype and genotype[cell][5] == "none" else sides[-1] // 2)
         for cell, column, op in D_SPACE.held(genotype):
-            total += op_cost(D_OPS[column][op], ch, sides[cell + 1 if column > 4 else cell])
+            total += op_cost(D_OPS[column][op], ch, sides[cell + (column > 4)])
         return total
 
 
@@ -338,9 +314,9 @@ class PlainDiscriminator(nn.Module):
     def __init__(self, ch: int = 128) -> None:
         super().__init__()
         self.layers = nn.Sequential()
-        for i, (c_in, c_out) in enumerate(self.convs(ch)):
+        for i, (c_in, c_out) in enumerate(pairwise((3, ch // 2, ch, ch, ch, ch))):
             self.layers.append(nn.Conv2d(c_in, c_out, 4, 2, 1))
-            if i in (0, 2, 4):
+            if i % 2 == 0:
                 self.layers.extend([nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)])
         self.out = spectral_norm(Linear(ch, 1, bias=False))
         init_weights(self)
@@ -349,17 +325,11 @@ class PlainDiscriminator(nn.Module):
         return self.out(self.layers(x).sum(dim=(2, 3)))
 
     @staticmethod
-    def convs(ch: int) -> list[tuple[int, int]]:
-        """(channels in, channels out) of the five convolutions."""
-        return [(3, ch // 2), (ch // 2, ch), (ch, ch), (ch, ch), (ch, ch)]
-
-    @classmethod
-    def cost(cls, ch: int = 128, size: int = 32) -> Cost:
-        """Convolutions, three BatchNorms, linear."""
-        total = Cost(2 * (ch // 2 + ch + ch) + ch, ch)
-        for i, (c_in, c_out) in enumerate(cls.convs(ch), 1):
-            total += conv_cost(c_in, c_out, 4, size // 2**i)
-        return total
+    def cost(ch: int, size: int) -> Cost:
+        """Three BatchNorms and the linear layer, convolutions."""
+        total = Cost(ch // 2 * 2 + 5 * ch, ch)
+        total += conv_cost(3, ch // 2, 4, size // 2) + conv_cost(ch // 2, ch, 4, size // 4)
+        return sum((conv_cost(ch, ch, 4, size // n) for n in (8, 16, 32)), total)
 
 
 def make_d(d: DGenotype | None, ch: int) -> nn.Module:
@@ -378,9 +348,9 @@ def cost_of(args: Args, space: Space, genotype: DGenotype | None) -> Cost:
 
 # ---- evolution (paper §4.3) ----------------------------------------------------------------------
 
-
+Point = tuple[float, ...]  # of an individual: what is minimised
 OBJECTIVES = {  # name -> what of an individual is minimised
-    "is": lambda x: 1 / ((x.is_mean or 0.0) + 1e-10),
+    "is": lambda x: 1 / (x.is_mean + 1e-10),
     "fid": lambda x: x.fid,
     "size": lambda x: x.params / 1e6,
 }
@@ -399,11 +369,11 @@ class Individual:
     is_mean: float | None = None
     fid: float | None = None
 
-    def objectives(self, names: list[str]) -> tuple[float, ...]:
+    def objectives(self, names: list[str]) -> Point:
         """What is minimised. An unusable score makes all of them infinite."""
         # DEVIATES 5: NaN ranks last; in the authors' sort nothing dominates it, so a collapsed G ranks first
         values = tuple(OBJECTIVES[name](self) for name in names)
-        return values if all(isfinite(v) for v in values) else (inf,) * len(values)
+        return values if all(map(isfinite, values)) else (inf,) * len(values)
 
     def row(self) -> dict:
         """What search.jsonl says of it."""
@@ -411,13 +381,11 @@ class Individual:
         del row["is_mean"], row["d_genotype"]
         return row
 
-    def text(self, label: str) -> str:
-        """Score and size, for people."""
-        is_text = "" if self.is_mean is None else f", IS {self.is_mean:.2f}"
-        return f"{label} {self.fid:.2f}{is_text}, {self.params / 1e6:.2f}M"
+
+People = list[Individual]
 
 
-def mutate(space: Space, genotype: Genotype, rng: random.Random) -> Genotype:
+def mutate(space: Space, genotype: Genotype, rng: Random) -> Genotype:
     """Give one edge, uniform over all, another op that leaves the cell valid. [paper §4.3]"""
     while True:
         cell, column = rng.randrange(space.cells), rng.randrange(len(space.edges))
@@ -433,7 +401,7 @@ def mutate(space: Space, genotype: Genotype, rng: random.Random) -> Genotype:
     return (*genotype[:cell], rng.choice(options), *genotype[cell + 1 :])
 
 
-def crossover(space: Space, a: Genotype, b: Genotype, rng: random.Random) -> Genotype:
+def crossover(space: Space, a: Genotype, b: Genotype, rng: Random) -> Genotype:
     """Parent a with one edge of b, uniform over those that differ and are valid; a if none is."""
     children = []
     for cell in range(space.cells):
@@ -442,16 +410,17 @@ def crossover(space: Space, a: Genotype, b: Genotype, rng: random.Random) -> Gen
             row = list(a[cell])
             for c in space.together if switches else (column,):
                 row[c] = b[cell][c]
-            if tuple(row) != a[cell] and not space.row_error(tuple(row)):
-                children.append((*a[:cell], tuple(row), *a[cell + 1 :]))
+            row = tuple(row)
+            if row != a[cell] and not space.row_error(row):
+                children.append((*a[:cell], row, *a[cell + 1 :]))
     return rng.choice(children) if children else a
 
 
-def populate(args: Args, space: Space, n: int, rng: random.Random) -> list[Individual]:
+def populate(args: Args, space: Space, n: int, rng: Random) -> People:
     """n distinct random genotypes or, with --init-g or --init-d, that one and mutants of it, 1 to 3 mutations away."""
-    name = args.init_g if space is G_SPACE else args.init_d
-    base = named(name, space, PUBLISHED) if name else None
-    found: dict[Genotype, None] = {base: None} if base else {}
+    base = args.init_g if space is G_SPACE else args.init_d
+    base = base and named(base, space, PUBLISHED)
+    found = {base: None} if base else {}
     while len(found) < n:
         genotype = base or sample(space, rng)
         for _ in range(rng.randint(1, 3) if base else 0):
@@ -460,34 +429,33 @@ def populate(args: Args, space: Space, n: int, rng: random.Random) -> list[Indiv
     return [Individual(g, how="mutant of the base" if base else "random") for g in found]
 
 
-def breed(
-    args: Args, space: Space, parents: Sequence[Individual], n: int, seen: dict[Genotype, None], rng: random.Random
-) -> list[Individual]:
-    """n children of the parents, none of them in `seen`, to which they are added."""
+def breed(args: Args, space: Space, parents: People, n: int, seen: dict, rng: Random) -> People:
+    """n children of the parents, none of them in `seen`, to which they are added; without parents, populate()."""
     # PAPER §4.3: 0.3 and 0.5, read as two independent draws. CODE: one fair coin between the two
-    children = []
-    for _ in range(n):
+    children = [] if parents else populate(args, space, n, rng)
+    seen.update((x.genotype, None) for x in children)
+    while len(children) < n:
         for _ in range(100):
             a = rng.choice(parents)
-            child, names, how = a.genotype, [a.id], []
+            x = Individual(a.genotype, [a.id], "")
             if len(parents) > 1 and rng.random() < args.p_crossover:
                 b = rng.choice([p for p in parents if p is not a])
-                child, names, how = crossover(space, child, b.genotype, rng), [a.id, b.id], ["crossover"]
+                x = Individual(crossover(space, a.genotype, b.genotype, rng), [a.id, b.id], "crossover")
             if rng.random() < args.p_mutation:
-                child, how = mutate(space, child, rng), [*how, "mutation"]
-            if child not in seen:
+                x = Individual(mutate(space, x.genotype, rng), x.parents, f"{x.how}+mutation".strip("+"))
+            if x.genotype not in seen:
                 break
         else:  # DEVIATES 4: the authors' loop may never end; here a random genotype takes the place
-            child, names, how = sample(space, rng), [], ["random"]
-        seen[child] = None
-        children.append(Individual(child, names, "+".join(how)))
+            x = Individual(sample(space, rng))
+        seen[x.genotype] = None
+        children.append(x)
     return children
 
 
-def non_dominated_sort(points: list[tuple[float, ...]]) -> list[list[int]]:
+def non_dominated_sort(points: list[Point]) -> list[list[int]]:
     """Fronts of indices, best first. [paper Eq. 11, NSGA-II]"""
 
-    def dominates(x: tuple[float, ...], y: tuple[float, ...]) -> bool:
+    def dominates(x: Point, y: Point) -> bool:
         return x != y and all(a <= b for a, b in zip(x, y, strict=True))
 
     left, fronts = list(range(len(points))), []
@@ -498,61 +466,56 @@ def non_dominated_sort(points: list[tuple[float, ...]]) -> list[list[int]]:
     return fronts
 
 
-def crowding(points: list[tuple[float, ...]], front: list[int]) -> dict[int, float]:
+def crowding(points: list[Point], front: list[int]) -> dict[int, float]:
     """Crowding distance: per objective the gap between the neighbours, ends infinite. [NSGA-II]"""
     distance = dict.fromkeys(front, 0.0)
-    for k in range(len(points[0])):
-        order = sorted(front, key=lambda i: points[i][k])
-        low, high = points[order[0]][k], points[order[-1]][k]
+    for values in zip(*points, strict=True):
+        order = sorted(front, key=values.__getitem__)
+        low, high = values[order[0]], values[order[-1]]
         distance[order[0]] = distance[order[-1]] = inf
         for before, i, after in zip(order, order[1:], order[2:], strict=False):
             if high > low:
-                distance[i] += (points[after][k] - points[before][k]) / (high - low)
+                distance[i] += (values[after] - values[before]) / (high - low)
     return distance
 
 
-def select_nsga2(points: list[tuple[float, ...]], fids: list[float], keep: int) -> list[int]:
+def select_nsga2(points: list[Point], fids: list[float], keep: int) -> list[int]:
     """Indices of the `keep` best: whole fronts; the last one cut by crowding distance, ties by FID."""
     # DEVIATES 6: the paper does not say how the last front is cut, the authors cut it at random
-    chosen: list[int] = []
+    chosen = []
     for front in non_dominated_sort(points):
         distance = crowding(points, front)
         chosen += sorted(front, key=lambda i: (-distance[i], fids[i]))[: keep - len(chosen)]
     return chosen
 
 
-def select_cars(scores: list[tuple[float, float, float]], keep: int, rng: random.Random) -> list[int]:
-    """The authors' rule, from CARS: fronts of (1/IS, o), (1/IS, 1/o) for o = FID, size, merged rank by rank.
-
-    scores: (1/IS, FID, size). Since it maximises FID too, it selects nearly at random.
-    """
+def select_cars(scores: list[Point], keep: int, rng: Random) -> list[int]:
+    """The authors' rule, from CARS: the fronts of (1/IS, o) and (1/IS, 1/o) for o = FID, size, merged rank by rank."""
     pairs = [[(s[0], s[o]) for s in scores] for o in (1, 2)]
     pairs += [[(s[0], 1 / (s[o] + 1e-10) if isfinite(s[o]) else inf) for s in scores] for o in (1, 2)]
-    sorts = [non_dominated_sort(points) for points in pairs]
-    chosen: set[int] = set()
-    for rank in range(max(map(len, sorts))):
-        union = sorted({i for fronts in sorts if rank < len(fronts) for i in fronts[rank]} - chosen)
-        chosen |= set(union if len(chosen) + len(union) <= keep else rng.sample(union, keep - len(chosen)))
+    chosen = set()
+    for fronts in zip_longest(*map(non_dominated_sort, pairs), fillvalue=[]):
+        union = sorted({*chain(*fronts)} - chosen)
+        chosen.update(union if len(chosen) + len(union) <= keep else rng.sample(union, keep - len(chosen)))
     return sorted(chosen)
 
 
-def select(args: Args, state: "State", keep: int) -> list[Individual]:
-    """The `keep` individuals that survive a round. [paper §4.3]"""
-    points = [x.objectives(args.compared) for x in state.population]
+def select(args: Args, state: "State", keep: int) -> tuple[People, People]:
+    """The `keep` individuals that survive a round, and its first front, lowest FID first. [paper §4.3]"""
+    people = state.population
+    points, fids = [x.objectives(args.objectives.split(",")) for x in people], [fid_or_inf(x.fid) for x in people]
+    front = sorted(non_dominated_sort(points)[0], key=fids.__getitem__)
     if args.selection == "cars":
         chosen = select_cars(points, keep, rng_of(args.seed, "chosen", state.stage, state.round))
     else:
-        chosen = select_nsga2(points, [fid_or_inf(x.fid) for x in state.population], keep)
-    return [state.population[i] for i in chosen]
-
-
-def first_front(args: Args, population: list[Individual]) -> list[Individual]:
-    """The individuals that no other dominates, lowest FID first."""
-    front = non_dominated_sort([x.objectives(args.compared) for x in population])[0]
-    return sorted((population[i] for i in front), key=lambda x: fid_or_inf(x.fid))
+        chosen = select_nsga2(points, fids, keep)
+    return [people[i] for i in chosen], [people[i] for i in front]
 
 
 # ---- search (Algorithm 1) ------------------------------------------------------------------------
+
+
+PEOPLE = ("population", "hall", "finalists")
 
 
 @dataclass
@@ -560,10 +523,10 @@ class State(gan.Progress):
     """What a resumed run needs beside the networks."""
 
     round: int = 0  # of this stage; 0 is the warm-up
-    population: list[Individual] = field(default_factory=list)
+    population: People = field(default_factory=list)
     seen: dict[Genotype, None] = field(default_factory=dict)  # no genotype comes twice in a search
-    hall: list[Individual] = field(default_factory=list)  # the 8 best by FID of all first fronts
-    finalists: list[Individual] = field(default_factory=list)
+    hall: People = field(default_factory=list)  # the 8 best by FID of all first fronts
+    finalists: People = field(default_factory=list)
     G: Genotype | None = None  # G*, once found or given
     D: DGenotype | None = None  # D*, or the fixed discriminator
     g_weights: dict[str, Tensor] | None = None  # of G* in the supernet: stage 2 begins with them
@@ -573,16 +536,18 @@ class State(gan.Progress):
         self.round, self.population, self.seen, self.hall, self.finalists = 0, [], {}, [], []
 
     def state_dict(self) -> dict:
-        people = {k: [vars(x) for x in getattr(self, k)] for k in ("population", "hall", "finalists")}
+        people = {k: [vars(x) for x in getattr(self, k)] for k in PEOPLE}
         return {**super().state_dict(), **people}
 
     def load_state_dict(self, saved: dict) -> None:
-        people = {k: [Individual(**x) for x in saved[k]] for k in ("population", "hall", "finalists")}
+        people = {k: [Individual(**x) for x in saved[k]] for k in PEOPLE}
         super().load_state_dict({**saved, **people})
 
 
 def stages_of(args: Args) -> list[str]:
     """The stages of the run, in order."""
+    if args.phase == "eval":
+        return []
     if args.phase == "train" or (args.genotype and args.stages != "d"):
         return ["train"]
     one = {"g+d": ["search-g", "search-d"], "g": ["search-g"], "d": ["search-d"], "coupled": ["coupled"]}
@@ -593,7 +558,7 @@ ScoreOne = Callable[[Individual, int], Score]  # (individual, images) -> its sco
 Paths = tuple[Genotype | None, Genotype | None]  # through SuperNet-G and SuperNet-D; None: that net is no supernet
 
 
-def d_step(job: Job, nets: Pair, batch: int, paths: Paths = (None, None), clip: float = 0.0) -> Tensor:
+def d_step(job: Job, nets: Pair, batch: int, paths: Paths, clip: float = 0.0) -> Tensor:
     """One step of D on a real batch and as many fakes."""
     g_path, d_path = paths
     real = job.batches(batch)
@@ -603,13 +568,13 @@ def d_step(job: Job, nets: Pair, batch: int, paths: Paths = (None, None), clip: 
         if isinstance(nets.D, PlainDiscriminator):  # its BatchNorm must not mix real and fake
             d_real, d_fake = nets.D(real, d_path), nets.D(fake, d_path)
         else:  # DEVIATES 7: one pass, faster; spectral norm iterates once a step, in the authors' code twice
-            d_real, d_fake = nets.D(torch.cat([real, fake.to(real.dtype)]), d_path).chunk(2)
+            d_real, d_fake = nets.D(torch.cat([real, fake]), d_path).chunk(2)
     loss = d_loss(d_real.float(), d_fake.float())
     update(job, nets.D, nets.d_opt, loss, clip)  # DEVIATES 8: an op not sampled has no gradient; CODE: zeros
     return loss.detach()
 
 
-def g_step(job: Job, nets: Pair, step: int, paths: Paths = (None, None), clip: float = 0.0) -> Tensor:
+def g_step(job: Job, nets: Pair, step: int, paths: Paths, clip: float = 0.0) -> Tensor:
     """One step of G."""
     g_path, d_path = paths
     with frozen(nets.D):
@@ -620,9 +585,7 @@ def g_step(job: Job, nets: Pair, step: int, paths: Paths = (None, None), clip: f
     return loss.detach()
 
 
-def gan_step(
-    job: Job, state: "State", nets: Pair, paths: Paths = (None, None), n_critic: int = 1, clip: float = 0.0
-) -> None:
+def gan_step(job: Job, state: State, nets: Pair, paths: Paths, n_critic: int = 1, clip: float = 0.0) -> None:
     """n_critic steps of D, then one of G."""
     for _ in range(n_critic):
         loss_d = d_step(job, nets, state.batch, paths, clip)
@@ -634,36 +597,30 @@ def gan_step(
         job.run.log(state.step, **{"loss/d": loss_d, "loss/g": loss_g})
 
 
-def score_all(job: Job, individuals: list[Individual], score_one: ScoreOne, n: int) -> None:
+def score_all(job: Job, individuals: People, score_one: ScoreOne, n: int) -> None:
     """Score those that are not scored yet, n images each, shared out over the processes. [Alg. 1, lines 13, 27]"""
     todo = [x for x in individuals if x.fid is None]
-    for x in todo[job.ranks.rank :: job.ranks.world]:
+    mine = todo[job.ranks.rank :: job.ranks.world]
+    for x in mine:
         s = score_one(x, n)
         x.is_mean, x.fid = s.is_mean, s.fid
-    scores = {x.id: (x.is_mean, x.fid) for x in todo if x.fid is not None}
-    for part in job.ranks.gather(scores):
-        scores |= part
-    for x in todo:
-        x.is_mean, x.fid = scores[x.id]
+    for part in job.ranks.gather({x.id: (x.is_mean, x.fid) for x in mine}):
+        for x in todo:
+            x.is_mean, x.fid = part.get(x.id, (x.is_mean, x.fid))
 
 
-def unscored(individuals: Iterable[Individual]) -> list[Individual]:
+def unscored(individuals: People) -> People:
     """The same individuals, to be scored anew: their weights go on changing."""
     return [replace(x, is_mean=None, fid=None) for x in individuals]
 
 
-def births(args: Args, space: Space, state: State, n: int, parents: Sequence[Individual] = ()) -> list[Individual]:
+def births(args: Args, space: Space, state: State, n: int, parents: People) -> People:
     """n children of the parents; without parents, the first population. Coupled: each with a D of its own."""
     rng = rng_of(args.seed, "born", state.stage, state.round)
-    if parents:
-        found = breed(args, space, parents, n, state.seen, rng)
-    else:
-        found = populate(args, space, n, rng)
-        state.seen = {x.genotype: None for x in found}
+    found = breed(args, space, parents, n, state.seen, rng)
     if args.stages == "coupled":
         d_parents = [replace(x, genotype=x.d_genotype) for x in parents]
-        seen = {x.genotype: None for x in d_parents}
-        partners = breed(args, D_SPACE, d_parents, n, seen, rng) if parents else populate(args, D_SPACE, n, rng)
+        partners = breed(args, D_SPACE, d_parents, n, {x.genotype: None for x in d_parents}, rng)
         for x, partner in zip(found, partners, strict=True):
             x.d_genotype = partner.genotype
     for i, x in enumerate(found):
@@ -694,7 +651,7 @@ def search_g(job: Job, state: State) -> None:
             gan_step(job, state, nets, (sample(G_SPACE, rng), sample(D_SPACE, rng) if coupled else None))
         job.ranks.average_buffers(G)
         # lines 2-3. DEVIATES 11: drawn after the warm-up, which may have met them
-        state.population = births(args, G_SPACE, state, P)
+        state.population = births(args, G_SPACE, state, P, [])
         state.round = 1
 
     while state.round <= args.rounds:  # line 4
@@ -705,39 +662,37 @@ def search_g(job: Job, state: State) -> None:
             gan_step(job, state, nets, (x.genotype, x.d_genotype))
         job.ranks.average_buffers(G)
 
-        run.begin("search", f"{name} scoring", state.step, "selection")  # line 13
+        run.begin("search", f"{name} scoring", state.step)  # line 13
         if args.mu_plus_lambda and len(state.population) == P:  # more: resumed while scoring
             state.population += births(args, G_SPACE, state, P, state.population)
         score_all(job, state.population, score_path, args.search_n)
-        kept = select(args, state, P if args.mu_plus_lambda else P // 2)  # line 14
-        front = report_round(job, state, G_SPACE, kept, "recalibrated" if args.bn_batches else "shared")
+        kept, front = select(args, state, P if args.mu_plus_lambda else P // 2)  # line 14
+        report_round(job, state, G_SPACE, kept, front, "recalibrated" if args.bn_batches else "shared")
         with own_batch_norm(job, G, front[0].genotype, args.bn_batches):
             run.samples(state.step, gan.grid(job, G, gan.along(G, front[0].genotype)))
-        state.population = unscored(kept)
-        if not args.mu_plus_lambda:
-            state.population += births(args, G_SPACE, state, P - len(kept), kept)
-        known = {x.genotype: x for x in [*state.hall, *front]}.values()
-        state.hall = sorted(known, key=lambda x: fid_or_inf(x.fid))[:8]
-        state.finalists = unscored({x.genotype: x for x in [*front, *state.hall]}.values())
+        state.population = unscored(kept) + births(args, G_SPACE, state, P - len(kept), kept)
+        known = {x.genotype: x for x in state.hall + front}
+        state.hall = sorted(known.values(), key=lambda x: fid_or_inf(x.fid))[:8]
+        state.finalists = unscored(front + [x for x in state.hall if x not in front])
         state.round += 1
 
     # line 16. DEVIATES 12: "the best" is open; here of the last front and the best ever, scored anew
     choose(job, state, G_SPACE, score_path)
-    alone = seeded(job, lambda: Generator(state.G, *args.g_shape), "path").state_dict()
+    alone = Generator(state.G, *args.g_shape).state_dict()
     with own_batch_norm(job, G, state.G, args.bn_batches):
-        state.g_weights = {k: v.clone() for k, v in G.state_dict().items() if k in alone}
+        state.g_weights = {k: v for k, v in clone(G).items() if k in alone}
 
 
 def search_d(job: Job, state: State) -> None:
     """Stage 2: each discriminator has a copy of G* of its own (Alg. 1, lines 17-32)."""
     args, run, P = job.args, job.run, job.args.population
     G = seeded(job, lambda: Generator(state.G, *args.g_shape), "G", state.stage)
-    if state.g_weights is not None:  # PAPER: G* keeps its weights of stage 1; CODE: a random generator
+    if state.g_weights:  # PAPER: G* keeps its weights of stage 1; CODE: a random generator
         G.load_state_dict(state.g_weights)
     D = seeded(job, lambda: make_d(None, args.d_ch), "D", state.stage)
     # DEVIATES 13: all copies of G share Adam's second moments; with beta1 = 0 they only scale
     nets = pair_of(job, G, D)
-    copies: dict[str, dict[str, Tensor]] = {}  # individual -> weights of its own generator
+    copies = {}  # individual -> weights of its own generator
     run.track(state, **vars(nets), copies=copies)
 
     def score_pair(x: Individual, n: int) -> Score:
@@ -749,7 +704,7 @@ def search_d(job: Job, state: State) -> None:
         for _ in gan.steps(job, state, end, "stage 2 warm-up", "population", args.n_critic):
             path = sample(D_SPACE, rng_of(args.seed, "path", state.batch))
             gan_step(job, state, nets, (None, path), args.n_critic)
-        state.population = births(args, D_SPACE, state, P)  # line 18
+        state.population = births(args, D_SPACE, state, P, [])  # line 18
         job.ranks.average_buffers(G)
         copies.update({x.id: clone(G) for x in state.population})
         state.round = 1
@@ -764,17 +719,21 @@ def search_d(job: Job, state: State) -> None:
             gan_step(job, state, nets, (None, x.genotype), args.n_critic)
             copies[x.id] = clone(G)
 
-        run.begin("search", f"{name} scoring", state.step, "selection")
+        run.begin("search", f"{name} scoring", state.step)
         score_all(job, state.population, score_pair, args.search_n)
-        kept = select(args, state, P // 2)  # line 27
-        front = report_round(job, state, D_SPACE, kept, "own")
+        kept, front = select(args, state, P // 2)  # line 27
+        report_round(job, state, D_SPACE, kept, front, "own")
         G.load_state_dict(copies[front[0].id])
         run.samples(state.step, gan.grid(job, G))
-        if state.round == args.rounds:
-            state.finalists = unscored(front)  # only these have a generator trained against them
-        else:
+        state.finalists = unscored(front)  # only these have a generator trained against them
+        if state.round < args.rounds:
             state.population = unscored(kept) + births(args, D_SPACE, state, P - len(kept), kept)  # line 28
-            renew(copies, state.population, front[0], args.weight_reset)  # lines 29-30
+            # lines 29-30, weight-resetting: all restart from the best one's weights, else from their own or a parent's
+            before = dict(copies)
+            copies.clear()
+            for x in state.population:
+                wanted = [front[0].id] if args.weight_reset else [x.id, *x.parents, front[0].id]
+                copies[x.id] = deepcopy(next(before[i] for i in wanted if i in before))
         state.round += 1
 
     # line 32. DEVIATES 14: "the best" is open; here of the last front, scored with more images
@@ -782,56 +741,37 @@ def search_d(job: Job, state: State) -> None:
     state.g_weights = None
 
 
-def renew(
-    copies: dict[str, dict[str, Tensor]], population: list[Individual], best: Individual, weight_reset: bool
-) -> None:
-    """Weight-resetting: every G restarts from the best one's weights, else from its own or a parent's."""
-    before = dict(copies)
-    copies.clear()
-    for x in population:
-        wanted = [best.id] if weight_reset else [x.id, *x.parents, best.id]
-        source = next(name for name in wanted if name in before)
-        copies[x.id] = {k: v.clone() for k, v in before[source].items()}
-
-
 def choose(job: Job, state: State, space: Space, score_one: ScoreOne) -> None:
     """Score the finalists once more, with --final-n images; the lowest FID becomes G* or D*."""
-    job.run.begin("derive", f"stage {STAGE[space.name]}, final choice", state.step, "the next stage")
+    job.run.begin("derive", f"stage {STAGE[space.name]}, final choice", state.step)
     score_all(job, state.finalists, score_one, job.args.final_n)
+    # CODE: file names in it suggest that several were retrained and the best taken
     state.finalists.sort(key=lambda x: (fid_or_inf(x.fid), -(x.is_mean or 0)))
     best = state.finalists[0]
-    state.G, state.D = pair_of_genotypes(state, space, best)
-    job.run.genotype(state.step, genotype_json(job.args, state.G, state.D, best))
-    counted = f"{space.name}*, of {len(state.finalists)} candidates on {job.args.final_n} images"
-    job.run.print(f"{counted}:\n{table(best.genotype, space)}")
-    for x in state.finalists[:8]:  # CODE: file names in it suggest that several were retrained and the best taken
-        job.run.print(f"  {x.id:>8}  {x.text(job.evaluator.label)}  {space.to_codes(x.genotype)}")
+    state.G, state.D = write_pair(job, state, space, best)
+    job.run.print(f"{space.name}* is {best.id}:\n{table(best.genotype, space)}")
 
 
-def pair_of_genotypes(state: State, space: Space, x: Individual) -> tuple[Genotype, DGenotype]:
-    """Those of the G and the D that an individual stands for."""
-    return (x.genotype, x.d_genotype or state.D) if space is G_SPACE else (state.G, x.genotype)
-
-
-# ---- what a search reports -----------------------------------------------------------------------
-
-
-def report_round(job: Job, state: State, space: Space, kept: list[Individual], bn: str) -> list[Individual]:
-    """Write a scored round to the run's files and log. Returns its first front."""
-    args, run, net, ref = job.args, job.run, job.evaluator.net, job.evaluator.ref
-    front, stage = first_front(args, state.population), STAGE[space.name]
+def report_round(job: Job, state: State, space: Space, kept: People, front: People, bn: str) -> None:
+    """Write a scored round to the run's files and log."""
+    args, run, net = job.args, job.run, job.evaluator.net
     best = front[0]  # DEVIATES 10: the lowest FID of the front; CODE: the lowest index; PAPER: open
     run.search_row({
-        "step": state.step, "stage": stage, "round": state.round, 
+        "step": state.step, "stage": STAGE[space.name], "round": state.round, 
         "population": [x.row() for x in state.population], "front": [x.id for x in front],
         "kept": [x.id for x in kept], "best": best.id, "eval/n": args.search_n, "eval/net": net,
     })  # fmt: skip
-    row = Score(best.fid, best.is_mean, None, args.search_n, net, ref).row()
+    row = Score(best.fid, best.is_mean, None, args.search_n, net, job.evaluator.ref).row()
     run.evaluated(state.step, row, **{"eval/ema": False, "eval/bn": bn, "eval/what": f"best of round {state.round}"})
-    run.genotype(state.step, genotype_json(args, *pair_of_genotypes(state, space, best), best))
-    counts = f"front {len(front)} of {len(state.population)}, best {best.id}"
-    run.print(f"stage {stage} round {state.round}/{args.rounds}: {counts} with {best.text(job.evaluator.label)}")
-    return front
+    write_pair(job, state, space, best)
+    run.print(f"{run.status['stage']}: best {best.id}, {job.evaluator.label} {best.fid:.2f}")
+
+
+def write_pair(job: Job, state: State, space: Space, x: Individual) -> tuple[Genotype, DGenotype]:
+    """Write the genotypes of G and D that an individual stands for, and return them."""
+    g, d = (x.genotype, x.d_genotype or state.D) if space is G_SPACE else (state.G, x.genotype)
+    job.run.genotype(state.step, genotype_json(job.args, g, d, x))
+    return g, d
 
 
 def genotype_json(args: Args, g: Genotype, d: DGenotype, best: Individual | None = None) -> dict:
@@ -854,7 +794,7 @@ def train(job: Job, state: State) -> None:
     args, run = job.args, job.run
     G = seeded(job, lambda: Generator(state.G, *args.g_shape), "G", "train")
     D = seeded(job, lambda: make_d(state.D, args.d_ch), "D", "train")
-    G_ema = deepcopy(G).requires_grad_(False)
+    G_ema = deepcopy(G)
     nets = pair_of(job, G, D)
     run.track(state, **vars(nets), G_ema=G_ema)
     if args.compile:
@@ -862,14 +802,13 @@ def train(job: Job, state: State) -> None:
         D.compile()
 
     about = {"method": "eagan", "genotype": {"G": state.G, "D": state.D}}
-    end = state.began + job.plan[-1][1]
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
         gan.evaluate_if_due(job, state, G, G_ema, about)
-        if state.step >= end:
+        if state.step >= state.began + job.plan[-1][1]:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
-        gan_step(job, state, nets, n_critic=args.n_critic, clip=args.grad_clip)
+        gan_step(job, state, nets, (None, None), args.n_critic, args.grad_clip)
         ema_update(G_ema, G, args.ema)
         if (state.step - state.began) % args.sample_every == 0:
             run.samples(state.step, gan.grid(job, G_ema))
@@ -883,9 +822,10 @@ def check(args: Args, world: int) -> None:
     """Refuse what cannot run, before anything is made. UserError names flag, value and remedy."""
     given = f"--genotype {args.genotype}" if args.genotype and args.stages != "d" else ""
     gan.check_flags(args, world, given, f"one of {', '.join(PUBLISHED['G'])} or a file")
-    if not set(args.compared) <= set(OBJECTIVES):
+    compared = args.objectives.split(",")
+    if not set(compared) <= set(OBJECTIVES):
         raise UserError(f"--objectives {args.objectives}: use some of {', '.join(OBJECTIVES)}, with commas")
-    if "is" in args.compared:
+    if "is" in compared:
         gan.check_splits(search_n=args.search_n, final_n=args.final_n, eval_n=args.eval_n)
     if args.z_dim % 3:
         raise UserError(f"--z-dim {args.z_dim}: enters the three cells in equal parts; use a multiple of 3")
@@ -899,69 +839,51 @@ def check(args: Args, world: int) -> None:
 
 def first_state(args: Args) -> State:
     """What a new run begins with: the given genotypes, or the fixed D. UserError: no genotype, or an unfit --size."""
-    for name, space, flag in ((args.init_g, G_SPACE, "--init-g"), (args.init_d, D_SPACE, "--init-d")):
-        if name:
-            named(name, space, PUBLISHED, flag)
+    named(args.init_g or "eagan-g", G_SPACE, PUBLISHED, "--init-g")  # only to see that it can be had
+    named(args.init_d or "autogan-d", D_SPACE, PUBLISHED, "--init-d")
     # DEVIATES 16: AutoGAN-D (GD1). PAPER: 0.91M, the size of D_C, which is yet to be found; CODE: the plain one
     G, d = None, DBAR[args.dbar]
     if args.genotype:
-        G, d = named(args.genotype, G_SPACE, PUBLISHED, "--genotype"), args.d_genotype
-        if d is None and args.genotype.endswith(".json"):
+        G = named(args.genotype, G_SPACE, PUBLISHED, "--genotype")
+        d = args.d_genotype or ("eagan-d-stl10" if args.size == 48 else "eagan-d-cifar10")
+        if args.genotype.endswith(".json") and not args.d_genotype:
             d = args.genotype if named(args.genotype, D_SPACE, PUBLISHED) else "plain"
-        d = d or ("eagan-d-stl10" if args.size == 48 else "eagan-d-cifar10")
     D = d if d == "plain" else named(d, D_SPACE, PUBLISHED, "--d-genotype")
-    check_size(args, D)
-    return State(G=G, D=D)
-
-
-def check_size(args: Args, D: DGenotype) -> None:
-    """Refuse images that a discriminator of this run cannot halve as often as it wants to."""
     stages = stages_of(args)
     if D == "plain" and args.size < 32:
         raise UserError(f"--size {args.size}: the plain discriminator halves it five times; use 32 or more")
+    unit = 1 if D == "plain" else 2 * 2 ** sum(row[5] != "none" for row in D)
     if "search-d" in stages or "coupled" in stages:
-        halvings = 4
-    elif D == "plain":
-        halvings = 0
-    else:
-        halvings = 1 + sum(row[5] != "none" for row in D)
-    if args.size % 2**halvings:
-        unit = 2**halvings
-        raise UserError(
-            f"--size {args.size}: a discriminator here halves it {halvings} times; use a multiple of {unit}"
-        )
+        unit = 16
+    if args.size % unit:
+        raise UserError(f"--size {args.size}: is halved by a discriminator here; use a multiple of {unit}")
+    return State(G=G, D=D)
 
 
 def costs_of(args: Args, state: State) -> dict[str, Cost]:
-    """What the networks of this run cost; where one is still to be found, its supernet and EAGAN's own."""
+    """What the networks of this run cost; a G that is still to be found is EAGAN's."""
     stages, costs = stages_of(args), {}
+    costs["G" if state.G else "EAGAN's G"] = cost_of(args, G_SPACE, state.G or EAGAN_G)
+    if "search-g" in stages or stages == ["train"]:
+        costs["D"] = cost_of(args, D_SPACE, state.D)
     if "search-g" in stages or "coupled" in stages:
         costs["SuperNet-G"] = Cost(cost_of(args, G_SPACE, None).params)
-    costs["G" if state.G else "EAGAN's G"] = cost_of(args, G_SPACE, state.G or EAGAN_G)
     if "search-d" in stages or "coupled" in stages:
         costs["SuperNet-D"] = Cost(cost_of(args, D_SPACE, None).params)
-        costs["EAGAN's D"] = cost_of(args, D_SPACE, EAGAN_D)
-    if "search-g" in stages:
-        costs["fixed D"] = cost_of(args, D_SPACE, state.D)
-    if stages == ["train"]:
-        costs["D"] = cost_of(args, D_SPACE, state.D)
     return costs
 
 
-def plan_of(job: Job, state: State) -> list[gan.Stage]:
-    """(name, G updates, multiply-adds of one with its share of scoring); a G that is still to be found is EAGAN's."""
+def plan_of(job: Job) -> list[gan.Stage]:
+    """(name, G updates, multiply-adds of one with its share of scoring) of every stage, by EAGAN's own networks."""
     args, plan = job.args, []
-    g, d = cost_of(args, G_SPACE, state.G or EAGAN_G).macs, cost_of(args, D_SPACE, state.D).macs
+    g, d = cost_of(args, G_SPACE, EAGAN_G).macs, cost_of(args, D_SPACE, EAGAN_D).macs
     for name in stages_of(args):
         if name == "train":
             plan.append(gan.train_stage(job, args.train_epochs, g, d))
         else:
             n_critic = args.n_critic if name == "search-d" else 1
             steps = args.search_epochs(args.rounds) * job.epoch // n_critic
-            scored = args.rounds * args.population * args.search_n
-            if args.mu_plus_lambda and name != "search-d":
-                scored *= 2
-            scoring = gan.scoring_macs(args, g, scored)
+            scoring = gan.scoring_macs(args, g, args.rounds * args.population * args.search_n)
             plan.append((name, steps, gan.update_macs(args, g, d, n_critic) + scoring / max(steps, 1)))
     return plan
 
@@ -971,7 +893,7 @@ def main(args: Args) -> dict | None:
     # -- everything that can be wrong is found before a run directory is made
     ranks = start_ranks(args.device)
     check(args, ranks.world)
-    evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is="is" in args.compared)
+    evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is="is" in args.objectives.split(","))
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))
     evaluator.use(data)
     args = replace(args, size=data.images.shape[-1])
@@ -981,22 +903,21 @@ def main(args: Args) -> dict | None:
         state, costs = State(G=trained.genotype), {"G": cost_of(job.args, G_SPACE, trained.genotype)}
     else:
         state = first_state(args)
-        costs, job.plan = costs_of(args, state), plan_of(job, state)
+        costs, job.plan = costs_of(args, state), plan_of(job)
     lines = gan.opening(job, "eagan", costs)
     if args.dry_run:
         print("\n".join(lines))
         return None
 
-    copies = args.population * cost_of(args, G_SPACE, state.G or EAGAN_G).params if "search-d" in stages_of(args) else 0
+    copies = args.population * cost_of(job.args, G_SPACE, state.G or EAGAN_G).params  # of G*, in stage 2's checkpoints
     with Run(__file__, "eagan", asdict(job.args), ranks, **gan.run_facts(job, costs, copies)) as job.run:
         gan.start(job, state, lines)
         if trained:
             gan.evaluate_weights(job, trained)
             return None
-        stages = stages_of(args)
-        while state.stage < len(stages):
-            stage = {"search-g": search_g, "coupled": search_g, "search-d": search_d, "train": train}
-            stage[stages[state.stage]](job, state)
+        functions = {"search-g": search_g, "coupled": search_g, "search-d": search_d, "train": train}
+        for name in stages_of(args)[state.stage :]:
+            functions[name](job, state)
             state.next_stage()
         return gan.finish(job, state, genotype_json(args, state.G, state.D))
 

@@ -15,33 +15,19 @@ from torch.nn.utils.parametrizations import spectral_norm
 from common.files import UserError, read_json
 
 Pair = tuple[int, int]
-CONVS = {  # name: (kernel, dilation)
-    "conv_1x1": (1, 1),
-    "conv_3x3": (3, 1),
-    "conv_5x5": (5, 1),
-    "dil_conv_3x3": (3, 2),
-    "dil_conv_5x5": (5, 2),
-}
-
-
-# ---- operations ----------------------------------------------------------------------------------
+# name: (kernel, dilation)
+CONVS = {"conv_1x1": (1, 1), "conv_3x3": (3, 1), "conv_5x5": (5, 1), "dil_conv_3x3": (3, 2), "dil_conv_5x5": (5, 2)}
 
 
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int | Pair, padding: Pair, dilation: Pair, groups: int = 1
 ) -> Tensor:
-    """F.conv2d; a dilated one on a CPU in float32, also under autocast.
-
-    torch 2.14's bfloat16 gradient of the weight of a dilated convolution is garbage there, often
-    nan: for channels-last maps of 32 pixels and more, when the width is above 16 and no multiple of
-    it, or the convolution depthwise.
-    """
+    """F.conv2d; on a CPU a dilated one is float32 even under autocast: torch 2.14's bfloat16 gradient is wrong."""
     if dilation == (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     with torch.autocast("cpu", enabled=False):
-        return F.conv2d(x.float(), weight.float(), bias, stride, padding, dilation, groups).to(
-            torch.get_autocast_dtype("cpu")
-        )
+        y = F.conv2d(x.float(), weight.float(), bias, stride, padding, dilation, groups)
+        return y.to(torch.get_autocast_dtype("cpu"))
 
 
 class Conv(nn.Conv2d):
@@ -121,8 +107,7 @@ class Up(nn.Module):
         return self.conv(self.up(x.relu()))
 
     def macs(self, side: int) -> int:
-        # the transposed convolution works on the small map
-        transposed = 0 if self.up is None else count_params(self.up) * (side // 2) ** 2
+        transposed = 0 if self.up is None else count_params(self.up) * (side // 2) ** 2  # on the small map
         return transposed + count_params(self.conv) * side**2
 
 
@@ -164,9 +149,8 @@ def add(*terms: Tensor | None) -> Tensor:
 def init_weights(net: nn.Module) -> None:
     """Xavier-uniform for Conv2d, N(1, 0.02) for BatchNorm scales; the rest keeps its defaults.
 
-    The rest: Linear, ConvTranspose2d and biases. Spectral-normalised convolutions keep what they
-    have: torch's default in EAGAN (on a GPU its authors' initialiser wrote to a tensor that
-    spectral norm no longer read), Xavier-uniform from xavier_sn in AutoGAN and AdversarialNAS.
+    Spectral-normalised convolutions keep theirs: torch's default in EAGAN (on a GPU the authors'
+    initialiser missed them), xavier_sn's in AutoGAN and AdversarialNAS.
     """
     for m in net.modules():
         if isinstance(m, nn.Conv2d) and not hasattr(m, "parametrizations"):
@@ -174,9 +158,6 @@ def init_weights(net: nn.Module) -> None:
         elif isinstance(m, nn.BatchNorm2d):
             nn.init.normal_(m.weight, 1.0, 0.02)
             nn.init.zeros_(m.bias)
-
-
-# ---- what a network costs ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -208,11 +189,7 @@ def params_and_macs(**costs: Cost) -> dict[str, dict[str, int]]:
 
 @lru_cache(1024)
 def op_cost(make: Callable[[int], nn.Module], ch: int, side: int) -> Cost:
-    """Of one op at a width, with an output of side x side pixels.
-
-    The op itself states its multiply-adds in `macs(side)`; TypeError where it does not.
-    make: an entry of OPS_NORMAL, OPS_UP, OPS_DOWN or a table like them.
-    """
+    """Of one op of OPS_* at a width, its output side x side pixels; TypeError where it lacks `macs(side)`."""
     with torch.device("meta"):
         op = make(ch)
     if not hasattr(op, "macs"):
@@ -220,14 +197,8 @@ def op_cost(make: Callable[[int], nn.Module], ch: int, side: int) -> Cost:
     return Cost(count_params(op), op.macs(side))
 
 
-# ---- AutoGAN's discriminator ---------------------------------------------------------------------
-
-
 class DBlock(nn.Module):
-    """SN-GAN's residual block: ReLU -> conv -> ReLU -> conv, (B, C, H, W) -> same.
-
-    down: both paths end in a 2x2 mean, which halves H and W.
-    """
+    """SN-GAN's block: ReLU -> conv -> ReLU -> conv, (B, C, H, W) -> same; down: both paths end in a 2x2 mean."""
 
     def __init__(self, ch: int, down: bool) -> None:
         super().__init__()
@@ -243,11 +214,10 @@ class DBlock(nn.Module):
 
 
 class AutoGANDiscriminator(nn.Module):
-    """AutoGAN's hand-made discriminator, also AdversarialNAS's: x: (B, 3, H, W) -> (B, 1).
+    """AutoGAN's hand-made discriminator, also AdversarialNAS's: (B, 3, H, W) -> (B, 1), all under spectral norm.
 
-    64 ch^2 + 41 ch parameters, all layers under spectral norm. It halves x twice. stage 0 or 1
-    leaves out the last 2 or 1 of the middle blocks, for images of 8 and 16 px: AutoGAN's D grows
-    with its G. [AutoGAN §3.1; authors' code]
+    stage 0 or 1 leaves out the last 2 or 1 of the middle blocks, for images of 8 and 16 px: AutoGAN's D
+    grows with its G. [AutoGAN §3.1; authors' code]
     """
 
     def __init__(self, ch: int = 128) -> None:
@@ -263,8 +233,7 @@ class AutoGANDiscriminator(nn.Module):
         x = self.stem2(self.stem1(x).relu()) + self.stem_skip(F.avg_pool2d(x, 2))
         for block in self.middle[:stage]:
             x = block(x)
-        # CODE: a sum, so the output's scale grows with the image
-        return self.out(self.last(x).relu().sum(dim=(2, 3)))
+        return self.out(self.last(x).relu().sum(dim=(2, 3)))  # CODE: a sum, so its scale grows with the image
 
     @staticmethod
     def cost(ch: int, size: int, stage: int = 2, bias_adds: bool = True) -> Cost:
@@ -280,8 +249,6 @@ class AutoGANDiscriminator(nn.Module):
         params = sum([stem, *middle, last], Cost()).params
         return Cost(params, sum([stem, *middle[:stage], last], Cost()).macs)
 
-
-# ---- genotypes -----------------------------------------------------------------------------------
 
 Genotype = tuple[tuple[str, ...], ...]  # one row of op names per cell
 
@@ -299,8 +266,7 @@ class Space:
     nodes: {node: columns of the edges that enter it}; at least one of them must not be "none".
     together: columns that are all "none" or none of them is (down-sampling edges).
     first: the edges of cell 1, where they hold other ops than those of the other cells.
-    leaving: {node: columns of the edges that leave it}; such a node needs an input only if one of
-    them is not "none".
+    leaving: {node: columns of the edges that leave it}; where all are "none" it needs no input.
     """
 
     name: str
@@ -345,10 +311,7 @@ class Space:
         return ""
 
     def check(self, rows: object, source: str) -> Genotype:
-        """The genotype, if it is one of this space.
-
-        UserError names source, cell and edge, and what may stand there.
-        """
+        """The genotype, if it is one of this space. UserError names source, cell and edge, and what may stand there."""
         if not isinstance(rows, list | tuple) or len(rows) != self.cells:
             raise UserError(f"{source}: a {self.name} genotype is a list of {self.cells} cells, found {rows!r:.80}")
         for i, row in enumerate(rows, 1):
@@ -370,16 +333,15 @@ class Space:
             raise UserError(
                 f"{source}: expected integers of shape {self.cells, len(self.edges)}, found {codes.dtype} {codes.shape}"
             )
-        rows = []
+        rows = [[] for _ in range(self.cells)]
         for i, row in enumerate(codes.tolist(), 1):
-            edges = self.edges_of(i - 1)
-            for edge, code in zip(edges, row, strict=True):
+            for edge, code in zip(self.edges_of(i - 1), row, strict=True):
                 last = edge.first_code + len(edge.ops) - 1
                 if not edge.first_code <= code <= last:
                     raise UserError(
                         f"{source}: cell {i}, edge {edge.name}: code {code} is out of range {edge.first_code}..{last}"
                     )
-            rows.append([edge.ops[code - edge.first_code] for edge, code in zip(edges, row, strict=True)])
+                rows[i - 1].append(edge.ops[code - edge.first_code])
         return self.check(rows, source)
 
     def to_codes(self, genotype: Genotype) -> list[list[int]]:
@@ -392,9 +354,8 @@ class Space:
 def named(name: str, space: Space, published: dict[str, dict[str, list]], flag: str = "") -> Genotype | None:
     """A published genotype by name, or the one in a file, a run's genotype.json or the authors' .npy.
 
-    published: {"G": {name: codes}, "D": {...}}; its key is also that of a .json. None: a .json
-    without this key, which is an error where `flag` says which option gave the name. UserError:
-    neither name nor file, not a genotype of this space.
+    published: {"G": {name: codes}, "D": {...}}, also the keys of a .json; None where it lacks this one,
+    an error if `flag` names an option. UserError: neither name nor file, not of this space.
     """
     names = published[space.name]
     if name in names:

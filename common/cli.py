@@ -23,10 +23,8 @@ ON_RESUME = {  # flags that may differ when a run is resumed: none of them chang
 def opt(default: Any, help: str, panel: str = "", **limits: float) -> Any:
     """One option, a field of Args.
 
-    `rounds: int = opt(18, "Evolution rounds, R. [paper §5.1]", "Search", min=1)`
-    help ends in its source, in brackets. panel: one of PANELS. limits: min, max.
-    An option of the base class given again with a source alone,
-    `g_batch: int = opt(80, "[authors' code]")`, keeps its words, panel and limits.
+    help ends in its source, in brackets. panel: one of PANELS. limits: min, max. A field given
+    again with a source alone, `opt(80, "[authors' code]")`, keeps words, panel and limits.
     """
     return dataclasses.field(default=default, metadata={"help": help, "panel": panel, "limits": limits})
 
@@ -107,17 +105,15 @@ def combined(base: dict, given: dict) -> dict:
     words = given["help"]
     if words.startswith("["):  # a source alone
         words = re.sub(r"\[[^\]]*\]$", words.replace("\\", r"\\"), base["help"])
-    limits = {**base["limits"], **given["limits"]}
-    return {"help": words, "panel": base["panel"], "limits": limits}
+    return {"help": words, "panel": base["panel"], "limits": {**base["limits"], **given["limits"]}}
 
 
 def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[str] | None = None) -> int:
     """Run `main(Args(...))` from a command line made of the fields of `args_class`.
 
-    They give its flags, defaults, ranges and help. Explicit flags beat `--preset`, whose values
-    beat the defaults of Args; `--resume DIR` takes every value from the run's config.json and
-    refuses another value for a flag that would change what is trained. Bad input is one line on
-    stderr and exit code 2; a run stopped on request is 130; a failed run is 1.
+    Explicit flags beat `--preset`, and that the defaults of Args; `--resume DIR` takes every value
+    from the run's config.json and refuses another for a flag that would change what is trained. Bad
+    input is one line on stderr and exit code 2; a run stopped on request is 130; a failed run is 1.
     """
     argv = sys.argv[1:] if argv is None else argv
     fields = options(args_class)
@@ -134,7 +130,6 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
             defaults |= resumed_defaults(Path(asked["--resume"]), asked["--preset"], Path(inspect.getfile(main)).name)
         else:
             defaults |= presets.get(asked["--preset"] or "", {})
-        defaults = {field.name: defaults[field.name] for field, _ in fields}
 
         def command(ctx: typer.Context, **values: Any) -> None:
             if asked["--resume"] is not None:
@@ -156,15 +151,12 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
         app.command()(command)
         return app(argv, standalone_mode=False) or 0
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     except (Stopped, KeyboardInterrupt):
         return 130
     except Exception as e:
-        if not hasattr(e, "format_message"):  # not one of the parser's own complaints
+        if not isinstance(e, UserError) and not hasattr(e, "format_message"):  # not the parser's
             raise
-        print(f"error: {e.format_message()}", file=sys.stderr)
+        print(f"error: {e if isinstance(e, UserError) else e.format_message()}", file=sys.stderr)
         return 2
 
 

@@ -20,8 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.files import UserError, stream
 
-# the names, and the image side each is used at
-SIZES = {"shapes": 32, "cifar10": 32, "stl10": 48, "celeba": 64}
+SIZES = {"shapes": 32, "cifar10": 32, "stl10": 48, "celeba": 64}  # the image side each is used at
 BY_HAND = {  # what torchvision looks for, where it cannot download
     "cifar10": "cifar-10-python.tar.gz",
     "stl10": "stl10_binary.tar.gz",
@@ -44,14 +43,12 @@ class Dataset:
 
 
 def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
-    """Load a data set by name, or the path of a folder, .zip or .npz.
+    """Load a name of SIZES (celeba: train, stl10: train + unlabeled) or a folder, .zip or .npz.
 
-    Names: `shapes`, `cifar10`, `stl10` (train + unlabeled), `celeba` (train).
-    size: side in pixels, 0 = the data set's own (SIZES; of a path the shorter side of its images,
-    all of one size). Images of another size: shorter side resized (bilinear, antialiased),
-    centre-cropped; alpha is dropped. Class sub-folders become labels in sorted order, a lone top
-    folder does not. Downloads go to data_dir; of several processes let one come first.
-    UserError: not there, not readable, or without a side that networks can make.
+    size: side in pixels, 0 = SIZES, of a path the images' own shorter side (all of one size). Others
+    are resized (shorter side, bilinear, antialiased) and centre-cropped. Sorted class sub-folders
+    become labels, a lone top folder does not. UserError: not there, unreadable, an impossible side.
+    Downloads go to data_dir; of several processes let one come first.
     """
     if size and (size < 16 or size % 8):
         raise UserError(f"image size {size}: must be a multiple of 8, at least 16 (0: the data set's own)")
@@ -159,7 +156,6 @@ def _zip(path: Path, size: int) -> Dataset:
 def _image_files(
     path: Path, name: str, files: Iterable[PurePosixPath], read: Callable[[PurePosixPath], bytes], size: int
 ) -> Dataset:
-    """Make a data set of the visible images among files below path. read: file -> its bytes."""
     seen = [f for f in files if not any(part.startswith(".") or part == "__MACOSX" for part in f.parts)]
     files = sorted(f for f in seen if f.suffix.lower() in FORMATS)
     if not files:
@@ -194,10 +190,8 @@ def _image_files(
         image = image.crop(_square(*image.size)).resize((size, size), Image.Resampling.BILINEAR)
         images[i] = np.asarray(image).transpose(2, 0, 1)
 
-    # Pillow decodes and resizes without the GIL
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow works without the GIL
         list(pool.map(work, range(len(files))))
-
     shared = len(PurePosixPath(os.path.commonpath([f.parent for f in files])).parts)
     classes = [f.parent.parts[shared] if len(f.parent.parts) > shared else "" for f in files]
     number = {name: i for i, name in enumerate(sorted(set(classes) - {""}))} | {"": -1}
@@ -239,10 +233,7 @@ def _line(error: Exception) -> str:
 
 
 def _resize(array: np.ndarray, size: int, path: Path | str = "") -> tuple[torch.Tensor, str]:
-    """Fit images that are one array; also return the note.
-
-    uint8 (N, H, W, 3) -> uint8 (N, 3, size, size). size 0: their own.
-    """
+    """uint8 (N, H, W, 3) as (N, 3, size, size), and the note. size 0: their own."""
     n, h, w, _ = array.shape
     size = size or _own_size(path, w, h)
     left, top, right, bottom = _square(w, h)
@@ -260,22 +251,18 @@ def _square(w: int, h: int) -> tuple[int, int, int, int]:
 
 
 def _own_size(path: Path | str, w: int, h: int) -> int:
-    """The images' shorter side, for --size 0. UserError: no network here makes such images."""
     side = min(w, h)
     if side < 16 or side % 8:
-        near = max(16, side // 8 * 8)
+        near = max(16, side // 16 * 16)  # what all four methods make
         raise UserError(f"{path}: images of {w}x{h}; a side must be a multiple of 8, at least 16: say --size {near}")
     return side
 
 
 def _range(sizes: set[tuple[int, int]]) -> str:
-    """The smallest and the largest (width, height)."""
-    low, high = (f"{w}x{h}" for w, h in (min(sizes, key=math.prod), max(sizes, key=math.prod)))
-    return f"{low} .. {high}"
+    return " .. ".join(f"{w}x{h}" for w, h in (min(sizes, key=math.prod), max(sizes, key=math.prod)))
 
 
 def _note(n: int, sizes: set[tuple[int, int]], size: int) -> str:
-    """Say what resizing did. sizes: the (width, height) that occurred."""
     if sizes == {(size, size)}:
         return ""
     was = "{}x{}".format(*next(iter(sizes))) if len(sizes) == 1 else f"mixed size ({_range(sizes)})"
@@ -294,8 +281,7 @@ def _star(u: torch.Tensor, v: torch.Tensor, notch: float = 0.42) -> torch.Tensor
     return ((r * angle.cos() - 1) * nx + r * angle.sin() * ny) / math.hypot(nx, ny)
 
 
-# Signed distance (near the edge) of the point (u, v) to each shape, negative inside; all shapes fit
-# into the unit circle.
+# Signed distance (near the edge) of (u, v), negative inside; all fit into the unit circle.
 SHAPES = {
     "disc": lambda u, v: torch.hypot(u, v) - 0.85,
     "ring": lambda u, v: (torch.hypot(u, v) - 0.68).abs() - 0.2,
@@ -313,26 +299,19 @@ SHAPES = {
 
 
 def shapes(n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
-    """Draw n coloured shapes of the 10 classes in SHAPES; the same for the same arguments.
-
-    Classes are balanced and shuffled. Place, scale, rotation and colours vary; half the grounds are
-    plain, half a gradient; edges are antialiased.
-    """
+    """n antialiased shapes of SHAPES, balanced, shuffled; place, scale, rotation, colours and ground vary by seed."""
     g = stream(seed, "shapes")
     labels = (torch.arange(n) % len(SHAPES))[torch.randperm(n, generator=g)]
     radius = size * (0.26 + 0.16 * torch.rand(n, generator=g))
-    # the whole shape stays inside
-    centre = (torch.rand(n, 2, generator=g) * 2 - 1) * (size / 2 - radius)[:, None]
+    centre = (torch.rand(n, 2, generator=g) * 2 - 1) * (size / 2 - radius)[:, None]  # it stays inside
     turn, slope = (torch.rand(2, n, generator=g) * 2 * math.pi)[..., None]  # (n, 1) each
-    # (n, shape | ground | far end of the ground, rgb)
-    hue = torch.rand(n, 3, 1, generator=g) + torch.arange(3) / 3
+    hue = torch.rand(n, 3, 1, generator=g) + torch.arange(3) / 3  # (n, shape | ground | end, rgb)
     vivid = 0.5 + 0.5 * torch.cos(2 * math.pi * hue)
     dark, light = 0.1 + 0.35 * vivid, 0.55 + 0.45 * vivid
     night = (torch.rand(n, 1, 1, generator=g) < 0.5).expand(-1, 3, 3).clone()
     night[:, 0] = ~night[:, 0]  # a light shape on a dark ground or the reverse
     front, near, far = torch.where(night, dark, light)[..., None].unbind(1)  # (n, 3, 1) each
     far = torch.where(torch.rand(n, 1, 1, generator=g) < 0.5, near, far)
-
     axis = torch.arange(size) - (size - 1) / 2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     x, y = x.reshape(1, -1), y.reshape(1, -1)  # (1, size²), pixels from the middle
@@ -351,10 +330,8 @@ def shapes(n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
 class Batches:
     """Shuffled batches without end; `batches(i)` is a pure function of (seed, i): no loader state.
 
-    images: uint8 (N, 3, H, W), moved to the device once.
-    batch: images a step over all `world` processes, each of which gets its contiguous slice.
-    len(batches): steps an epoch; the last, short batch counts [authors' code]. What of it does not
-    divide by world is left out of that epoch: all of it where it has fewer images than processes.
+    images: uint8 (N, 3, H, W). batch: a step's, over all `world` processes, each a contiguous slice.
+    len(batches): steps an epoch; a short last batch counts [authors' code], cut to a multiple of world.
     """
 
     def __init__(

@@ -18,8 +18,7 @@ from common.ranks import Ranks, measured_flops
 from common.run import Run, duration
 
 Stage = tuple[str, int, float]  # of a plan: name, G updates, multiply-adds of one of them
-# (latents, number of the evaluation's batch or "grid") -> images in [-1, 1]
-Generate = Callable[[Tensor, Any], Tensor]
+Generate = Callable[[Tensor, Any], Tensor]  # latents, number of the batch or "grid" -> images in [-1, 1]
 INCEPTION_MACS = 5.7e9  # of one image at 299 pixels
 
 
@@ -125,10 +124,7 @@ def pair_of(job: Job, G: nn.Module, D: nn.Module) -> Pair:
 
 
 def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = 0.0) -> None:
-    """One step of the optimiser. Parameters without a gradient, of unsampled ops, are left alone.
-
-    clip: limit of the gradient's norm, 0 for none.
-    """
+    """One step; parameters without a gradient are left alone. clip: limit of the gradient's norm, 0: none."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     job.ranks.average_gradients(net.parameters())
@@ -140,15 +136,14 @@ def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Ten
 @contextmanager
 def frozen(*nets: nn.Module | None) -> Iterator[None]:
     """In this `with`, a loss has no gradient for these networks: cheaper for another's step."""
-    for net in nets:
-        if net is not None:
-            net.requires_grad_(False)
+    given = [net for net in nets if net is not None]
+    for net in given:
+        net.requires_grad_(False)
     try:
         yield
     finally:
-        for net in nets:
-            if net is not None:
-                net.requires_grad_(True)
+        for net in given:
+            net.requires_grad_(True)
 
 
 @torch.no_grad()
@@ -166,16 +161,14 @@ def clone(net: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def own_batch_norm(job: Job, G: nn.Module, path: Any, batches: int) -> Iterator[None]:
-    """For the time of a `with`, BatchNorm's running statistics are those of one supernet path.
-
-    They are a plain mean over so many batches of 100 images G(z, path); 0: as all paths left them.
-    """
+    """In this `with`, BatchNorm's running statistics are those of one supernet path: a plain mean
+    over so many batches of 100 images G(z, path); 0: as all paths left them."""
     norms = [m for m in G.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [(clone(m), m.momentum) for m in norms]
     if batches:
         for m in norms:
             m.reset_running_stats()
-            m.momentum = None  # a plain mean
+            m.momentum = None
         with torch.no_grad():
             for k in range(batches):
                 G(fixed_latent(job, 100, "bn", k), path)
@@ -195,13 +188,12 @@ def only_latents(G: nn.Module) -> Generate:
 
 
 def along(G: nn.Module, path: Any) -> Generate:
-    """How latents become images of a supernet: along one path."""
     return lambda z, _: G(z, path)
 
 
 @contextmanager
 def evaluating(G: nn.Module) -> Iterator[None]:
-    """For the time of a `with`, G is in eval mode and keeps no gradients."""
+    """In this `with`, G is in eval mode and keeps no gradients."""
     training = G.training
     G.eval()
     try:
@@ -212,11 +204,7 @@ def evaluating(G: nn.Module) -> Iterator[None]:
 
 
 def score(job: Job, G: nn.Module, n: int, generate: Generate | None = None, split: bool = True) -> Score:
-    """Score n images of G in eval mode, always of the same latents.
-
-    generate: how latents become images, where it takes more than G(z).
-    split: share the images over the processes.
-    """
+    """Score n images of G in eval mode, always of the same latents; split: shared over the processes."""
     generate, batch = generate or only_latents(G), job.evaluator.batch
 
     def images(k: int) -> Tensor:
@@ -235,11 +223,7 @@ def grid(job: Job, G: nn.Module, generate: Generate | None = None) -> Tensor:
 
 
 def steps(job: Job, state: Progress, end: int, name: str, upcoming: str, n_critic: int = 1) -> Iterator[None]:
-    """One turn for each G update of a search until update `end`.
-
-    Before each comes a safe point: progress, autosave, stop.
-    name: of the stage, for progress and rows. upcoming: what comes after it.
-    """
+    """One turn for each G update until update `end`, a safe point before each; upcoming: what is after it."""
     job.run.begin("search", name, state.step, images_per_step=job.args.d_batch * n_critic)
     while state.step < end:
         job.run.tick(state.step, f"{upcoming} in {end - state.step} steps")
@@ -251,9 +235,8 @@ def evaluate_if_due(
 ) -> None:
     """Evaluate G_ema before the first update, as --eval-every and --eval-after say, and at the end.
 
-    Writes weights.pt and, with the lowest FID so far, weights.best.pt: the weights of G_ema, and
-    `about`, what else it takes to build G. Beside the untrained G stand the scores of uniform
-    noise, the worst that there is.
+    Writes weights.pt and, with the lowest FID so far, weights.best.pt: G_ema's weights, and `about`,
+    what else it takes to build G. Beside the untrained G stand the scores of uniform noise.
     """
     args, run, evaluator, ranks = job.args, job.run, job.evaluator, job.ranks
     done = state.step - state.began
@@ -310,20 +293,15 @@ def noise_images(job: Job, k: int) -> Tensor:
 
 
 def load_weights(args: Any, device: torch.device, make: Callable[[dict], nn.Module]) -> tuple[Any, nn.Module]:
-    """--phase eval: the generator in --weights, and args with its widths.
-
-    make: what is in the file -> the network.
-    UserError: not the weights of such a network, or of images of another size than args.size.
-    """
+    """args with the widths of the generator in --weights, and it. make: what is in the file -> the network.
+    UserError: not the weights of such a network, or of images of another size than args.size."""
     try:
         saved = torch.load(args.weights, map_location=device, weights_only=True)
         widths = {k: int(saved[k]) for k in ("g_ch", "z_dim", "size")}
         G = make(saved)
         G.load_state_dict(saved["G"])
-    except OSError as e:
-        raise UserError(f"--weights {args.weights}: {e.strerror}") from None
-    except UserError as e:
-        raise UserError(f"--weights {args.weights}: {e}") from None
+    except (OSError, UserError) as e:
+        raise UserError(f"--weights {args.weights}: {e.strerror if isinstance(e, OSError) else e}") from None
     except Exception as e:
         raise UserError(f"--weights {args.weights}: not weights.pt of a run of this method ({first_line(e)})") from None
     if widths["size"] != args.size:
@@ -346,10 +324,7 @@ def evaluate_weights(job: Job, G: nn.Module, generate: Generate | None = None) -
 
 
 def check_flags(args: Any, world: int, skips_search: str, published: str) -> None:
-    """Refuse what no method can run.
-
-    skips_search: the flag that names a genotype, or ""; published: what it may be.
-    """
+    """Refuse what no method can run. skips_search: the flag that names a genotype, or ""; published: its values."""
     for flag, value in (("--d-batch", args.d_batch), ("--g-batch", args.g_batch)):
         if value % world:
             raise UserError(f"{flag} {value}: not divisible by {world} processes")
@@ -359,6 +334,8 @@ def check_flags(args: Any, world: int, skips_search: str, published: str) -> Non
         raise UserError(f"{skips_search}: skips the search that --phase search asks for; leave one of them out")
     if args.phase == "eval" and not args.weights:
         raise UserError("--phase eval: needs --weights, a weights.pt of a run")
+    if args.phase == "eval" and args.genotype:
+        raise UserError(f"--genotype {args.genotype}: --phase eval takes that of --weights; leave it out")
     if args.weights and args.phase != "eval":
         raise UserError(f"--weights {args.weights}: is evaluated by --phase eval; to train use --genotype")
 
@@ -373,14 +350,8 @@ def check_splits(**counts: int) -> None:
 
 def evaluator_options(args: Any, ranks: Ranks) -> dict:
     """What the common flags tell an Evaluator."""
-    return {
-        "name": args.evaluator,
-        "device": ranks.device,
-        "cache_dir": args.data_dir / "cache",
-        "weights": args.inception_weights,
-        "fid_dims": int(args.fid_dims),
-        "ref_n": args.ref_n,
-    }
+    found = {"name": args.evaluator, "device": ranks.device, "cache_dir": args.data_dir / "cache"}
+    return found | {"weights": args.inception_weights, "fid_dims": int(args.fid_dims), "ref_n": args.ref_n}
 
 
 def update_macs(args: Any, g: float, d: float, n_critic: int) -> float:
@@ -413,26 +384,20 @@ def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
         flops = sum(2 * steps * macs for _, steps, macs in job.plan)
         rate = measured_flops(job.ranks.device) * job.ranks.world
         steps = " + ".join(f"{n:,} ({name})" for name, n, _ in job.plan)
-        cost = (
-            f"{flops / 1e15:.3g} PFLOP, about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured here"
-        )
-        lines[0] += f" · {steps} G updates · {cost}"
+        lines[0] += f" · {steps} G updates · {flops / 1e15:.3g} PFLOP"
+        lines[0] += f", about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured here"
     lines += [data.note] if data.note else []
     for name, cost in costs.items():
-        lines.append(
-            f"{name}: {cost.params:,} parameters" + (f", {cost.macs:,} multiply-adds an image" if cost.macs else "")
-        )
+        macs = f", {cost.macs:,} multiply-adds an image" if cost.macs else ""
+        lines.append(f"{name}: {cost.params:,} parameters{macs}")
     return lines
 
 
 def run_facts(job: Job, costs: dict[str, Cost], more: int = 0) -> dict:
-    """What a Run is told beside its arguments. more: checkpointed values without Adam moments.
-
-    disk: room for two checkpoints and one being written.
-    """
+    """What a Run is told beside its arguments. more: checkpointed values without Adam moments."""
     params = {name: cost.params for name, cost in costs.items()}
     facts = {"params": params, "net": job.evaluator.net}
-    disk = 3 * 4 * (3 * sum(params.values()) + more) + 5e7
+    disk = 3 * 4 * (3 * sum(params.values()) + more) + 5e7  # two checkpoints and one being written
     return {"dataset": job.data.name, "digest": job.data.digest, "plan": job.plan, "facts": facts, "disk": disk}
 
 

@@ -4,7 +4,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,13 @@ FID_LAYERS = {  # width: torchvision's layers; the last one has that many featur
 }
 
 
-# ---- statistics ----------------------------------------------------------------------------------
-
-
 def to_uint8(x: Tensor) -> Tensor:
-    """Turn images in [-1,1] into bytes by truncation, as the GAN-NAS authors do; NaN becomes 0.
-
-    x: float (B,3,H,W) -> uint8 (B,3,H,W)
-    """
+    """Images in [-1,1] (B,3,H,W) as bytes: truncated as by the GAN-NAS authors, NaN as 0."""
     return (x.float() * 127.5 + 127.5).clamp(0, 255).nan_to_num(0).to(torch.uint8)
 
 
 def matrix_root(cov: Tensor) -> Tensor:
-    """Return the symmetric square root of a covariance, its negative rounding eigenvalues set to 0.
-
-    cov: (D,D) -> float64 (D,D); all NaN when `cov` is not finite.
-    """
+    """The symmetric square root of a covariance (D,D), float64; all NaN where it is not finite."""
     cov = cov.double()
     if not cov.isfinite().all():
         return torch.full_like(cov, torch.nan)
@@ -54,13 +45,10 @@ def matrix_root(cov: Tensor) -> Tensor:
 
 
 def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor, root1: Tensor | None = None) -> float:
-    """Return the squared Frechet distance of two Gaussians.
+    """|mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)) of two Gaussians; NaN when not finite.
 
-    |mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)); NaN when the statistics are not finite.
-    mu: (D,), cov: (D,D), root1: `matrix_root(cov1)` where the caller has it.
-    The trace of the root is the sum of the roots of the eigenvalues of root1 @ cov2 @ root1, which
-    is symmetric: faster and, for fewer images than features, more exact than the root of the
-    product. [Heusel et al. 2017, arXiv:1706.08500]
+    mu: (D,), cov: (D,D), root1: `matrix_root(cov1)`. Eigenvalues of the product are those of the
+    symmetric root1 @ cov2 @ root1: faster, more exact. [Heusel et al. 2017, arXiv:1706.08500]
     """
     mu1, cov1, mu2, cov2 = mu1.double(), cov1.double(), mu2.double(), cov2.double()
     root1 = matrix_root(cov1) if root1 is None else root1
@@ -72,11 +60,7 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor, root1
 
 
 class Moments:
-    """Number, mean and covariance (N-1) of features in batches; float64, whatever the batch size.
-
-    Centred sums are merged batch by batch, so a mean far from 0 costs no digits.
-    [Chan, Golub & LeVeque 1983]
-    """
+    """Mean and covariance (N-1) of batches, float64, centred. [Chan, Golub & LeVeque 1983]"""
 
     def __init__(self, dims: int, device: torch.device | str = "cpu") -> None:
         self.n = 0
@@ -110,14 +94,12 @@ class Moments:
 class InceptionScore:
     """exp(mean KL(p(y|x) || p(y))) over `splits` equal blocks of n images, streamed; float64.
 
-    Block i is the images [i*n//splits, (i+1)*n//splits) in order of generation.
-    [Salimans et al. 2016, arXiv:1606.03498, and their code]
+    Block i: [i*n//splits, (i+1)*n//splits). [Salimans et al. 2016, arXiv:1606.03498; their code]
     """
 
     def __init__(self, n: int, splits: int, classes: int, device: torch.device | str = "cpu") -> None:
         self.ends = torch.tensor([(i + 1) * n // splits for i in range(splits)], device=device)
         self.sizes = self.ends.diff(prepend=self.ends.new_zeros(1))
-        # sums of p, and of p log p
         self.sums = torch.zeros(splits, classes + 1, dtype=torch.float64, device=device)
 
     def add(self, p: Tensor, first: int) -> None:
@@ -138,18 +120,12 @@ class InceptionScore:
         return scores.mean().item(), scores.std(correction=0).item()
 
 
-# ---- networks ------------------------------------------------------------------------------------
-
-
 class Inception(nn.Module):
-    """The Inception network of 2015-12-05 that defines FID and IS, made of pytorch-fid's blocks.
+    """The Inception network that defines FID and IS. [pytorch-fid; no bias as in Salimans' IS code]
 
-    forward: uint8 (B,3,H,W) -> features (B,dims) and, if `want_is`, logits without the bias
-    (B,1008), else None.
+    forward: uint8 (B,3,H,W) -> features (B,dims) and, if `want_is`, logits (B,1008), else None.
     weights: a state dict's file with pytorch-fid's names, None for pytorch-fid's download.
     UserError when it is unavailable, is another network, or lacks a layer that is needed here.
-    digest: of the weights that the features depend on.
-    [pytorch-fid; without the bias as in Salimans' IS code]
     """
 
     classes = 1008
@@ -180,17 +156,13 @@ class Inception(nn.Module):
         needed = [name for names in FID_LAYERS.values() for name in names] + ["fc"] if want_is else below
         state = _download(fid.FID_WEIGHTS_URL) if weights is None else _load_weights(weights)
         _check_inception(state, net.state_dict(), needed, str(weights or FID_FILE))
-        state = {
-            key: value.float()
-            for key, value in state.items()
-            if key.split(".")[0] in needed and not key.endswith("num_batches_tracked")
-        }
-        self.digest = _digest({key: value for key, value in state.items() if key.split(".")[0] in below})
+        state = {k: v.float() for k, v in state.items() if k.split(".")[0] in needed and not k.endswith("_tracked")}
+        # only of the weights that the features depend on
+        self.digest = _digest({k: v for k, v in state.items() if k.split(".")[0] in below})
         self.layers = nn.ModuleDict({name: getattr(net, name) for name in needed})
         self.layers.load_state_dict(state, assign=True)
         self.eval().requires_grad_(False)
-        for module in self.modules():
-            # BatchNorm with fixed statistics is folded into its conv
+        for module in self.modules():  # BatchNorm with fixed statistics is folded into its conv
             if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
                 module.conv = nn.utils.fuse_conv_bn_eval(module.conv, module.bn)
                 module.bn = nn.Identity()
@@ -239,7 +211,6 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_inception(state: Any, expected: dict[str, Tensor], needed: list[str], source: str) -> None:
-    """Raise a UserError unless `state` is part of `expected` and holds every needed layer."""
 
     def refuse(reason: str) -> None:
         raise UserError(
@@ -253,9 +224,7 @@ def _check_inception(state: Any, expected: dict[str, Tensor], needed: list[str],
             refuse(f"unknown entry {key!r}")
         if value.shape != expected[key].shape:
             refuse(f"{key} is {tuple(value.shape)}, not {tuple(expected[key].shape)}")
-    lacking = {
-        key.split(".")[0]: None for key in expected if key not in state and not key.endswith("num_batches_tracked")
-    }
+    lacking = {k.split(".")[0]: None for k in expected if k not in state and not k.endswith("num_batches_tracked")}
     if not set(needed) & set(lacking):
         return
     if set(lacking) <= {*FID_LAYERS[2048], "fc"}:
@@ -267,10 +236,7 @@ def _check_inception(state: Any, expected: dict[str, Tensor], needed: list[str],
 
 
 class Compact(nn.Module):
-    """A small classifier of the data set's own classes, for machines without the Inception weights.
-
-    forward: uint8 (B,3,H,W) -> features (B,128), logits (B,classes)
-    """
+    """A small classifier: uint8 (B,3,H,W) -> features (B,128), logits (B,classes)."""
 
     dims = 128
 
@@ -286,21 +252,17 @@ class Compact(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = (images.float() / 64 - 2).contiguous(memory_format=torch.channels_last)
-        x = self.body(x)
-        # on CPU its backward is quicker than the mean's
-        features = F.avg_pool2d(x, x.shape[-2:]).flatten(1)
+        x = self.body((images.float() / 64 - 2).contiguous(memory_format=torch.channels_last))
+        features = F.avg_pool2d(x, x.shape[-2:]).flatten(1)  # quicker backward than mean
         return features, self.head(features)
 
 
 def train_compact(
     images: Tensor, labels: Tensor, device: torch.device, log: Callable[[str], None], check: Callable[[], None]
 ) -> Compact:
-    """Train a Compact on labelled images; the same network every time, and no random state touched.
+    """Train a Compact on uint8 (N,3,H,W), labels (N,): always the same, no random state touched.
 
-    images: uint8 (N,3,H,W), labels: int64 (N,) in 0..classes-1.
-    SGD, batches of 64, 2.5 epochs, flips and shifts.
-    A tenth of the images, at most 1,000, is held out to log the accuracy. [ours]
+    SGD, batches of 64, 2.5 epochs, flips, shifts; a tenth, at most 1,000, is held out. [ours]
     """
     start, batch = time.monotonic(), 64
     order = torch.randperm(len(images), generator=stream(0, "compact", "held out")).to(device)
@@ -337,9 +299,6 @@ def train_compact(
     return net
 
 
-# ---- evaluation ----------------------------------------------------------------------------------
-
-
 def fid_label(net: str) -> str:
     """How a FID is shown: inception-2048: FID, inception-768: FID-768, compact: FID(compact)."""
     if net.startswith("inception-"):
@@ -360,14 +319,8 @@ class Score:
 
     def row(self) -> dict[str, Any]:
         """Return the score as the columns of metrics.jsonl."""
-        return {
-            "eval/fid": self.fid,
-            "eval/is": self.is_mean,
-            "eval/is_std": self.is_std,
-            "eval/n": self.n,
-            "eval/net": self.net,
-            "eval/ref": self.ref,
-        }
+        columns = ("eval/fid", "eval/is", "eval/is_std", "eval/n", "eval/net", "eval/ref")
+        return dict(zip(columns, astuple(self), strict=True))
 
     def __str__(self) -> str:
         parts = [] if self.fid is None else [f"{fid_label(self.net)} {self.fid:.2f}"]
@@ -378,15 +331,11 @@ class Score:
 class Evaluator:
     """Scores generated images against a data set: construct, `use`, `prepare`, then `score`.
 
-    The constructor does what is quick: it loads the Inception network (name "inception") and raises
-    a UserError when it is not there or lacks layers. `use` looks at the data set. `prepare` does
-    what may take minutes.
-
+    The constructor loads "inception"; UserError when it is not there or lacks layers.
     fid_dims: 64, 192, 768 or 2048 features of Inception (compact always has 128).
     ref_n: how many real images, from a fixed permutation; 0 for all.
-    log, check: check is called for every batch; it may raise to stop.
-    net, label, ref: what the numbers are called, e.g. "inception-768", "FID-768",
-    "cifar10_train 50000".
+    check: called for every batch; it may raise to stop.
+    net, label, ref: names of the numbers: "inception-768", "FID-768", "cifar10_train 50000".
     want_fid: if False before `prepare`, the reference statistics are skipped and the FID is None.
     """
 
@@ -432,11 +381,7 @@ class Evaluator:
         self.ref = f"{dataset.name} {self.ref_n}"
 
     def prepare(self) -> None:
-        """Train or load the compact network, and compute or load the reference statistics.
-
-        This may take minutes. With several processes let rank 0 go first: the others then read what
-        it leaves in the cache.
-        """
+        """Make the compact network and the reference statistics, or load what rank 0 has made."""
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -454,8 +399,7 @@ class Evaluator:
         resize = "no" if self.net == "compact" else "bilinear 299"
         key = (
             f"version {CACHE_VERSION}, data {self.dataset.digest}, size {size}, images {self.ref_n}, net {self.net} "
-            # TF32 on one device and float32 on another
-            f"{self.network.digest}, resize {resize}, device {self.device.type}"
+            f"{self.network.digest}, resize {resize}, device {self.device.type}"  # TF32 or not
         )
         reference = self._cached(f"reference-{self.net}", key, self._reference)
         self.reference = {name: value.to(self.device) for name, value in reference.items()}
@@ -464,9 +408,8 @@ class Evaluator:
     def score(self, sample: Callable[[int], Tensor], n: int, rank: int = 0, world: int = 1) -> Score:
         """Score n generated images; never fails on what they show (a FID of NaN is possible).
 
-        sample: k -> the k-th batch of `batch` images, uint8 (batch,3,H,W) on the device; what
-        exceeds n is cut off. With world > 1 this rank does the batches rank, rank+world, ..., and
-        all ranks return the same Score.
+        sample: k -> its k-th batch, uint8 (batch,3,H,W) on the device; cut at n images.
+        This rank does the batches rank, rank+world, ...; all return the same Score.
         """
         if self.want_is and n < self.splits:
             raise UserError(
@@ -494,8 +437,7 @@ class Evaluator:
         return Score(fid, *(inception_score.result() if inception_score else (None, None)), n, self.net, self.ref)
 
     def _apply(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        # metrics are float32, also inside a bf16 training step
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):  # also inside a bf16 step
             return self.network(images)
 
     def _train(self) -> dict[str, Tensor]:
@@ -506,11 +448,11 @@ class Evaluator:
 
     @torch.no_grad()
     def _reference(self) -> dict[str, Tensor]:
-        start, moments = time.monotonic(), Moments(self.network.dims, self.device)
+        start = said = time.monotonic()
+        moments = Moments(self.network.dims, self.device)
         order = torch.arange(self.ref_n)
         if self.ref_n < len(self.dataset.images):
             order = torch.randperm(len(self.dataset.images), generator=stream(0, "reference"))[: self.ref_n]
-        said = start
         for pick in order.split(self.batch):
             self.check()
             moments.add(self._apply(self.dataset.images[pick].to(self.device))[0])
@@ -523,7 +465,6 @@ class Evaluator:
         return {"mean": moments.mean.cpu(), "cov": moments.cov.cpu(), "root": root.cpu()}
 
     def _cached(self, kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the tensors stored under `key`, or make and store them."""
         path = self.cache_dir / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
         if path.exists():
             try:

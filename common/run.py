@@ -51,17 +51,10 @@ def duration(seconds: float) -> str:
     return f"{m // 60}h{m % 60:02d}" if m < 48 * 60 else f"{m // 1440}d{m // 60 % 24:02d}h"
 
 
-# ---- the run directory ---------------------------------------------------------------------------
-
-
 def process_identity() -> dict:
     """What tells this process from any other, on any host, at any time."""
-    return {
-        "pid": os.getpid(),
-        "start_time": kernel_start_time(os.getpid()),
-        "host": socket.gethostname(),
-        "boot_id": read_text("/proc/sys/kernel/random/boot_id"),
-    }
+    pid, boot_id = os.getpid(), read_text("/proc/sys/kernel/random/boot_id")
+    return {"pid": pid, "start_time": kernel_start_time(pid), "host": socket.gethostname(), "boot_id": boot_id}
 
 
 def kernel_start_time(pid: int) -> int | None:
@@ -70,10 +63,9 @@ def kernel_start_time(pid: int) -> int | None:
 
 
 def read_text(path: str) -> str:
-    try:
+    with suppress(OSError):
         return Path(path).read_text().strip()
-    except OSError:
-        return ""
+    return ""
 
 
 def now() -> str:
@@ -87,21 +79,17 @@ def git_state(folder: Path) -> dict:
         except (OSError, subprocess.TimeoutExpired):
             return ""
 
-    return {
-        "sha": git("rev-parse", "HEAD").strip() or None,
-        "dirty": bool(git("status", "--porcelain", "-uno").strip()),
-    }
+    dirty = bool(git("status", "--porcelain", "-uno").strip())
+    return {"sha": git("rev-parse", "HEAD").strip() or None, "dirty": dirty}
 
 
 class Run:
     """The run directory: made here, or taken up again by `resume`; written by rank 0 alone.
 
-    Used as `with Run(...) as run`: leaving it writes the last state (done, stopped, failed) into
-    status.json.
-    args: plain values of every flag. plan: (stage, generator updates, MACs of one update) in order,
-    for total and ETA. facts: further keys of config.json. disk: bytes that the run's files are
-    expected to take. UserError: the directory cannot be made, has no room, is in use by a live
-    process, or was begun with other images.
+    Leaving `with Run(...) as run` writes the last state (done, stopped, failed) into status.json.
+    args: plain values of every flag. plan: (stage, generator updates, MACs of one update) in order.
+    facts: further keys of config.json. disk: bytes that the files will take. UserError: the directory
+    cannot be made, has no room, is in use by a live process, or was begun with other images.
     """
 
     def __init__(
@@ -112,20 +100,21 @@ class Run:
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
         self.stopping, self.lock = False, threading.Lock()
-        # what a checkpoint holds: see track()
-        self.tracked: tuple[Any, dict[str, Any]] | None = None
+        self.tracked: tuple[Any, dict[str, Any]] | None = None  # what a checkpoint holds: see track()
         self.to_restore: dict[str, Any] = {}  # what load() read and the first track() puts in place
         self.seconds: dict[str, float] = {}  # per stage, over all processes that worked on this run
         self.clock = self.saved_at = self.shown_at = time.monotonic()
         self.ticks = 0
         self.resumed = args["resume"] is not None
-        if self.resumed:
-            self.dir = Path(args["resume"])
-            self._check_room(self.dir, disk)
-        else:
-            self._check_room(Path(args["runs_dir"]), disk)
-            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-            self.dir = self._claim(Path(args["runs_dir"]), f"{Path(script).stem}-{dataset}-s{args['seed']}-{stamp}")
+        folder = Path(args["resume" if self.resumed else "runs_dir"])
+        root = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        free = shutil.disk_usage(root).free
+        if self.main and free < disk:
+            raise UserError(
+                f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free of {disk / 1e9:.2f}; use another disk"
+            )
+        name = f"{Path(script).stem}-{dataset}-s{args['seed']}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.dir = folder if self.resumed else self._claim(folder, name)
         launcher = ["python"] if ranks.world == 1 else ["torchrun", "--nproc-per-node", str(ranks.world)]
         self.status: dict[str, Any] = {
             "state": "starting", "phase": "search", "stage": "", "step": 0, "total": sum(n for _, n, _ in plan),
@@ -161,14 +150,6 @@ class Run:
                     f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder"
                 ) from None
 
-    def _check_room(self, folder: Path, disk: float) -> None:
-        root = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        free = shutil.disk_usage(root).free
-        if self.main and free < disk:
-            raise UserError(
-                f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free of {disk / 1e9:.2f}; use another disk"
-            )
-
     def _claim(self, runs: Path, name: str) -> Path:
         """Make a directory of this run's own: the first free one of name, name-2, name-3, ..."""
         path = runs / name
@@ -202,19 +183,15 @@ class Run:
         if running:
             raise UserError(f"--resume {self.dir}: still running as pid {old['pid']}; stop it first")
 
-    # -- from starting to the last state -----------------------------------------------------------
-
     def __enter__(self) -> "Run":
-        # whole also on 80 columns
-        text = TextColumn("{task.description}", table_column=Column(overflow="fold"))
+        text = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # whole on 80 columns
         self.bar = Progress(BarColumn(10), text, console=self.console, transient=True)
         self.task = self.bar.add_task("", total=max(self.status["total"], 1))
         if self.main and self.console.is_terminal:
             self.bar.start()
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():
-            # explicitly: a parent's "ignore" would be inherited
-            for s in (signal.SIGINT, signal.SIGTERM):
+            for s in (signal.SIGINT, signal.SIGTERM):  # a parent's "ignore" would be inherited
                 self.handlers[s] = signal.signal(s, self._on_signal)
         self.left = threading.Event()
         self.heart = threading.Thread(target=self._heartbeat, daemon=True)
@@ -237,23 +214,20 @@ class Run:
         self.status["state"] = "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
         if self.status["state"] == "failed":
             self.status["error"] = {"type": kind.__name__, "message": str(error)}
+        else:
+            self.print(f"{self.status['state']} · {self.dir}")
+        if isinstance(error, Stopped):
+            self.print(f"resume with: {self.status['resume_command']}")
         if self.main:
-            if error is None or isinstance(error, Stopped):
-                self.print(f"{self.status['state']} · {self.dir}")
-            if isinstance(error, Stopped):
-                self.print(f"resume with: {self.status['resume_command']}")
-            # the disk that ended the run; the reader judges by the last `updated`
-            with suppress(OSError):
+            with suppress(OSError):  # a disk that ended the run; the reader judges by the last `updated`
                 self._write_status()
-        # only now: a second signal must not disturb the saving under torchrun
-        for s, handler in self.handlers.items():
+        for s, handler in self.handlers.items():  # only now: torchrun's second signal must not disturb saving
             signal.signal(s, handler)
         if isinstance(error, UserError):
             raise error from None
 
     def _on_signal(self, _number: int, _frame: object) -> None:
-        # torchrun itself sends a second one
-        if self.stopping and "TORCHELASTIC_RUN_ID" not in os.environ:
+        if self.stopping and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sends a second one
             os._exit(130)
         self.stopping = True
         self.status["state"] = "stopping"
@@ -263,8 +237,7 @@ class Run:
             if (self.dir / "STOP").exists():
                 self.stopping = True
             if self.main:
-                # a full disk is reported where something would be lost: in save() and log()
-                with suppress(OSError):
+                with suppress(OSError):  # a full disk is reported where something is lost: save(), log()
                     self._write_status()
 
     def _write_status(self) -> None:
@@ -303,10 +276,7 @@ class Run:
             self.save()
 
     def check(self) -> None:
-        """Within a long evaluation: shows progress; raises Stopped when asked to stop.
-
-        With several processes only tick raises it.
-        """
+        """In a long evaluation: shows progress; raises Stopped if asked, with one process (else tick does)."""
         if self.stopping and self.ranks.world == 1:
             raise Stopped
         self._show()
@@ -328,8 +298,7 @@ class Run:
         return left
 
     def _show(self) -> None:
-        interval = 0.2 if self.console.is_terminal else 15
-        if not self.main or time.monotonic() - self.shown_at < interval:
+        if not self.main or time.monotonic() - self.shown_at < (0.2 if self.console.is_terminal else 15):
             return
         self.shown_at = time.monotonic()
         s = self.status
@@ -357,19 +326,14 @@ class Run:
     # -- what a run leaves -------------------------------------------------------------------------
 
     def log(self, step: int, **metrics: Any) -> None:
-        """Append a row to metrics.jsonl; values may be tensors of one element.
-
-        UserError: a loss that is not finite.
-        """
+        """Append to metrics.jsonl; values may be tensors of one element. UserError: a loss is not finite."""
         self._account()
-        rate = self.status["rate"]
         row = {"step": step, "phase": self.status["phase"], "stage": self.status["stage"]}
         row |= {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
-        row |= {"t": round(sum(self.seconds.values()), 2)}
-        if rate and self.mark[2]:
-            row["perf/img_s"] = round(rate * self.mark[2], 1)
-        if self.main:
-            self._append("metrics.jsonl", row)
+        row["t"] = round(sum(self.seconds.values()), 2)
+        if self.status["rate"] and self.mark[2]:
+            row["perf/img_s"] = round(self.status["rate"] * self.mark[2], 1)
+        self._append("metrics.jsonl", row)
         for k, v in row.items():
             if k.startswith("loss/") and not math.isfinite(v):
                 raise UserError(
@@ -383,12 +347,12 @@ class Run:
 
     def search_row(self, row: dict) -> None:
         """Append to search.jsonl what only this method has; one row a round."""
-        if self.main:
-            self._append("search.jsonl", row)
+        self._append("search.jsonl", row)
 
     def _append(self, name: str, row: dict) -> None:
-        with open(self.dir / name, "a") as f:
-            f.write(json.dumps(finite(row)) + "\n")
+        if self.main:
+            with open(self.dir / name, "a") as f:
+                f.write(json.dumps(finite(row)) + "\n")
 
     def genotype(self, step: int, genotype: dict) -> None:
         """The best so far: genotype.json, and its copy in genotypes/."""
@@ -435,19 +399,16 @@ class Run:
             for old in (*self.dir.glob("genotypes/*.json"), *self.dir.glob("samples/*.png")):
                 if old.stem.isdigit() and int(old.stem) > saved["step"]:
                     old.unlink()
-            for left_over in self.dir.glob("*.tmp"):
-                left_over.unlink()
+            for left_over in self.dir.glob("*.tmp"):  # the heartbeat may be writing one
+                left_over.unlink(missing_ok=True)
             self.print(f"resumed at step {saved['step']:,} · {self.dir}")
         self.seconds, self.to_restore = saved["seconds"], saved["parts"]
         if saved["state"] is not None:  # None: stopped before the first stage
             state.load_state_dict(saved["state"])
 
     def track(self, state: Any, **parts: Any) -> None:
-        """Save these from now on. In a resumed run the first call restores the parts.
-
-        Its stage is then the checkpoint's. state, parts: anything with a state_dict; parts may also
-        be tensors and dictionaries, restored in place.
-        """
+        """Save these from now on: what has a state_dict; as parts also tensors and dictionaries. In a resumed
+        run the first call, in the checkpoint's stage, restores the parts in place."""
         for name, saved in self.to_restore.items():
             part = parts[name]
             if isinstance(part, torch.Tensor):
@@ -463,19 +424,14 @@ class Run:
     def save(self) -> None:
         """Write checkpoint.pt, whole or not at all; the one before stays as checkpoint.prev.pt."""
         self.saved_at = time.monotonic()
-        # what it was resumed from is still the last state
-        if not self.main or (self.resumed and self.tracked is None):
+        if not self.main or (self.resumed and self.tracked is None):  # what it was resumed from still holds
             return
         self._account()
         state, parts = self.tracked or (None, {})
-        checkpoint = {
-            "schema": CHECKPOINT,
-            "step": self.status["step"],
-            "files": {f: size(self.dir / f) for f in ("metrics.jsonl", "search.jsonl")},
-            "seconds": self.seconds,
-            "state": state and state.state_dict(),
-            "parts": {k: v if isinstance(v, torch.Tensor | dict) else v.state_dict() for k, v in parts.items()},
-        }
+        files = {f: size(self.dir / f) for f in ("metrics.jsonl", "search.jsonl")}
+        parts = {k: v if isinstance(v, torch.Tensor | dict) else v.state_dict() for k, v in parts.items()}
+        checkpoint = {"schema": CHECKPOINT, "step": self.status["step"], "files": files, "seconds": self.seconds}
+        checkpoint |= {"state": state and state.state_dict(), "parts": parts}
         self._torch_save(self.dir / "checkpoint.pt", checkpoint, self.dir / "checkpoint.prev.pt")
 
     def _torch_save(self, path: Path, things: dict, before: Path | None = None) -> None:

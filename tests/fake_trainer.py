@@ -16,26 +16,26 @@ import zlib
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 
-def opt(help: str, panel: str, **limits: float) -> object:
-    return (help, panel, limits)
+def opt(default: Any, help: str, panel: str, **limits: float) -> Any:
+    return default
 
 
 @dataclass(frozen=True)
 class Args:
-    preset: Annotated[Literal["paper", "smoke"], opt("Named values. [ours]", "Run")] = "paper"
-    seed: Annotated[int, opt("Every random stream derives from it. [ours]", "Run", min=0)] = 0
-    runs_dir: Annotated[Path, opt("Folder of the run directories. [ours]", "Run")] = Path("runs")
-    resume: Annotated[Path | None, opt("Run directory to go on with. [ours]", "Run")] = None
-    dataset: Annotated[str, opt("A name. [ours]", "Data")] = "shapes"
-    steps: Annotated[int, opt("G updates. [ours]", "Train", min=1, max=1_000_000)] = 400
-    g_lr: Annotated[float, opt("Learning rate. [ours]", "Train", min=0)] = 2e-4
-    amp: Annotated[bool, opt("Nothing. [ours]", "Train")] = False
-    pause: Annotated[float, opt("Seconds a step. [ours]", "Train", min=0)] = 0.02
-    fail: Annotated[int, opt("Exit code to end with at half way; 0: none. [ours]", "Train", min=0)] = 0
-    workers: Annotated[int, opt("Processes forked beside. [ours]", "Train", min=0)] = 0
+    preset: Literal["paper", "smoke"] = opt("paper", "Named values. [ours]", "Run")
+    seed: int = opt(0, "Every random stream derives from it. [ours]", "Run", min=0)
+    runs_dir: Path = opt(Path("runs"), "Folder of the run directories. [ours]", "Run")
+    resume: Path | None = opt(None, "Run directory to go on with. [ours]", "Run")
+    dataset: str = opt("shapes", "A name. [ours]", "Data")
+    steps: int = opt(400, "G updates. [ours]", "Train", min=1, max=1_000_000)
+    g_lr: float = opt(2e-4, "Learning rate. [ours]", "Train", min=0)
+    amp: bool = opt(False, "Nothing. [ours]", "Train")
+    pause: float = opt(0.02, "Seconds a step. [ours]", "Train", min=0)
+    fail: int = opt(0, "Exit code to end with at half way; 0: none. [ours]", "Train", min=0)
+    workers: int = opt(0, "Processes forked beside. [ours]", "Train", min=0)
 
 
 PRESETS = {"paper": {}, "smoke": {"preset": "smoke", "steps": 40}}

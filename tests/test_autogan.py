@@ -823,7 +823,7 @@ def test_fact_22_sixteen_evaluations(epoch: int, train_epochs: int, eval_every: 
     lengths = {"train_epochs": train_epochs, "eval_every": eval_every, "epoch_batches": epoch, "sample_every": 10**9}
     args = Args(g_ch=2, d_ch=2, size=16, **lengths)
     job, state = job_of(args, torch.zeros(64, 3, 4, 4)), State(G=A)
-    job.plan = [gan.train_stage(job, 1, 1)]
+    job.plan = [gan.train_stage(job, train_epochs, 1, 1)]
     seen, run = [], SimpleNamespace(status={}, print=lambda _text: None, save=lambda: None, weights=lambda *_: None)
     run.begin = run.tick = run.track = run.samples = lambda *_, **__: None
     run.evaluated = lambda step, _row, **more: seen.append((step, more["eval/what"]))

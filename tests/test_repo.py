@@ -40,6 +40,7 @@ DIVERGES = {  # names that mean the same in each script and are another thing in
     "first_state": "what a resumed run needs",
     "stages_of": "which stages it has, in which order",
     "plan_of": "how long its stages take",
+    "cost_of": "which networks it has",
     "costs_of": "which networks it has",
 }
 

@@ -7,10 +7,12 @@ starts the script in a session of its own, finds the run directory that the scri
 import ast
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +27,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ui.runs import HOST, Run, alive, clean, get, identity, is_run, number, parse, process_stat, read_bytes
+
+_cache: dict[str, tuple[tuple, dict]] = {}  # of records: by folder
 
 # ---- options of a script, from its source -----------------------------------------------------------------------------
 
@@ -135,10 +139,7 @@ def read_script(path: Path, source: str) -> Script:
 
 class Module:
     """What a file defines and imports, by ast. ValueError, SyntaxError: it, or a file that it imports from, cannot be read.
-
-    names: classes, expressions of values, and as text what an import means: `common.cli.CommonArgs`, looked up in
-    common/cli.py of the script's folder when it is asked for. files: all that were read for the script, by dotted name.
-    """
+    names: classes, expressions, and as text what an import means: `common.cli.CommonArgs`. files: by dotted name."""
 
     def __init__(self, folder: Path, name: str, source: str, files: dict[str, "Module"]) -> None:
         self.folder, self.name, self.tree, self.files = folder, name, ast.parse(source), files
@@ -195,8 +196,7 @@ def _lineage(module: Module, node: ast.AST, below: tuple[ast.AST, ...] = ()) -> 
 
 
 def literal(node: ast.AST | None, module: Module, depth: int = 0) -> Any:
-    """The value of a literal, of arithmetic on literals, of Path("..."), of {**a, ...}, dict(a, b=...) and a | b of dicts, and
-    of a name of such. ValueError: else."""
+    """Value of a literal, of arithmetic, Path("..."), {**a}, dict(a, b=...), a | b, and a name of such. ValueError: else."""
     if depth > 50 or node is None:
         raise ValueError("is not a literal")
     again = lambda n: literal(n, module, depth + 1)  # noqa: E731
@@ -240,16 +240,11 @@ def _as_dict(call: ast.Call, words: list[str | None]) -> ast.Dict:
 
 
 def _option(name: str, node: ast.AnnAssign, module: Module, base: Option | None) -> Option:
-    """A field `x: T = opt(default, help, panel, min=.., max=..)`, or older `x: Annotated[T, opt(help, panel, ..)] = default`.
-
-    base: the field that it redefines. Without a panel, it keeps that one's words, panel and range, as in common/cli.py.
-    """
-    kind, extras, words = node.annotation, [], ["default", "help", "panel", "min", "max"]
-    if ast.unparse(kind).startswith(("Annotated[", "typing.Annotated[")):
-        kind, *extras = kind.slice.elts
+    """A field `x: T = opt(default, help, panel, min=.., max=..)`; with no panel it keeps base's words, panel and range."""
+    kind = node.annotation
     parts = [kind.left, kind.right] if isinstance(kind, ast.BinOp) and isinstance(kind.op, ast.BitOr) else [kind]
-    optional = any(isinstance(p, ast.Constant) and p.value is None for p in parts)
-    main = next(p for p in parts if not (isinstance(p, ast.Constant) and p.value is None))
+    types = [p for p in parts if not (isinstance(p, ast.Constant) and p.value is None)]
+    main, optional = next(iter(types)), len(types) < len(parts)
     choices: tuple[str, ...] = ()
     if isinstance(main, ast.Subscript) and ast.unparse(main.value).endswith("Literal"):
         values = literal(main.slice, module)
@@ -259,12 +254,9 @@ def _option(name: str, node: ast.AnnAssign, module: Module, base: Option | None)
     given: dict[str, Any] = {}
     try:
         if isinstance(node.value, ast.Call) and ast.unparse(node.value.func).split(".")[-1] == "opt":
-            given = literal(_as_dict(node.value, words), module)
+            given = literal(_as_dict(node.value, ["default", "help", "panel", "min", "max"]), module)
         elif node.value or not base:
             given = {"default": literal(node.value, module)}
-        for call in extras:
-            if isinstance(call, ast.Call):
-                given |= literal(_as_dict(call, words[1:]), module)
     except ValueError as e:
         raise ValueError(f"{name}: {e}") from None
     text, panel = (str(given.get(k) or "") for k in ("help", "panel"))
@@ -282,8 +274,7 @@ def _option(name: str, node: ast.AnnAssign, module: Module, base: Option | None)
 def command(script: Script, values: dict[str, Any]) -> list[str]:
     """Words after the interpreter: the script, its preset, and only the flags that differ from that preset."""
     preset = str(values.get("preset", ""))
-    defaults = script.defaults(preset)
-    words = [script.path.name]
+    defaults, words = script.defaults(preset), [script.path.name]
     if preset and "preset" in script.options and preset != script.options["preset"].default:
         words += ["--preset", preset]
     for name, value in values.items():
@@ -311,26 +302,20 @@ def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any
     at = next((i for i, w in enumerate(words) if Path(w).name in names), None)
     if at is None:
         raise ValueError(f"names none of {', '.join(names) or 'no scripts'}")
-    script, rest = names[Path(words[at]).name], words[at + 1 :]
+    script, rest = names[Path(words[at]).name], iter(words[at + 1 :])
     given: dict[str, str] = {}
     flags = {o.flag: o for o in script.options.values()}
-    i = 0
-    while i < len(rest):
-        word, eq, value = rest[i].partition("=")
-        i += 1
-        option = flags.get(word)
-        if option is None and word.startswith("--no-") and flags.get("--" + word[5:], Option("", "", 0)).kind == "bool":
-            given[word[5:].replace("-", "_")] = "false"
-            continue
+    for item in rest:
+        word, eq, value = item.partition("=")
+        option, negated = flags.get(word), flags.get(word.replace("--no-", "--", 1))
+        if option is None and negated and negated.kind == "bool":
+            option, eq, value = negated, "=", "false"
         if option is None:
             raise ValueError(f"{clean(word, 40)}: {script.path.name} has no such flag")
-        if option.kind == "bool" and not eq:
-            given[option.name] = "true"
-            continue
         if not eq:
-            if i >= len(rest):
-                raise ValueError(f"{word}: has no value")
-            value, i = rest[i], i + 1
+            value = "true" if option.kind == "bool" else next(rest, None)
+        if value is None:
+            raise ValueError(f"{word}: has no value")
         given[option.name] = value
     preset = given.get("preset") or str(script.options["preset"].default if "preset" in script.options else "")
     values = script.defaults(preset) | ({"preset": preset} if "preset" in script.options else {})
@@ -376,23 +361,18 @@ class Launch:
 
 
 def launch(what: Launch) -> Path:
-    """Start a keeper for it and return the record's folder. The keeper lives on when this process ends.
-
-    OSError: the folder cannot be written, or no process can be started.
-    """
+    """Start a keeper, which outlives this process; returns the record's folder. OSError: no folder or process can be made."""
     root = what.runs.resolve() / ".launch"
     root.mkdir(parents=True, exist_ok=True)
-    stamp, n = time.strftime("%Y%m%d-%H%M%S"), 0
-    while True:
-        n += 1
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for n in itertools.count(1):
         record = root / f"{stamp}-{n:03d}"
         with contextlib.suppress(FileExistsError):
             record.mkdir()
             break
     name = what.run or f"{what.script.stem}-{what.values.get('dataset', '')}-s{what.values.get('seed', 0)}-{stamp}-{n}"
     waits = {"now": "", "gpu": f"a GPU with {what.need:g} GiB free", "after": f"the end of {what.after}"}[what.wait]
-    folder = what.values.get("runs_dir")
-    runs_dir = what.script.parent / str(folder) if folder else what.runs.resolve()
+    runs_dir = what.script.parent / str(what.values.get("runs_dir") or what.runs.resolve())
     _write(record / "record.json", {
         **{"name": clean(name, 120), "script": what.script.name, "words": what.words, "cwd": str(what.script.parent.resolve())},
         **{"args": what.values, "wait": what.wait, "need": what.need, "after": what.after, "gpu": what.gpu, "waits": waits},
@@ -419,34 +399,27 @@ def records(root: Path) -> list[dict]:
         folders = sorted(e.path for e in os.scandir(root / ".launch") if e.is_dir(follow_symlinks=False))
     except OSError:
         return []
-    found = []
-    for folder in folders[-2000:]:
+    recent = folders[-2000:]
+    for folder in recent:
         key = tuple(_stamp(Path(folder) / f) for f in ("record.json", "state.json"))
         if _cache.get(folder, ((), {}))[0] != key:
             _cache[folder] = (key, _read_record(Path(folder)))
-        if _cache[folder][1]:
-            found.append(_cache[folder][1])
-    return found
-
-
-_cache: dict[str, tuple[tuple, dict]] = {}
+    return [record for folder in recent if (record := _cache[folder][1])]
 
 
 def _stamp(path: Path) -> tuple:
-    try:
+    with contextlib.suppress(OSError):
         st = os.lstat(path)
         return st.st_ino, st.st_mtime_ns
-    except OSError:
-        return ()
+    return ()
 
 
 def _read_record(folder: Path) -> dict:
     try:
-        record = parse(read_bytes(folder / "record.json"))
-        state = parse(read_bytes(folder / "state.json"))
+        merged = parse(read_bytes(folder / "record.json")) | parse(read_bytes(folder / "state.json"))
     except (OSError, ValueError):
         return {}
-    merged = {**record, **state, "dir": str(folder)}
+    merged["dir"] = str(folder)
     merged["name"] = clean(merged.get("name"), 120).replace("/", "_") or folder.name
     run = merged.get("run")
     merged["run"] = run if isinstance(run, str) and Path(run).name == run else None
@@ -481,8 +454,7 @@ class Keeper:
         self.tell()
         lock = self._turn()
         if self.cancelled:
-            self.tell(state="ended", exit=130)
-            return
+            return self.tell(state="ended", exit=130)
         env = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **self.record.get("env", {})}
         env.pop("COLUMNS", None)
         if self.record["gpu"]:
@@ -496,19 +468,15 @@ class Keeper:
                 )  # fmt: skip
         except OSError as e:
             (self.dir / "output.txt").write_text(f"{e}\n")
-            self.tell(state="ended", exit=127)
-            return
+            return self.tell(state="ended", exit=127)
         began = time.monotonic()
         self.tell(state="running", child=process_of(child.pid))
         while child.poll() is None:
-            if not self.state.get("run"):
-                self._find(child.pid)
+            self._find(child.pid)
             if lock is not None and time.monotonic() - began > 90:  # by now its memory is taken
                 lock.close()
-                lock = None
             time.sleep(0.3)
-        if not self.state.get("run"):
-            self._find(child.pid)
+        self._find(child.pid)
         code = child.returncode if child.returncode >= 0 else 128 - child.returncode
         if self.state.get("run"):
             run = Path(self.record["runs"]) / self.state["run"]
@@ -522,23 +490,22 @@ class Keeper:
         self.cancelled = True
 
     def _find(self, pid: int) -> None:
-        """The run directory whose status.json names the child, or a process of its session."""
-        runs = Path(self.record["runs"])
+        """Tell, unless it is known, the run directory whose status.json names the child, or a process of its session."""
+        if self.state.get("run"):
+            return
+        child = identity(self.state.get("child") or {})
         with contextlib.suppress(OSError):
-            for e in os.scandir(runs):
+            for e in os.scandir(self.record["runs"]):
                 if not e.is_dir() or e.name.startswith(".") or not is_run(Path(e.path)):
                     continue
                 with contextlib.suppress(OSError, ValueError):
                     process = get(parse(read_bytes(Path(e.path) / "status.json")), "process")
                     who = identity(process) if isinstance(process, dict) else None
-                    if who and (who == self._child() or (session(who[0]) == pid and alive(process))):
+                    if who and (who == child or (session(who[0]) == pid and alive(process))):
                         with contextlib.suppress(OSError):
                             os.unlink(Path(e.path) / "exit")  # of an earlier life
                         self.tell(run=e.name)
                         return
-
-    def _child(self) -> tuple[int, int] | None:
-        return identity(self.state.get("child") or {})
 
     def _turn(self) -> Any:
         """Wait until it may start. Returns the lock on the GPUs, when it waited for one."""
@@ -561,10 +528,11 @@ class Keeper:
         return lock
 
     def _running(self, name: str) -> bool:
-        for r in records(Path(self.record["root"])):
-            if name in (r["name"], r.get("run")) and r["dir"] != str(self.dir) and r.get("exit") is None and alive(r["keeper"]):
-                return True
-        run = Run(Path(self.record["root"]) / name)
+        root = Path(self.record["root"])
+        others = [r for r in records(root) if name in (r["name"], r.get("run")) and r["dir"] != str(self.dir)]
+        if any(r.get("exit") is None and alive(r["keeper"]) for r in others):
+            return True
+        run = Run(root / name)
         run.refresh()
         return run.live
 
@@ -582,20 +550,15 @@ def _default_signals() -> None:
 
 
 def session(pid: int) -> int | None:
-    try:
+    with contextlib.suppress(OSError):
         return os.getsid(pid)
-    except OSError:
-        return None
 
 
 # ---- signals ----------------------------------------------------------------------------------------------------------
 
 
 def send(process: dict, number: int, family: bool = False) -> None:
-    """Send a signal to exactly this process; family: and to those it started. ProcessLookupError: it is not there.
-
-    The process is pinned by a pidfd first and its start time compared then, so that a recycled pid is never hit.
-    """
+    """Send a signal to exactly this process; family: and to those it started. ProcessLookupError: it is not there."""
     fd = _pin(process)
     try:
         children = _descendants(process["pid"]) if family else []
@@ -604,14 +567,11 @@ def send(process: dict, number: int, family: bool = False) -> None:
         os.close(fd)
     for child in children:
         with contextlib.suppress(OSError):
-            fd = _pin(child)
-            try:
-                signal.pidfd_send_signal(fd, number)
-            finally:
-                os.close(fd)
+            send(child, number)
 
 
 def _pin(process: dict) -> int:
+    """A pidfd, taken before the start time is compared: a recycled pid is never hit."""
     who = identity(process)
     if who is None or who[0] == os.getpid():
         raise ProcessLookupError("not a process of this host")
@@ -645,28 +605,21 @@ def gpus() -> list[dict]:
     """Per GPU: index, uuid, name, used and total bytes, percent, watts, degrees. Raises if NVML fails."""
     import pynvml
 
+    def ask(what: Any, *of: Any) -> Any:
+        with contextlib.suppress(pynvml.NVMLError):
+            return what(*of)
+
     pynvml.nvmlInit()
     found = []
     for i in range(pynvml.nvmlDeviceGetCount()):
         h = pynvml.nvmlDeviceGetHandleByIndex(i)
-
-        def ask(what: Any, *more: Any, h: Any = h) -> Any:
-            try:
-                return what(h, *more)
-            except pynvml.NVMLError:
-                return None
-
         memory = pynvml.nvmlDeviceGetMemoryInfo(h)
-        rates, name, uuid = (
-            ask(pynvml.nvmlDeviceGetUtilizationRates),
-            ask(pynvml.nvmlDeviceGetName),
-            ask(pynvml.nvmlDeviceGetUUID),
-        )
-        watts = ask(pynvml.nvmlDeviceGetPowerUsage)
+        rates, watts = ask(pynvml.nvmlDeviceGetUtilizationRates, h), ask(pynvml.nvmlDeviceGetPowerUsage, h)
+        name, uuid = ask(pynvml.nvmlDeviceGetName, h), ask(pynvml.nvmlDeviceGetUUID, h)
         found.append(
             {"index": i, "uuid": _text(uuid) or str(i), "name": _text(name), "used": memory.used, "total": memory.total}
             | {"percent": rates.gpu if rates else None, "watts": watts / 1000 if watts else None}
-            | {"degrees": ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)}
+            | {"degrees": ask(pynvml.nvmlDeviceGetTemperature, h, pynvml.NVML_TEMPERATURE_GPU)}
         )
     return found
 
@@ -713,8 +666,6 @@ class Machine:
             self.left.wait(60 if failures >= 3 else 2)
 
     def _ask_host(self, seconds: float | None = None) -> None:
-        import shutil
-
         import psutil
 
         with contextlib.suppress(OSError, psutil.Error):
@@ -738,11 +689,9 @@ def similar(runs: Iterable[Any], script: str, preset: str) -> tuple[float | None
 
     found = [r for r in runs if r.script == script and r.config.get("preset") == preset and r.result]
     peaks = [p for r in found if (p := number(r.result.get("peak_mem")))]
-    spent = []
-    for r in found:
-        seconds = r.result.get("seconds")
-        parts = [s for v in seconds.values() if (s := number(v)) is not None] if isinstance(seconds, dict) else []
-        spent += [sum(parts)] if parts else []
+    stages = [s.values() for r in found if isinstance(s := r.result.get("seconds"), dict)]
+    known = [[s for v in values if (s := number(v)) is not None] for values in stages]
+    spent = [sum(parts) for parts in known if parts]
     return max(peaks, default=None), median(spent) if spent else None, len(found)
 
 
