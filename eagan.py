@@ -66,10 +66,12 @@ from common.run import Run
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    genotype: str | None = opt(None, "G to train unsearched: a name, .json or .npy. [paper §5.2]")
+    genotype: str | None = opt(None, "Train this G without a search: a name, .json or .npy. [paper §5.2]")
     d_genotype: str | None = opt(None, "Its D, or plain; default: the file's, else EAGAN's. [paper §5.2]", "Run")
 
-    stages: Literal["g+d", "g", "d", "coupled"] = opt("g+d", "coupled: both at once, Fig. 6. [paper §4]", "Search")
+    stages: Literal["g+d", "g", "d", "coupled"] = opt(
+        "g+d", "g: only G; d: only D, for --genotype; coupled: both at once, Fig. 6. [paper §4]", "Search"
+    )
     cycles: int = opt(1, "Times the two stages run; 2 is GD3: D* becomes the fixed D. [paper §5.4]", "Search", min=1)
     dbar: Literal["autogan", "d_c", "plain"] = opt("autogan", "Fixed D of stage 1; GD2: plain. [paper §5.4]", "Search")
     warmup_epochs: int = opt(50, "Epochs of random paths before a stage. [paper §5.1]", "Search", min=0)
@@ -78,12 +80,12 @@ class Args(CommonArgs):
     population: int = opt(32, "Genotypes trained in turn, P. [paper §5.1]", "Search", min=2)
     p_crossover: float = opt(0.3, "Chance that a child is crossed. [paper §4.3]", "Search", min=0, max=1)
     p_mutation: float = opt(0.5, "Chance that a child is mutated. [paper §4.3]", "Search", min=0.01, max=1)
-    objectives: str = opt("is,fid,size", "What the sorting compares, see OBJECTIVES. [paper Table 1]", "Search")
+    objectives: str = opt("is,fid,size", "What is minimised, of is, fid, size. [paper Table 1]", "Search")
     selection: Literal["nsga2", "cars"] = opt("nsga2", "cars: the authors', near random. [paper §4.3; code]", "Search")
     mu_plus_lambda: bool = opt(False, "Stage 1: keep P of P parents and P children. [authors' code]", "Search")
     weight_reset: bool = opt(True, "Stage 2: restart all G copies from the round's best. [paper §4.2]", "Search")
-    init_g: str | None = opt(None, "Begin stage 1 with mutants of this. [authors' code]", "Search")
-    init_d: str | None = opt(None, "Begin stage 2 with mutants of this. [authors' code]", "Search")
+    init_g: str | None = opt(None, "Begin stage 1 with this and its mutants. [authors' code]", "Search")
+    init_d: str | None = opt(None, "Begin stage 2 with this and its mutants. [authors' code]", "Search")
     search_n: int = opt(5000, "Images that score an individual. [paper §5.1]", "Search", min=2)
     final_n: int = opt(10_000, "Images that score the finalists. [ours]", "Search", min=2)
     bn_batches: int = opt(16, "Batches of 100 for a path's own BatchNorm; 0: shared. [ours]", "Search", min=0)
@@ -92,6 +94,7 @@ class Args(CommonArgs):
     z_dim: int = opt(120, "Latent size, three equal parts. [authors' code]", "Train", min=3)
     g_batch: int = opt(80, "[authors' code]")
     d_batch: int = opt(40, "[authors' code]")
+    n_critic: int = opt(5, "D steps per G step in stage 2 and training. [authors' code]")
     grad_clip: float = opt(0.0, "Gradient norm limit in training; 0: none, STL-10: 50. [authors' code]", "Train", min=0)
     eval_after: int = opt(300, "[authors' code]")
 
@@ -252,7 +255,8 @@ class Generator(nn.Module):
         total, sides = Cost(2 * ch) + conv_cost(ch, 3, 3, size), [size // 4, size // 2, size]
         for cell, side in enumerate(sides):
             total += conv_cost(z_dim // 3, ch * (side // 2) ** 2, 1, 1)
-            total = sum([conv_cost(ch, ch, 1, side)] * cell, total)
+            for _ in range(cell):
+                total += conv_cost(ch, ch, 1, side)
         for cell, column, op in G_SPACE.held(genotype):
             total += op_cost(G_OPS[column][op], ch, sides[cell])
         return total
@@ -304,7 +308,7 @@ class Discriminator(nn.Module):
         for cell in range(3):
             sides.append(sides[-1] if genotype and genotype[cell][5] == "none" else sides[-1] // 2)
         for cell, column, op in D_SPACE.held(genotype):
-            total += op_cost(D_OPS[column][op], ch, sides[cell + (column > 4)])
+            total += op_cost(D_OPS[column][op], ch, sides[cell + 1 if column > 4 else cell])
         return total
 
 
@@ -513,7 +517,6 @@ def select(args: Args, state: "State", keep: int) -> tuple[People, People]:
 
 
 # ---- search (Algorithm 1) ------------------------------------------------------------------------
-
 
 PEOPLE = ("population", "hall", "finalists")
 
@@ -757,7 +760,7 @@ def report_round(job: Job, state: State, space: Space, kept: People, front: Peop
     args, run, net = job.args, job.run, job.evaluator.net
     best = front[0]  # DEVIATES 10: the lowest FID of the front; CODE: the lowest index; PAPER: open
     run.search_row({
-        "step": state.step, "stage": STAGE[space.name], "round": state.round, 
+        "step": state.step, "stage": STAGE[space.name], "round": state.round,
         "population": [x.row() for x in state.population], "front": [x.id for x in front],
         "kept": [x.id for x in kept], "best": best.id, "eval/n": args.search_n, "eval/net": net,
     })  # fmt: skip

@@ -41,7 +41,7 @@ class CommonArgs:
     )
     genotype: str | None = opt(None, "Train this, a name or a file, without a search. [paper]", "Run")
     weights: Path | None = opt(None, "weights.pt of a run, for --phase eval. [ours]", "Run")
-    resume: Path | None = opt(None, "Run directory to resume, exactly where it was. [ours]", "Run")
+    resume: Path | None = opt(None, "Resume this run directory. [ours]", "Run")
     dry_run: bool = opt(False, "Print plan, sizes and cost, then exit. [ours]", "Run")
     seed: int = opt(0, "Every random stream derives from it. [ours]", "Run", min=0)
     device: str = opt("auto", "auto, cpu, cuda or cuda:N. [ours]", "Run")
