@@ -655,7 +655,7 @@ def score_shared(job: Job, G: Generator, x: Candidate) -> Candidate:
     args, genotype, ch = job.args, names_of(x.vector), job.args.search_g_ch
     with own_batch_norm(job, G, genotype, args.bn_batches):
         # DEVIATES 5: of the same latents for all; the authors draw new ones each time
-        found = gan.score(job, G, args.reward_n, lambda z, _: G(z, genotype))
+        found = gan.score(job, G, args.reward_n, gan.along(G, genotype))
     reward, params = reward_of(args, found, genotype, ch), args.g_cost(genotype, ch).params
     return replace(x, score=reward, is_mean=found.is_mean, fid=found.fid, params=params)
 
@@ -739,7 +739,7 @@ def take_beam(job: Job, state: State, G: Generator, controller: Controller) -> N
     best, state.scored = state.beam[0], []
     genotype = names_of(best.vector)
     with own_batch_norm(job, G, genotype, args.bn_batches):
-        run.samples(state.step, gan.grid(job, G, lambda z, _: G(z, genotype)))
+        run.samples(state.step, gan.grid(job, G, gan.along(G, genotype)))
     run.genotype(state.step, genotype_json(args, best.vector, best))
     if state.s == args.cells - 1:  # at full size only: a stage's scores are its own
         row = Score(best.fid, best.is_mean, None, args.reward_n, net, job.evaluator.ref).row()

@@ -46,8 +46,8 @@ def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
     """Load a name of SIZES (celeba: train, stl10: train + unlabeled) or a folder, .zip or .npz.
 
     size: side in pixels, 0 = SIZES, of a path the images' own shorter side (all of one size). Others
-    are resized (shorter side, bilinear, antialiased) and centre-cropped. Sorted class sub-folders
-    become labels, a lone top folder does not. UserError: not there, unreadable, an impossible side.
+    are resized (shorter side, bilinear, antialiased) and centre-cropped; alpha is dropped. Sorted class
+    sub-folders become labels, a lone top folder does not. UserError: not there, unreadable, an impossible side.
     Downloads go to data_dir; of several processes let one come first.
     """
     if size and (size < 16 or size % 8):
@@ -331,7 +331,8 @@ class Batches:
     """Shuffled batches without end; `batches(i)` is a pure function of (seed, i): no loader state.
 
     images: uint8 (N, 3, H, W). batch: a step's, over all `world` processes, each a contiguous slice.
-    len(batches): steps an epoch; a short last batch counts [authors' code], cut to a multiple of world.
+    len(batches): steps an epoch; a short last batch counts [authors' code], cut to a multiple of world, and
+    is left out where it has fewer images than processes.
     """
 
     def __init__(

@@ -23,8 +23,11 @@ def first_line(error: BaseException) -> str:
 
 
 def stream(seed: int, *name: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for each (seed, name), as in `stream(1, "z", step)`: no random state lives between
-    steps, so a resumed run equals an uninterrupted one."""
+    """A generator of its own for each (seed, name), as in `stream(1, "z", step)`.
+
+    No random state lives between steps, so a resumed run equals an uninterrupted one, and what one part
+    draws (evaluation, say) cannot shift what another gets.
+    """
     digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 

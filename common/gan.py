@@ -184,10 +184,12 @@ def own_batch_norm(job: Job, G: nn.Module, path: Any, batches: int) -> Iterator[
 
 
 def only_latents(G: nn.Module) -> Generate:
+    """How latents become images: by G(z), as every G but a supernet does."""
     return lambda z, _: G(z)
 
 
 def along(G: nn.Module, path: Any) -> Generate:
+    """How latents become images: along one path of a supernet, the same for all."""
     return lambda z, _: G(z, path)
 
 
