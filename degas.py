@@ -1,3 +1,11 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.11", "torchvision>=0.26", "numpy>=2.0", "pillow>=10.3", "scipy>=1.13",
+#   "pytorch-fid>=0.3.0", "typer>=0.19", "rich>=14.0", "textual>=8.0", "psutil>=6.0",
+#   "nvidia-ml-py>=12.0",
+# ]
+# ///
 """DEGAS: differentiable efficient generator search, by reconstruction (Doveh and Giryes, 2019).
 
 Paper: arXiv 1912.00606. There is no authors' code: what the paper leaves open is decided here.

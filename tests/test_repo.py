@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,11 @@ def test_a_name_of_two_scripts_has_the_same_code() -> None:
             assert name in DIVERGES or code == same, f"{name} differs in {other} and {file.name}"
 
 
+def header_of(text: str) -> str:
+    """The PEP 723 block at the top of a script."""
+    return re.match(r"# /// script\n(?:#.*\n)*?# ///\n", text)[0]
+
+
 LINES = {"eagan": 1010, "adversarialnas": 1010, "autogan": 1050, "degas": 1150}  # what is read in one sitting
 SEARCH = {"eagan": ["search_g", "search_d"]}  # the functions that show the paper's algorithm
 
@@ -71,6 +77,7 @@ SEARCH = {"eagan": ["search_g", "search_d"]}  # the functions that show the pape
 @pytest.mark.parametrize("name", LINES)
 def test_a_script_is_read_in_one_sitting(name: str) -> None:
     text = (ROOT / f"{name}.py").read_text()
+    text = text.removeprefix(header_of(text))  # dependencies are for uv to read
     lines, tree = text.splitlines(), ast.parse(text)
     assert len(lines) <= LINES[name]
     assert sum(len(line) > 100 for line in lines) <= len(lines) / 10
@@ -184,3 +191,11 @@ def test_the_speed_of_every_loop_can_be_measured(method: str, capsys, monkeypatc
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"| {method}")]
     assert len(table) == 2 * len(steps.ROWS[method])
     assert all(float(line.split("|")[4].split()[0]) > 0 for line in table)
+
+
+def test_the_header_of_every_start_script_equals_the_requirements() -> None:
+    requirements = (ROOT / "requirements.txt").read_text().split()
+    for file in (*METHODS, ROOT / "tui.py"):  # tui.py starts the methods with its own Python
+        lines = header_of(file.read_text()).splitlines()[1:-1]
+        header = tomllib.loads("\n".join(line[2:] for line in lines))
+        assert header == {"requires-python": ">=3.11", "dependencies": requirements}, file.name
