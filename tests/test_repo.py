@@ -167,7 +167,7 @@ def test_presets_and_help_are_whole(file: Path, capsys, monkeypatch: pytest.Monk
 
 
 def test_links_resolve() -> None:
-    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
