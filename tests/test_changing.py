@@ -127,6 +127,7 @@ def test_another_reward_scores_what_the_controller_draws(copy: Callable, run: Ca
         assert x["score"] == pytest.approx(x["is"] - 0.01 * min(x["fid"], 1000))
 
 
+@pytest.mark.slow
 def test_images_of_64_px_with_classes(tmp_path: Path, quick_compact: None) -> None:
     import degas
 
