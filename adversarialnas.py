@@ -994,7 +994,7 @@ def main(args: Args) -> dict | None:
         print("\n".join(lines))
         return None
 
-    with Run(__file__, "adversarialnas", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
+    with Run(args.script(), "adversarialnas", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
         gan.start(job, state, lines)
         if trained:
             gan.evaluate_weights(job, trained)

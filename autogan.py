@@ -1039,7 +1039,7 @@ def main(args: Args) -> dict | None:
         print("\n".join(lines))
         return None
 
-    with Run(__file__, "autogan", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
+    with Run(args.script(), "autogan", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
         gan.start(job, state, lines)
         if trained:
             gan.evaluate_weights(job, trained)

@@ -1129,7 +1129,7 @@ def main(args: Args) -> dict | None:
         print("\n".join(lines))
         return None
 
-    with Run(__file__, "degas", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
+    with Run(args.script(), "degas", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
         gan.start(job, state, lines)
         if state.G and state.step == 0:
             job.run.genotype(0, genotype_json(args, state.G, {}))

@@ -388,10 +388,11 @@ class Individual:
         return values if all(map(isfinite, values)) else (inf,) * len(values)
 
     def row(self) -> dict:
-        """What search.jsonl says of it."""
+        """What search.jsonl says of it: its scores, and objectives of your own by their names."""
         row = {**vars(self), "is": self.is_mean}
         del row["is_mean"], row["d_genotype"]
-        return row
+        own = {name: value(self) for name, value in OBJECTIVES.items() if name not in ("is", "fid", "size")}
+        return row | own
 
 
 People = list[Individual]
@@ -921,7 +922,7 @@ def main(args: Args) -> dict | None:
         return None
 
     copies = args.population * cost_of(job.args, G_SPACE, state.G or EAGAN_G).params  # of G*, in stage 2's checkpoints
-    with Run(__file__, "eagan", asdict(job.args), ranks, **gan.run_facts(job, costs, copies)) as job.run:
+    with Run(args.script(), "eagan", asdict(job.args), ranks, **gan.run_facts(job, costs, copies)) as job.run:
         gan.start(job, state, lines)
         if trained:
             gan.evaluate_weights(job, trained)

@@ -80,6 +80,11 @@ class CommonArgs:
     eval_every: int = opt(5, "Epochs between evaluations. [authors' code]", "Eval", min=1)
     eval_after: int = opt(0, "Epochs before the first of them. [ours]", "Eval", min=0)
 
+    @classmethod
+    def script(cls) -> Path:
+        """The script that defines this class: runs are named after it, and resumed by it."""
+        return Path(inspect.getfile(cls))
+
     @property
     def g_shape(self) -> tuple[int, int, int]:
         """What every generator takes beside its genotype: channels, latent size, image side."""
@@ -127,7 +132,7 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
     try:
         defaults = {field.name: field.default for field, _ in fields}
         if asked["--resume"] is not None:
-            defaults |= resumed_defaults(Path(asked["--resume"]), asked["--preset"], Path(inspect.getfile(main)).name)
+            defaults |= resumed_defaults(Path(asked["--resume"]), asked["--preset"], args_class.script().name)
         else:
             defaults |= presets.get(asked["--preset"] or "", {})
 
@@ -147,7 +152,7 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
             kind, default = Annotated[field.type, option], defaults[field.name]
             parameters.append(inspect.Parameter(field.name, parameters[0].kind, default=default, annotation=kind))
         command.__signature__ = inspect.Signature(parameters)
-        command.__doc__ = (inspect.getmodule(main).__doc__ or "").strip().split("\n\n")[0]
+        command.__doc__ = (inspect.getmodule(args_class).__doc__ or "").strip().split("\n\n")[0]
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
         app.command()(command)
         return app(argv, standalone_mode=False) or 0

@@ -93,9 +93,10 @@ class Run:
     """
 
     def __init__(
-        self, script: str, method: str, args: dict, ranks: Ranks, *,
+        self, script: str | Path, method: str, args: dict, ranks: Ranks, *,
         dataset: str, digest: str, plan: list[tuple[str, int, float]], facts: dict, disk: float = 0
     ) -> None:  # fmt: skip
+        script = Path(script)
         self.args = {k: jsonable(v) for k, v in args.items()}
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
@@ -113,21 +114,21 @@ class Run:
             raise UserError(
                 f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free of {disk / 1e9:.2f}; use another disk"
             )
-        name = f"{Path(script).stem}-{dataset}-s{args['seed']}-{datetime.now():%Y%m%d-%H%M%S}"
+        name = f"{script.stem}-{dataset}-s{args['seed']}-{datetime.now():%Y%m%d-%H%M%S}"
         self.dir = folder if self.resumed else self._claim(folder, name)
         launcher = ["python"] if ranks.world == 1 else ["torchrun", "--nproc-per-node", str(ranks.world)]
         self.status: dict[str, Any] = {
             "state": "starting", "phase": "search", "stage": "", "step": 0, "total": sum(n for _, n, _ in plan),
             "rate": None, "eta_s": None, "next": "", "last": {"fid": None, "is": None, "net": None},
             "process": process_identity(), "started": now(), "updated": now(), "gpu_mem": None, "peak_mem": None,
-            "resume_command": shlex.join([*launcher, Path(script).name, "--resume", str(self.dir)]), "error": None,
+            "resume_command": shlex.join([*launcher, script.name, "--resume", str(self.dir)]), "error": None,
         }  # fmt: skip
         if self.main:
             versions = {"python": platform.python_version(), "torch": torch.__version__}
             config = {
-                "schema": SCHEMA, "script": Path(script).name, "method": method, "preset": args["preset"],
+                "schema": SCHEMA, "script": script.name, "method": method, "preset": args["preset"],
                 "dataset": dataset, "data_digest": digest, "seed": args["seed"], "args": self.args, "argv": sys.argv,
-                "command": command_line(script, self.args, ranks.world), "git": git_state(Path(script).parent),
+                "command": command_line(script, self.args, ranks.world), "git": git_state(script.parent),
                 "device": device_name(ranks.device), "world_size": ranks.world, "versions": versions, **facts,
                 "created": now(),
             }  # fmt: skip
@@ -137,7 +138,8 @@ class Run:
                 else:
                     source = self.dir / "source" / "common"
                     source.mkdir(parents=True)
-                    shutil.copy(script, source.parent)
+                    for file in imported_from(script.parent) | {script}:
+                        shutil.copy(file, source.parent)
                     for file in Path(__file__).parent.glob("*.py"):
                         shutil.copy(file, source)
                     write_json(self.dir / "config.json", config)
@@ -462,6 +464,12 @@ class Run:
         raise UserError(f"--resume {self.dir}: no checkpoint that can be read; start the run again: it left none")
 
 
+def imported_from(folder: Path) -> set[Path]:
+    """The files of a folder that this process has imported, such as the script that another one extends."""
+    files = {Path(m.__file__).absolute() for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
+    return {file for file in files if file.parent == folder.absolute() and file.is_file()}  # torch.ops has no real one
+
+
 def made(path: Path) -> bool:
     """Make a directory; False where it already exists, also if another process has just made it."""
     try:
@@ -475,10 +483,10 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def command_line(script: str, args: dict, world: int) -> str:
+def command_line(script: Path, args: dict, world: int) -> str:
     """Every flag spelled out, so that it stays true when a default changes."""
     words = ["python"] if world == 1 else ["torchrun", "--nproc-per-node", str(world)]
-    words.append(Path(script).name)
+    words.append(script.name)
     for name, value in args.items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):

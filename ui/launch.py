@@ -121,16 +121,18 @@ def scripts(folder: Path) -> tuple[list[Script], dict[str, str]]:
 def read_script(path: Path, source: str) -> Script:
     """Options and presets, by ast: nothing of the script is run. ValueError: no Args or PRESETS that can be read."""
     module = Module(path.parent, path.stem, source, {})
-    if not {"Args", "PRESETS"} <= module.names.keys():
+    lineage = _lineage(*module.find("Args")) if "Args" in module.names else []
+    home = next((where for where, _ in reversed(lineage) if "PRESETS" in where.names), None)
+    if home is None:
         raise ValueError("defines no Args and PRESETS")
     options: dict[str, Option] = {}
-    for where, part in _lineage(*module.find("Args")):
+    for where, part in lineage:
         for node in part.body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 options[node.target.id] = _option(node.target.id, node, where, options.get(node.target.id))
     panels = ["Run", "Data", "Search", "Train", "Eval", *(o.panel for o in options.values())]
     options = dict(sorted(options.items(), key=lambda item: panels.index(item[1].panel)))
-    presets = literal(ast.Name("PRESETS"), module)
+    presets = literal(ast.Name("PRESETS"), home)
     if not isinstance(presets, dict) or not all(isinstance(v, dict) for v in presets.values()):
         raise ValueError("PRESETS is no dict of dicts")
     about = (ast.get_docstring(module.tree) or "").split("\n\n")[0].replace("\n", " ")
