@@ -199,3 +199,7 @@ def test_the_header_of_every_start_script_equals_the_requirements() -> None:
         lines = header_of(file.read_text()).splitlines()[1:-1]
         header = tomllib.loads("\n".join(line[2:] for line in lines))
         assert header == {"requires-python": ">=3.11", "dependencies": requirements}, file.name
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
