@@ -11,7 +11,7 @@ from statistics import mean, stdev
 
 from ui import draw
 from ui.draw import Line, Series, beside, count, duration, fit, human, score, table, wrapped
-from ui.runs import Run, clean, edges, entropy, fid_label, get, hypervolume, number, same_but_seed
+from ui.runs import Run, clean, edges, entropy, fid_label, get, hypervolume, number, numeric_keys, same_but_seed
 
 GLYPHS = {
     **{"queued": "○", "starting": "◌", "running": "●", "paused": "‖", "stalled": "⚠", "stopping": "◍"},
@@ -424,12 +424,12 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
         trend += [("hypervolume ", "dim"), (draw.spark(volumes, 20), "key"), (f" {volumes[-1]:.3f}   ", "")]
     if spread[-1] is not None:
         trend += [("diversity ", "dim"), (draw.spark(spread, 20), "key"), (f" {spread[-1]:.2f}", "")]
-    lines.append(trend)
+    lines += [trend, *_other_numbers(run, width, view, ("stage", "round", "front", "eval/n"))]
     if not people:
         return [*lines, [(" the row holds no individuals", "dim")]]
     listed: list[Line] = []
-    kept = last["kept"]
-    rows = []
+    kept, rows = last["kept"], []
+    extra = [k for k in numeric_keys(people) if k not in ("fid", "is", "params")]
     for k, x in enumerate(people):
         mark = "◆" if x["id"] in last["front"] else " "
         style = "sel" if x is pick else ""
@@ -437,23 +437,26 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
         rows.append(
             [(c, style) for c in (f"{k + 1} {mark}{here}", x["id"], score(x["fid"]), score(x["is"]), human(x["params"]))]
         )
+        rows[-1] += [(human(x.get(k)), style) for k in extra]
         rows[-1] += [(c, style or "dim") for c in ("kept" * (x["id"] in kept), fit(x["how"], 18).rstrip())]
-    listed = _indent(table(["rank", "id", label, is_label, "params", "", "made by"], rows, "llrrrll", gap=1), 1)
+    heads = ["rank", "id", label, is_label, "params", *extra, "", "made by"]
+    listed = _indent(table(heads, rows, "llrrr" + "r" * len(extra) + "ll", gap=1), 1)
     shown = people if view.near else [x for r in of_stage for x in r["population"]]
     shown = [x for x in shown if x["fid"] is not None]
     if view.near and any(x["id"] in last["front"] for x in shown):
         shown = [x for x in shown if x["id"] in last["front"] or x is pick]
-    axes = [("fid", "is"), ("fid", "params"), ("params", "is")][view.axes % 3]
+    pairs = [("fid", "is"), ("fid", "params"), ("params", "is"), *(("fid", k) for k in extra)]
+    axes = pairs[view.axes % len(pairs)]
     if axes == ("fid", "is") and all(x["is"] is None for x in shown):
         axes = ("fid", "params")
-    names = {"fid": label + " ↓", "is": is_label + " ↑", "params": "parameters ↓"}
+    names = {"fid": label + " ↓", "is": is_label + " ↑", "params": "parameters ↓"} | {k: k for k in extra}
     tall = max(6, min(28, height - 10 if width < 100 else height - 14))
     listing = max(draw.width_of(line) for line in listed) + 3
     wide = width if width < 100 else max(44, width - listing)
     age = {x["id"]: i for i, r in enumerate(of_stage) for x in r["population"]}
     dots = []
     for x in sorted(shown, key=lambda x: (x["id"] in last["front"], x is pick, age[x["id"]])):
-        if x[axes[0]] is None or x[axes[1]] is None:
+        if x[axes[0]] is None or x.get(axes[1]) is None:
             continue
         front_ = x["id"] in last["front"]
         old = (age[x["id"]] + 1) / len(of_stage)
@@ -462,8 +465,8 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     path = sorted(
         (x[axes[0]], x[axes[1]])
         for x in people
-        if x["id"] in last["front"] and x[axes[0]] is not None and x[axes[1]] is not None
-    )
+        if x["id"] in last["front"] and x[axes[0]] is not None and x.get(axes[1]) is not None and axes[1] not in extra
+    )  # of an extra key, no one knows which direction is better
     path = _staircase(path, falling=axes == ("fid", "params"))
     legend: Line = [(f" {names[axes[1]]} over {names[axes[0]]}   ", "bold"), ("◆ front  ", "key"), ("★ picked  ", "warn")]
     legend += [(text, "dim") for text in ("· ∘ ○ older to newer   ", "o other axes   ", "z the front alone")]
@@ -540,6 +543,8 @@ def probabilities(run: Run, width: int, height: int, view: View) -> list[Line]:
     more = [f"reconstruction {human(rec)}, of the mean image {human(number(row.get('loss/mean_image')))}"] if rec else []
     more += [f"{clean(k, 12)} {human(number(v))}" for k, v in list(counts.items())[:4]] if isinstance(counts, dict) else []
     lines += [[(" " + " · ".join(more), "dim")]] if more else []
+    known = ("tau", "loss/rec", "loss/mean_image", *(f"{k} {net}" for k in ("entropy", "flips") for net in "GD"))
+    lines += _other_numbers(run, width, view, known)
     groups: list[tuple[list[str], list[str]]] = []  # edges that choose among the same ops have a table together
     for edge, q in p.items():
         fitting = next((g for g in groups if {*q} <= {*g[0]} or {*g[0]} <= {*q}), None)
@@ -604,6 +609,7 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     facts += [f"{k} {human(number(row.get(k)))}" for k in ("reward", "baseline") if number(row.get(k)) is not None]
     facts += [f"last: {clean(row.get('kind'), 12)}"] if row.get("kind") else []
     lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
+    lines += _other_numbers(run, width, view, ("stage", "iteration", "reward", "baseline", "entropy"))
     curves = []
     for k, key in enumerate(("reward", "baseline")):
         steps, values = run.search.series.get(key, ([], []))
@@ -628,11 +634,14 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     beam: list[Line] = []
     kept = next((r for k in range(i, -1, -1) if isinstance((r := run.search.row(k)).get("beam"), list) and r["beam"]), {})
     if kept:
-        found = [
-            (k, x.get("vector"), score(number(x.get("score")))) for k, x in enumerate(kept["beam"][:20], 1) if get(x, "vector")
-        ]
+        members = [(k, x) for k, x in enumerate(kept["beam"][:20], 1) if get(x, "vector")]
+        net = kept.get("eval/net") or run.last.get("net")
+        heads = {
+            k: fid_label(net, k.upper()) if k in ("fid", "is") else clean(k, 20) for k in numeric_keys([x for _, x in members])
+        }
+        found = [(k, x["vector"], *(human(number(x.get(key)), 4) for key in heads)) for k, x in members]
         beam = [[(" beam", "bold"), (f" of step {human(number(kept.get('step')))}", "dim")]]
-        beam += _indent(table(["", "vector", "score"], found, "rlr"))
+        beam += _indent(table(["", "vector", *heads.values()], found, "rl" + "r" * len(heads)))
     if options and beam and (room := width - max(map(draw.width_of, beam)) - 2) > max(map(draw.width_of, options)):
         lines += beside(options, beam, room)
     else:
@@ -647,9 +656,21 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
 def search(run: Run, width: int, height: int, view: View) -> list[Line]:
     """The page of what only this method writes."""
     page = {"evolution": population, "probabilities": probabilities, "controller": policy}.get(run.search.kind)
-    if page is None:
-        return [[(" search.jsonl has nothing yet: the search has not begun, or this run only trains", "dim")]]
-    return page(run, width, height, view)
+    if page:
+        return page(run, width, height, view)
+    if run.search.rows:
+        return [[(f" {count(len(run.search.rows), 'row')} in search.jsonl", "bold")], *_other_numbers(run, width, view, ())]
+    return [[(" search.jsonl has nothing yet: the search has not begun, or this run only trains", "dim")]]
+
+
+def _other_numbers(run: Run, width: int, view: View, known: tuple[str, ...]) -> list[Line]:
+    """The numbers of search.jsonl that the page shows nowhere else: how each has changed, and its last value."""
+    texts = []
+    for key, (steps, values) in run.search.series.items():
+        values = [v for s, v in zip(steps, values, strict=False) if view.at is None or s <= view.at]
+        if values and key not in known and not key.startswith("median "):
+            texts.append(f"{key} {draw.spark(values, 12)} {human(values[-1])}")
+    return [[(" " + text, "dim")] for text in wrapped(texts, width - 2)] if texts else []
 
 
 # ---- configuration ----------------------------------------------------------------------------------------------------

@@ -633,9 +633,10 @@ class Search:
             self.kind = "evolution"
             self.rounds.append(population(row))
             self._point(step, "front", len(self.rounds[-1]["front"]))
-            fids = [x["fid"] for x in self.rounds[-1]["population"] if x["fid"] is not None]
-            if fids:
-                self._point(step, "median FID of the population", median(fids))
+            people = self.rounds[-1]["population"]
+            for key in numeric_keys(people):
+                label = {"fid": "FID", "is": "IS"}.get(key, key)
+                self._point(step, f"median {label} of the population", median(x[key] for x in people if x.get(key) is not None))
         elif isinstance(row.get("probabilities"), dict):
             self.kind = "probabilities"
             for net in ("G", "D"):
@@ -649,9 +650,6 @@ class Search:
                     self._point(step, f"flips {net}", flips)
         elif "reward" in row or "policy" in row or "beam" in row:
             self.kind = "controller"
-            for key in ("reward", "baseline"):
-                if (value := number(row.get(key))) is not None:
-                    self._point(step, key, value)
             values = (
                 [h for v in row.get("entropy") or () if (h := number(v)) is not None]
                 if isinstance(row.get("entropy"), list)
@@ -660,13 +658,13 @@ class Search:
             if values:
                 self._point(step, "entropy", sum(values) / len(values))
         for key, value in row.items():
-            if "/" in key and not key.startswith("eval/") and (value := number(value)) is not None:
+            if key != "step" and (value := number(value)) is not None:
                 self._point(step, clean(key, 60), value)
         self.rows.append((at, length))
         self.steps.append(step)
 
     def _point(self, step: float, key: str, value: float) -> None:
-        if key in self.series or len(self.series) < 50:
+        if key in self.series or len(self.series) < 200:
             steps, values = self.series.setdefault(key, ([], []))
             steps.append(step)
             values.append(value)
@@ -698,14 +696,19 @@ class Search:
 
 
 def population(row: dict) -> dict:
-    """A round of EAGAN with whatever is missing filled in: stage, round, best, population, front, kept."""
+    """A round of EAGAN with missing values filled in: stage, round, best, population, front, kept.
+
+    An individual has all numbers of its row and of its `scores`, so that a new objective in a copied script shows up.
+    """
     people = []
     for x in row["population"][:2000]:
         if isinstance(x, dict):
-            parents = x.get("parents")
+            parents, scores = x.get("parents"), x.get("scores")
+            items = [*x.items(), *(scores.items() if isinstance(scores, dict) else ())]
+            numbers = {clean(k, 20): v for k, value in items[:50] if (v := number(value)) is not None}
             people.append(
-                {"id": clean(x.get("id"), 20), "how": clean(x.get("how"), 60), "genotype": x.get("genotype")}
-                | {k: number(x.get(k)) for k in ("fid", "is", "params")}
+                {"fid": None, "is": None, "params": None, **numbers}
+                | {"id": clean(x.get("id"), 20), "how": clean(x.get("how"), 60), "genotype": x.get("genotype")}
                 | {"parents": [clean(p, 20) for p in parents] if isinstance(parents, list) else []}
             )
     ids = {k: {clean(i, 20) for i in row[k]} if isinstance(row.get(k), list) else set() for k in ("front", "kept")}
@@ -714,6 +717,11 @@ def population(row: dict) -> dict:
         **{"stage": clean(row.get("stage"), 10), "round": number(row.get("round")), "step": number(row.get("step"))},
         **{"population": people, **ids, "best": clean(row.get("best"), 20), "net": row.get("eval/net"), "n": row.get("eval/n")},
     }
+
+
+def numeric_keys(people: list[dict]) -> list[str]:
+    """Keys under which at least one individual has a number, at most 20."""
+    return list(dict.fromkeys(k for x in people for k, v in x.items() if number(v) is not None))[:20]
 
 
 def edges(row: dict, net: str) -> dict[str, dict[str, float]]:

@@ -554,6 +554,7 @@ class OneRun(Page):
             if group not in made:
                 made.append(group)
         rank = {"entropy G": 3, "reward": 3, "front": 8, "perf/img_s": 9}
+        rank |= dict.fromkeys(("stage", "round", "iteration", "epoch", "batch", "resets", "eval/n"), 10)  # counters
         return sorted(
             made,
             key=lambda g: (
