@@ -344,9 +344,9 @@ def chart(
     lines.append(_x_axis(x_ticks, x0, x1, w, gutter, cursor))
     left_out = []
     if clipped:
-        left_out.append(f"{count(clipped, 'point')} off the chart")
+        left_out.append(f"{count(clipped, 'point')} outside")
     if dropped:
-        left_out.append(f"{count(dropped, 'value')} ≤ 0 omitted (log axis)")
+        left_out.append(f"{count(dropped, 'value')} ≤ 0 not on a log axis")
     return lines, " · ".join(left_out)
 
 

@@ -16,7 +16,7 @@ from ui.widgets import Doc, Table
 
 
 class Form(Page):
-    """Launch form: a script's options by panel, validated as you edit, and the resulting command."""
+    """Launch form: the options of a script and its command."""
 
     BINDINGS: ClassVar = [
         Binding("ctrl+r", "go", "launch"),
@@ -156,7 +156,7 @@ class Form(Page):
                 "preset": "a named set of values",
                 "seeds": "3, 0-4 or 0,2,7: one run per seed",
             },
-            **{"wait": "now, when a GPU is free, or after another run", "gpu": "CUDA_VISIBLE_DEVICES"},
+            **{"wait": "now, on a free GPU, or after a run", "gpu": "CUDA_VISIBLE_DEVICES"},
             **{"need": "GPU memory that must be free to start", "after": "← → choose a run that has not ended"},
         }[key]
 

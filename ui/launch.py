@@ -313,11 +313,11 @@ def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any
         if option is None and negated and negated.kind == "bool":
             option, eq, value = negated, "=", "false"
         if option is None:
-            raise ValueError(f"{clean(word, 40)}: unknown flag of {script.path.name}")
+            raise ValueError(f"{clean(word, 40)}: {script.path.name} has no such flag")
         if not eq:
             value = "true" if option.kind == "bool" else next(rest, None)
         if value is None:
-            raise ValueError(f"{word}: missing value")
+            raise ValueError(f"{word}: has no value")
         given[option.name] = value
     preset = given.get("preset") or str(script.options["preset"].default if "preset" in script.options else "")
     values = script.defaults(preset) | ({"preset": preset} if "preset" in script.options else {})
@@ -335,7 +335,7 @@ def seeds(text: str) -> list[int]:
     for part in text.split(","):
         m = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
         if not m:
-            raise ValueError(f"{clean(text, 30)!r}: enter a number such as 3, a range 0-4 or a list 0,2,7")
+            raise ValueError(f"{clean(text, 30)!r}: must be a whole number, a range 0-4 or a list 0,2,7")
         low, high = int(m[1]), int(m[2] or m[1])
         if high < low or high - low >= 100 or len(found) > 100:
             raise ValueError(f"{part.strip()}: must go from low to high, at most 100 runs")
@@ -581,7 +581,7 @@ def _pin(process: dict) -> int:
     found = process_stat(who[0])
     if not found or found[1] != who[1]:
         os.close(fd)
-        raise ProcessLookupError(f"pid {who[0]} now belongs to another process")
+        raise ProcessLookupError(f"pid {who[0]} is another process now")
     return fd
 
 
@@ -646,7 +646,7 @@ class Machine:
 
     def ask_once(self, seconds: float = 5.0) -> None:
         """Poll once, waiting at most `seconds` for the GPUs."""
-        self.gpu_note = "GPU n/a: no response"
+        self.gpu_note = "GPU n/a: no answer"
         thread = threading.Thread(target=self._ask_gpus, daemon=True)
         thread.start()
         self._ask_host(0.1)

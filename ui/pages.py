@@ -151,10 +151,10 @@ def troubles(run: Run) -> dict[str, str]:
     """Warning signs in a run's metrics and samples: {kind: message}."""
     found = {}
     if run.columns.nans:
-        found["nan"] = f"{count(run.columns.nans, 'non-finite value')}"
+        found["nan"] = f"{count(run.columns.nans, 'value')} not finite"
     d = points(run, "loss/d")[1][-50:]
     if len(d) >= 10 and abs(d.mean()) < 0.02:
-        found["balance"] = "D loss near 0: D overpowers G"
+        found["balance"] = "D wins: its loss is near 0"
     seen = [v for v in varieties(run) if v is not None]
     if len(seen) > 1 and seen[-1] < 0.4 * max(seen):
         found["modes"] = f"sample variety {seen[-1]:.2f}, was {max(seen):.2f}: mode collapse?"
@@ -268,7 +268,7 @@ def architecture(run: Run, width: int, height: int, view: View) -> list[Line]:
     old = dict(flat(before))
     row = run.search.row(run.search.at(view.at)) if run.search.kind == "probabilities" else {}
     p = edges(row, view.net)
-    head: Line = [(f" {NETS[view.net]}", "bold"), (f"   at step {human(history[-1])}" if history else "", "dim")]
+    head: Line = [(f" {NETS[view.net]}", "bold"), (f"   as of step {human(history[-1])}" if history else "", "dim")]
     head += [(f"   * = changed since step {human(history[-2])}", "dim")] if before else []
     below = [*genotype_table(found, width, old), [], *_facts(run, genotype, width)]
     if before:
@@ -542,7 +542,7 @@ def probabilities(run: Run, width: int, height: int, view: View) -> list[Line]:
             trend += [(label, "dim"), (draw.spark(values, 24), "key")]
     lines.append(trend)
     counts, rec = row.get("counts"), number(row.get("loss/rec"))
-    more = [f"reconstruction loss {human(rec)}, mean-image baseline {human(number(row.get('loss/mean_image')))}"] if rec else []
+    more = [f"reconstruction loss {human(rec)}, mean image baseline {human(number(row.get('loss/mean_image')))}"] if rec else []
     more += [f"{clean(k, 12)} {human(number(v))}" for k, v in list(counts.items())[:4]] if isinstance(counts, dict) else []
     lines += [[(" " + " · ".join(more), "dim")]] if more else []
     known = ("tau", "loss/rec", "loss/mean_image", *(f"{k} {net}" for k in ("entropy", "flips") for net in "GD"))
@@ -611,7 +611,7 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     facts += [f"{k} {human(number(row.get(k)))}" for k in ("reward", "baseline") if number(row.get(k)) is not None]
     facts += [f"last: {clean(row.get('kind'), 12)}"] if row.get("kind") else []
     lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
-    lines += _other_numbers(run, width, view, ("stage", "iteration", "reward", "baseline", "entropy"))
+    lines += _other_numbers(run, width, view, ("stage", "iteration", "reward", "baseline", "entropy", "eval/n"))
     curves = []
     for k, key in enumerate(("reward", "baseline")):
         steps, values = run.search.series.get(key, ([], []))
@@ -643,7 +643,9 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
         }
         show = {key: score if key in ("score", "shared", "is", "fid") else human for key in heads}
         found = [(k, x["vector"], *(show[key](number(x.get(key))) for key in heads)) for k, x in members]
-        beam = [[(" beam", "bold"), (f" at step {human(number(kept.get('step')))}", "dim")]]
+        n = number(kept.get("eval/n"))
+        about = f" at step {human(number(kept.get('step')))}" + (f", scored on {human(n)} images" if n else "")
+        beam = [[(" beam", "bold"), (about, "dim")]]
         beam += _indent(table(["", "vector", *heads.values()], found, "rl" + "r" * len(heads)))
     if options and beam and (room := width - max(map(draw.width_of, beam)) - 2) > max(map(draw.width_of, options)):
         lines += beside(options, beam, room)
@@ -839,7 +841,7 @@ def distances(runs: list[Run], net: str = "G") -> list[Line]:
         apart = ["·" if i == k else hamming(mine, other)[0] for k, (_, other) in enumerate(having)]
         rows.append([letters[i], *apart, run.name])
     return [
-        [(f" genotype {net}: number of differing edges", "bold")],
+        [(f" genotype {net}: edges that differ", "bold")],
         *_indent(table(["", *letters, ""], rows, "l" + "r" * len(having))),
     ]
 

@@ -882,7 +882,7 @@ def ended(code: float | None) -> tuple[str, str]:
         return "stopped", ""
     if code in (137, -9):
         return "failed", "killed (out of memory?)"
-    return "failed", f"exit code {code:.0f}"
+    return "failed", f"exit {code:.0f}"
 
 
 # ---- all runs ---------------------------------------------------------------------------------------------------------
@@ -907,7 +907,7 @@ class Store:
                         found[e.name] = Path(e.path)
             self.problem = ""
         except FileNotFoundError:
-            self.problem = "folder does not exist yet"
+            self.problem = "there is no such folder yet"
         except OSError as e:
             self.problem = e.strerror or str(e)
         names = {n for n, path in found.items() if n in self.runs or is_run(path)}

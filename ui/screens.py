@@ -179,7 +179,7 @@ class Runs(Page):
                 word = f" {state}" if width >= 100 else ""
                 line.append((f" {pages.GLYPHS[state]} {counts[state]}{word}", pages.STYLES[state]))
         if app.since:
-            line.append(("   since your last visit: " + ", ".join(f"{n} {s}" for s, n in app.since.items()), "info"))
+            line.append(("   since last visit: " + ", ".join(f"{n} {s}" for s, n in app.since.items()), "info"))
         if app.readonly:
             line.append(("   read-only", "warn"))
         where = draw.fit_middle(f"{clean(app.store.root)}/", max(width - draw.width_of(line) - 2, 12)).rstrip()
@@ -409,7 +409,7 @@ TABS = ("charts", "log", "samples", "architecture", "search", "config")
 
 
 class OneRun(Page):
-    """One run in six tabs; `,` and `.` show an earlier or later step in all of them."""
+    """One run: charts, log, samples, architecture, search, config."""
 
     BINDINGS: ClassVar = [
         Binding("escape", "back", "back"),
@@ -489,11 +489,11 @@ class OneRun(Page):
         return ["Charts", "Log", "Samples", "Architecture", search, "Config"]
 
     def tabs(self, width: int, _: int) -> list[Line]:
-        right = f"at step {human(self.view.at)} · . later " if self.view.at is not None else ""
+        right = f"as of step {human(self.view.at)} · . later " if self.view.at is not None else ""
         if self.tab == "log":
             right = self.query_one(LogView).status + " "
         if self.run.name not in self.app.store.runs:
-            right = "run directory no longer exists "
+            right = "this directory is gone "
         if not self.run.loaded:
             right = "reading… "
         texts = [f"{i} {title}" for i, title in enumerate(self.titles(), 1)]
@@ -807,7 +807,7 @@ def sample_lines(run: Run, at: float | None, width: int, height: int, across: in
 
 
 class Compare(Page):
-    """Two runs side by side: curves, samples, and differences in arguments, genotypes, sizes and sources."""
+    """Two runs side by side, with their differences."""
 
     BINDINGS: ClassVar = [
         Binding("escape", "back", "back"),
@@ -840,7 +840,7 @@ class Compare(Page):
         room = (width - 34 if self.view.at is not None else width - 18) // 2
         a, b = (draw.fit_middle(r.name, min(len(r.name), room)) for r in (self.a, self.b))
         line: Line = [(" compare ", "bold"), ("▌A ", "s0"), (a, "bold"), ("  ▌B ", "s1"), (b, "bold")]
-        line += [(f"   at step {human(self.view.at)}", "warn")] if self.view.at is not None else []
+        line += [(f"   as of step {human(self.view.at)}", "warn")] if self.view.at is not None else []
         return [crop(line, width)]
 
     def common(self) -> list[str]:
