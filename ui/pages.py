@@ -74,7 +74,7 @@ def header(run: Run, width: int) -> list[Line]:
     share = min(1.0, step / total) if step is not None and total else None
     stage = clean(run.status.get("stage") or run.phase, 30)
     left = f" {run.state} " + (f"· {run.why} " if run.why else "") + (f"· {stage} " if stage and run.live else "")
-    right = f" step {human(step)}" + (f"/{human(total)}  {100 * (share or 0):.0f} %" if total else "")
+    right = f" step {human(step)}" + (f"/{human(total)}  {100 * (share or 0):.0f}%" if total else "")
     right += f"  {duration(run.eta)} left" if run.eta is not None else ""
     right += f"  {human(run.rate)} steps/s" if run.rate else ""
     room = width - len(left) - len(right) - 1
@@ -804,7 +804,7 @@ def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
         for net in "GD":
             va, vb = (number(get(r.genotype, what, net)) for r in (a, b))
             if va and vb:
-                sizes.append((f"{what} {net}", human(va), human(vb), f"{100 * (va / vb - 1):+.0f} %"))
+                sizes.append((f"{what} {net}", human(va), human(vb), f"{100 * (va / vb - 1):+.0f}%"))
     lines += [[], [(" size", "bold")], *_indent(table(["", "A", "B", "A vs. B"], sizes, "lrrr"))] if sizes else []
     return lines
 

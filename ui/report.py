@@ -65,14 +65,14 @@ def plain_lines(store: Store, runs: list[Run], machine: Machine | None = None) -
 def host_lines(machine: Machine) -> list[str]:
     lines = []
     for g in machine.gpus:
-        more = [f"{g['percent']} %" if g["percent"] is not None else "", f"{size(g['used'])} of {size(g['total'])}"]
+        more = [f"{g['percent']}%" if g["percent"] is not None else "", f"{size(g['used'])} of {size(g['total'])}"]
         more += [f"{g['degrees']} °C" if g["degrees"] is not None else "", f"{g['watts']:.0f} W" if g["watts"] else ""]
         lines.append(f"GPU {g['index']} {g['name']}: " + ", ".join(m for m in more if m))
     if machine.gpu_note:
         lines.append(machine.gpu_note)
     if h := machine.host:
         memory = f"memory {size(h['used'])} of {size(h['total'])}"
-        lines.append(f"CPU {h['cpu']:.0f} % of {h['cores']:.0f} cores, {memory}, disk {size(h['disk'])} free")
+        lines.append(f"CPU {h['cpu']:.0f}% of {h['cores']:.0f} cores, {memory}, disk {size(h['disk'])} free")
     return lines
 
 
