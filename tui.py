@@ -6,16 +6,16 @@
 #   "nvidia-ml-py>=12.0",
 # ]
 # ///
-"""Launch, watch, steer and compare the runs of this project in a terminal: `python tui.py [runs/]`.
+"""Terminal UI to launch, monitor, control and compare runs: `python tui.py [runs/]`.
 
-Everything shown is read from run directories (docs/tui.md); everything done to a run goes through its process or its
-directory, so runs live on when this ends, and runs started by hand appear by themselves. No torch is imported.
+It reads run directories (docs/tui.md) and controls runs through their processes and directories. Runs therefore keep
+running when the UI exits, and runs started from the command line are listed too. The UI does not import torch.
 
-ui/runs.py     run directories: reading, states, queries, logs       ui/widgets.py  document, table and log on the screen
-ui/launch.py   options of scripts, starting, signals, GPUs           ui/base.py     keys, curves of several runs, dialogs
-ui/draw.py     charts, rails, heat maps, images as text              ui/screens.py  the list, one run, two runs
-ui/pages.py    what each tab of a run shows                          ui/form.py     the launch form
-ui/report.py   --plain, CSV, Markdown, LaTeX, HTML                   this file      the app and its command
+ui/runs.py     run directories: reading, states, queries, logs       ui/widgets.py  document, table and log widgets
+ui/launch.py   script options, starting runs, signals, GPUs          ui/base.py     key bindings, multi-run charts, dialogs
+ui/draw.py     charts, cell diagrams, heat maps, images as text      ui/screens.py  list, single run, comparison
+ui/pages.py    contents of a run's tabs                              ui/form.py     the launch form
+ui/report.py   --plain, CSV, Markdown, LaTeX, HTML                   this file      the app and the command line
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 
-if os.environ.get("SSH_CONNECTION"):  # before textual is imported
+if os.environ.get("SSH_CONNECTION"):  # must be set before importing textual
     os.environ.setdefault("TEXTUAL_FPS", "15")
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
 
@@ -70,16 +70,16 @@ from ui.widgets import THEMES, use_palette
 
 
 def key_table(rows: Iterable[tuple[str, str]]) -> str:
-    return "| key | what it does |\n|---|---|\n" + "".join(f"| `{key}` | {does} |\n" for key, does in rows)
+    return "| key | action |\n|---|---|\n" + "".join(f"| `{key}` | {does} |\n" for key, does in rows)
 
 
 def first_keys() -> str:
-    """The key table of the README: what the list of runs offers at its foot."""
+    """The key table in README.md: the keys in the footer of the run list."""
     return key_table((key_name(b.key), b.description) for b in Runs.BINDINGS if b.show)
 
 
 def key_tables() -> str:
-    """The key tables of docs/tui.md."""
+    """The key tables in docs/tui.md."""
     parts = []
     for title, screen in (("Runs", Runs), ("One run", OneRun), ("Compare", Compare), ("Launch form", Form)):
         rows = [row for name, found in key_groups(screen) if name not in ("move", "everywhere") for row in found]
@@ -90,7 +90,7 @@ def key_tables() -> str:
 
 
 class Commands(Provider):
-    """The palette: every key of this screen, every run, every metric, every theme."""
+    """The command palette: the current screen's actions, all runs, metrics and themes."""
 
     def every(self) -> Iterator[tuple[str, str, Callable]]:
         app, screen = self.app, self.screen
@@ -120,7 +120,7 @@ class Commands(Provider):
 
 
 class Tui(App):
-    """Screens over one store of runs, which a thread keeps up to date."""
+    """The app: a stack of screens over one store of runs, which a background thread keeps up to date."""
 
     TITLE = "GAN architecture search"
     COMMANDS: ClassVar = {Commands}
@@ -168,18 +168,18 @@ class Tui(App):
         self.scripts_dir = scripts_dir or Path(__file__).resolve().parent
         self.curves = Curves()
         self.images = "NO_COLOR" not in os.environ
-        self.pixels: type[Widget] | None = None  # draws samples as they are; else half blocks do
+        self.pixels: type[Widget] | None = None  # widget that shows images in full resolution; None: half blocks
         self.metric = "FID"
-        self.overlay: dict[str, tuple[str, int]] = {}  # name: letter, colour
+        self.overlay: dict[str, tuple[str, int]] = {}  # run name -> (letter, colour)
         self.hidden: set[str] = set()
         self.show_hidden = self.group = self.reverse = self.scanned = False
         self.filter_text, self.filter = "", query("")
         self.sort = "state"
         self.since: dict[str, int] = {}
-        self.before: dict[str, str] = {}  # states at the last visit
+        self.before: dict[str, str] = {}  # states when the UI was last closed
         self.states: dict[str, str] = {}
         self.stopping: dict[str, float] = {}
-        self.troubles: dict[str, dict[str, str]] = {}  # of live runs, by kind
+        self.troubles: dict[str, dict[str, str]] = {}  # of live runs: {name: {kind: message}}
         self.warned: set[tuple[str, str]] = set()
         self.trashed: list[tuple[Path, Path]] = []
         self.wanted: dict[str, None] = {}
@@ -196,7 +196,7 @@ class Tui(App):
         self.machine.start()
         self.call_after_refresh(threading.Thread(target=self.poll, daemon=True).start)
 
-    # -- keeping up to date: a thread that looks once a second
+    # -- polling: a thread that checks the runs once a second
 
     def poll(self) -> None:
         first = True
@@ -219,8 +219,8 @@ class Tui(App):
                         self.troubles[name] = pages.troubles(run)
                 self.call_from_thread(self.changed, names)
             except RuntimeError:
-                return  # the app has ended
-            except Exception as e:  # whatever a directory holds, the next second tries again
+                return  # the app has exited
+            except Exception as e:  # a bad run directory must not stop polling; retry in a second
                 self.complain("reading runs", e)
             first = False
             behind = any(not r.loaded for r in self.store.ordered())
@@ -228,7 +228,7 @@ class Tui(App):
             self.wake.clear()
 
     def load_more(self) -> set[str]:
-        """Read on in runs that nobody looks at: those not read yet, and of the others those that grow."""
+        """Continue reading runs that are not on screen: those not fully read yet and those still running."""
         names, end = set(), time.perf_counter() + 0.1
         for run in self.store.ordered():
             if run.name not in self.wanted and (not run.loaded or run.live) and run.load(0.05):
@@ -238,7 +238,7 @@ class Tui(App):
         return names
 
     def want(self, run: Run) -> None:
-        """Read this run whole, before the others."""
+        """Give this run priority when reading."""
         if run.name not in self.wanted:
             self.wanted[run.name] = None
             self.wake.set()
@@ -261,7 +261,7 @@ class Tui(App):
                 self.safely("screen", partial(screen.changed, names))
 
     def tell_transitions(self) -> None:
-        """Say when a run ends, fails, stalls or shows a first sign of trouble; remind of T where a stop takes long."""
+        """Notify when a run ends, stalls or shows a first sign of trouble, and when a stop takes too long."""
         now = {r.name: r.state for r in self.store.ordered()}
         for name, state in now.items():
             old = self.states.get(name)
@@ -293,16 +293,16 @@ class Tui(App):
                 del self.stopping[name]
             elif time.monotonic() - since > 30:
                 self.notify(
-                    f"{name} still runs 30 s after the request to stop: T terminates, K kills", severity="warning", markup=False
+                    f"{name} is still running 30 s after the stop request: press T to terminate, K to kill", severity="warning", markup=False
                 )
                 del self.stopping[name]
 
     def safely(self, what: str, do: Callable[[], Any]) -> None:
-        """A fault in one widget is told once and ends nothing."""
+        """Call do(). An error in one widget is reported once and does not crash the UI."""
         try:
             do()
         except NoMatches:
-            pass  # the screen is just coming or going; what comes is drawn when it is there
+            pass  # the screen is being opened or closed; it is drawn once it is mounted
         except Exception as e:
             self.complain(what, e)
 
@@ -323,11 +323,11 @@ class Tui(App):
                 else partial(self.call_from_thread, self.notify)
             )(text, severity="error", markup=False)
 
-    # -- what is shown
+    # -- display
 
     def listed(self) -> list[Run]:
-        """The runs of the list in their order."""
-        known = self.store.ordered() if self.scanned else []  # of a part the cursor would take the wrong run for the first
+        """The runs in the list, filtered and sorted."""
+        known = self.store.ordered() if self.scanned else []  # after a partial scan the cursor would land on the wrong run
         runs = [r for r in known if self.filter(r) and (self.show_hidden or r.name not in self.hidden)]
         if self.sort == "state":
             newest = sorted(runs, key=lambda r: (r.name[len(_stem(r.name)) :], r.name), reverse=not self.reverse)
@@ -341,13 +341,13 @@ class Tui(App):
         return ordered(runs, keys.get(self.sort, lambda r: r.score(self.sort)), self.reverse)
 
     def labels(self) -> list[str]:
-        """Names of the scores that some run has, FID before others, the real ones before those of other networks."""
+        """Names of all scores of all runs: FID before IS, those of the Inception network first."""
         lasts = [r.last for r in self.store.ordered()]
         found = [{fid_label(x["net"], k.upper()) for x in lasts if x.get(k) is not None} for k in ("fid", "is")]
         return [label for labels in found for label in sorted(labels, key=lambda x: (x not in ("FID", "IS"), x))]
 
     def short(self, run: Run) -> str:
-        """The name without its date, where that is enough to tell it from the others."""
+        """The run name without its date if that is unambiguous."""
         if not self._shorts:
             stems = Counter(_stem(r.name) for r in self.store.ordered())
             for r in self.store.ordered():
@@ -364,7 +364,7 @@ class Tui(App):
         self.want(run)
 
     def overlay_mark(self, run: Run) -> tuple[str, str]:
-        """(letter, style) of an overlaid run; ("", "") of another."""
+        """(letter, style) of an overlaid run, else ("", "")."""
         letter, color = self.overlay.get(run.name, ("", 0))
         return (letter, f"s{color}") if letter else ("", "")
 
@@ -397,7 +397,7 @@ class Tui(App):
                 screen.restyle()
                 screen.call_after_refresh(screen.update_all)
 
-    # -- memory between visits: runs/.tui.json
+    # -- settings kept between sessions: runs/.tui.json
 
     def recall(self) -> None:
         try:
@@ -413,7 +413,7 @@ class Tui(App):
         self.reverse = saved.get("reverse") is True
         states = saved.get("states")
         self.before = {k: v for k, v in states.items() if isinstance(v, str)} if isinstance(states, dict) else {}
-        if isinstance(saved.get("filter"), str) and not self.filter_text:  # --filter is stronger
+        if isinstance(saved.get("filter"), str) and not self.filter_text:  # --filter takes precedence
             self.set_filter(saved["filter"])
 
     def remember(self) -> None:
@@ -432,7 +432,7 @@ class Tui(App):
         self.wake.set()
         self.remember()
 
-    # -- actions of every screen
+    # -- actions on every screen
 
     def action_help(self) -> None:
         if isinstance(self.screen, Page):
@@ -453,7 +453,7 @@ class Tui(App):
         if text:
             self.copy_to_clipboard(text)
             first = text.split("\n")[0]
-            self.notify(f"copied by OSC 52 (tmux: set -s set-clipboard on): {clean(first, 100)}", markup=False)
+            self.notify(f"copied via OSC 52 (in tmux: set -s set-clipboard on): {clean(first, 100)}", markup=False)
 
     def action_export(self) -> None:
         screen = self.screen
@@ -462,18 +462,18 @@ class Tui(App):
         runs = screen.exported()
         svg = self.export_screenshot(title="GAN architecture search")
         kinds = [
-            ("c", "CSV: every logged value", "csv", screen.csv),
-            ("m", f"Markdown: a row for each of {draw.count(len(runs), 'run')}", "md", lambda: report.markdown(runs)),
-            ("l", "LaTeX: the same rows", "tex", lambda: report.latex(runs)),
+            ("c", "CSV: all metrics", "csv", screen.csv),
+            ("m", f"Markdown: a table of {draw.count(len(runs), 'run')}", "md", lambda: report.markdown(runs)),
+            ("l", "LaTeX: the same table", "tex", lambda: report.latex(runs)),
             ("s", "SVG: this screen", "svg", lambda: svg),
-            ("h", "HTML: a report in one file", "html", lambda: report.html_report(runs, f"Runs of {self.store.root}")),
+            ("h", "HTML: a self-contained report", "html", lambda: report.html_report(runs, f"Runs of {self.store.root}")),
         ]
         answers = [(k, text, partial(self.export, suffix, make, runs)) for k, text, suffix, make in kinds]
         self.push_screen(Choose("Export", answers))
 
     @work(thread=True, exclusive=True, group="export")
     def export(self, suffix: str, make: Callable[[], str], runs: list[Run]) -> None:
-        """Write into exports/ of the current folder, never into runs/."""
+        """Write to exports/ in the current directory, never to runs/."""
         path = Path("exports") / f"{time.strftime('%Y%m%d-%H%M%S')}.{suffix}"
         try:
             for run in runs:
@@ -487,12 +487,12 @@ class Tui(App):
             return
         self.call_from_thread(self.notify, f"wrote {path}, {draw.size(len(text))}", markup=False)
 
-    # -- acting on runs
+    # -- actions on runs
 
     def refuse(self) -> bool:
-        """Say so where nothing may be changed."""
+        """In read-only mode, say so and return True."""
         if self.readonly:
-            self.notify("read-only: nothing is started, stopped or written here", severity="warning")
+            self.notify("read-only mode: runs cannot be started, stopped or modified", severity="warning")
         return self.readonly
 
     def write_tags(self, run: Run, **changes: object) -> None:
@@ -514,23 +514,23 @@ class Tui(App):
         self.wake.set()
 
     def do_stop(self, run: Run) -> None:
-        """Ask it to finish its step, save and exit: SIGINT, or a STOP file where the process is on another host."""
+        """Ask the run to finish its step, save and exit: by SIGINT, or by a STOP file if it runs on another host."""
         keeper = get(run.record, "keeper") or {}
         if run.state == "queued":
             launch.send(keeper, signal.SIGTERM)
-            self.notify(f"{run.name}: taken from the queue", markup=False)
+            self.notify(f"{run.name}: removed from the queue", markup=False)
         elif identity(run.process):
             launch.send(run.process, signal.SIGINT)
             if run.state == "paused":
                 launch.send(run.process, signal.SIGCONT, family=True)
             self.stopping[run.name] = time.monotonic()
-            self.notify(f"{run.name}: finishing the step, then checkpoint", markup=False)
+            self.notify(f"{run.name}: finishing the step, then saving a checkpoint", markup=False)
         elif run.state == "starting" and get(run.record, "child", "pid"):
             launch.send(run.record["child"], signal.SIGINT)
         elif run.live:
             (run.path / "STOP").touch()
             self.notify(
-                f"{run.name} runs on {clean(run.process.get('host'), 40) or 'another host'}: left it a STOP file", markup=False
+                f"{run.name} runs on {clean(run.process.get('host'), 40) or 'another host'}: wrote a STOP file", markup=False
             )
         else:
             raise ValueError(f"{run.name} is {run.state}")
@@ -540,7 +540,7 @@ class Tui(App):
             raise ValueError(f"{run.name} is {run.state}")
         process = run.process if identity(run.process) else get(run.record, "child") or {}
         if not identity(process):
-            raise ValueError(f"{run.name} is not a process of this host; I leaves it a STOP file")
+            raise ValueError(f"{run.name} does not run on this host; press I to stop it through a STOP file")
         return process
 
     def do_terminate(self, run: Run) -> None:
@@ -554,26 +554,26 @@ class Tui(App):
             self.safely("kill", lambda: launch.send(process, signal.SIGKILL, family=True))
             self.wake.set()
 
-        self.push_screen(Choose(f"Kill {run.name}? What is not in its checkpoint is lost.", [("y", "yes, SIGKILL now", kill)]))
+        self.push_screen(Choose(f"Kill {run.name}? Progress since its last checkpoint is lost.", [("y", "yes, send SIGKILL", kill)]))
 
     def do_pause(self, run: Run) -> None:
         process = self._process(run)
         if run.state == "paused":
             launch.send(process, signal.SIGCONT, family=True)
-            self.notify(f"{run.name} goes on", markup=False)
+            self.notify(f"{run.name} continues", markup=False)
         else:
             launch.send(process, signal.SIGSTOP, family=True)
             self.notify(f"{run.name} paused; its GPU memory stays allocated", markup=False)
 
     def do_resume(self, run: Run) -> None:
         if run.live or run.state == "queued":
-            raise ValueError(f"{run.name} is {run.state}" + (", Z lets it go on" if run.state == "paused" else ""))
+            raise ValueError(f"{run.name} is {run.state}" + ("; press Z to continue it" if run.state == "paused" else ""))
         if not any((run.path / f).exists() for f in ("checkpoint.pt", "checkpoint.prev.pt")):
-            raise ValueError(f"{run.name} left no checkpoint; r runs it again")
+            raise ValueError(f"{run.name} has no checkpoint; press r to start it again")
         script = self.scripts_dir / Path(run.script).name
         if not script.is_file():
             raise ValueError(
-                f"{run.script} is not in {self.scripts_dir}; by hand: {clean(run.status.get('resume_command'), 200)}"
+                f"{run.script} is not in {self.scripts_dir}; resume it by hand: {clean(run.status.get('resume_command'), 200)}"
             )
         words = [script.name, "--resume", str(run.path.resolve())]
         launch.launch(
@@ -581,45 +581,45 @@ class Tui(App):
                 script, words, {**run.args, "runs_dir": str(run.path.resolve().parent)}, self.store.root, run=run.name
             )
         )
-        self.notify(f"{run.name}: going on from its checkpoint", markup=False)
+        self.notify(f"{run.name}: resuming from its checkpoint", markup=False)
 
     def do_trash(self, run: Run) -> None:
         original = run.path
         self.trashed.append((self.store.trash(run), original))
         self.overlay.pop(run.name, None)
-        self.notify(f"{run.name} moved to .trash; U brings it back", markup=False)
+        self.notify(f"{run.name} moved to .trash; press U to restore it", markup=False)
         self.refresh_screens()
 
     def do_undo(self, _: Run | None) -> None:
         if not self.trashed:
-            raise ValueError("nothing was moved to the trash")
+            raise ValueError("nothing has been moved to the trash in this session")
         self.store.restore(*self.trashed[-1])
         _, original = self.trashed.pop()
-        self.notify(f"{original.name} is back", markup=False)
+        self.notify(f"{original.name} restored", markup=False)
 
     # -- launching
 
     def scripts(self) -> tuple[list[launch.Script], dict[str, str]]:
-        """The scripts that can be launched, read again when one changed."""
+        """Launchable scripts and, by name, errors in the others. Reread when a file changes."""
         newest = max((p.stat().st_mtime for p in self.scripts_dir.glob("*.py")), default=0.0)
         if newest != self._scripts[0]:
             self._scripts = (newest, launch.scripts(self.scripts_dir))
         return self._scripts[1]
 
     def place(self, texts: dict[str, str], script: launch.Script) -> None:
-        """Let the runs appear here: --runs-dir, where the script's own folder is another one."""
+        """Set --runs-dir if the script's default would put the run in another folder than the one shown."""
         if "runs_dir" in texts and (script.path.parent / texts["runs_dir"]).resolve() != self.store.root.resolve():
             texts["runs_dir"] = str(self.store.root.resolve())
 
     def open_form(self, run: Run | None = None, **changes: str) -> None:
-        """The launch form, empty or with the arguments of a run."""
+        """Open the launch form with default values or with the arguments of a run."""
         found, broken = self.scripts()
         for name, why in broken.items():
             self.notify(f"{name} cannot be launched: {why}", severity="warning", markup=False)
         script = next((s for s in found if run and s.path.name == run.script), None)
         if run and script is None:
             self.notify(
-                f"{run.script or run.name}: not among the scripts in {self.scripts_dir}", severity="error", markup=False
+                f"{run.script or run.name}: no such script in {self.scripts_dir}", severity="error", markup=False
             )
             return
         script = script or next(iter(found), None)
@@ -633,7 +633,7 @@ class Tui(App):
             | {k: v for k, v in changes.items() if k in script.options}
         )
         about = (
-            f"Again, with changes: {run.name}" if run and not changes else f"Train the genotype of {run.name}" if run else ""
+            f"Re-run {run.name}" if run and not changes else f"Train the genotype of {run.name}" if run else ""
         )
         form = Form(script, values, about=about)
         self.place(form.texts, script)
@@ -650,24 +650,24 @@ def _stem(name: str) -> str:
 
 
 def main(
-    runs: Annotated[Path, typer.Argument(help="Folder of run directories.")] = Path("runs"),
-    plain: Annotated[bool, typer.Option("--plain", help="Print the same facts as lines of text, and exit.")] = False,
-    readonly: Annotated[bool, typer.Option("--readonly", help="Start, stop and write nothing: for a shared server.")] = False,
+    runs: Annotated[Path, typer.Argument(help="Directory that contains the run directories.")] = Path("runs"),
+    plain: Annotated[bool, typer.Option("--plain", help="Print the status of all runs as plain text and exit.")] = False,
+    readonly: Annotated[bool, typer.Option("--readonly", help="Do not start, stop or modify runs; for shared servers.")] = False,
     theme: Annotated[
-        Literal["dark", "light", "colour-blind", "ansi"], typer.Option(help="ansi: the terminal's own 16 colours.")
+        Literal["dark", "light", "colour-blind", "ansi"], typer.Option(help="Colours; ansi uses the terminal's own 16.")
     ] = "dark",
-    filter: Annotated[str, typer.Option(help="Only these runs: cifar10 fid<15 state=running tag:paper. docs/tui.md")] = "",
-    scripts: Annotated[Path | None, typer.Option(help="Folder of the scripts to launch; default: where tui.py is.")] = None,
-    on_finish: Annotated[str, typer.Option(help="Shell command when a run ends; GAN_RUN and GAN_STATE tell which.")] = "",
+    filter: Annotated[str, typer.Option(help="Show matching runs only, e.g. 'cifar10 fid<15 state=running'; see docs/tui.md.")] = "",
+    scripts: Annotated[Path | None, typer.Option(help="Directory of the scripts to launch; default: that of tui.py.")] = None,
+    on_finish: Annotated[str, typer.Option(help="Shell command to execute when a run ends, with GAN_RUN and GAN_STATE set.")] = "",
 ) -> None:
-    """Launch, watch, steer and compare runs in a terminal."""
+    """Launch, monitor, control and compare runs in a terminal."""
     try:
         chosen = query(filter)
     except ValueError as e:
         print(f"error: --filter {e}", file=sys.stderr)
         raise typer.Exit(2) from None
     if runs.exists() and not runs.is_dir():
-        print(f"error: {runs}: is a file; name a folder of run directories", file=sys.stderr)
+        print(f"error: {runs} is a file, not a directory of runs", file=sys.stderr)
         raise typer.Exit(2)
     if plain:
         store, machine = Store(runs, launch.records), launch.Machine(runs)
@@ -689,15 +689,15 @@ def main(
 
 
 def end_with_the_terminal() -> None:
-    """Also where SIGHUP is ignored, as under nohup: without its terminal the UI would spin for ever. Runs go on."""
+    """Exit on SIGHUP even under nohup: without a terminal the UI would spin forever. Runs keep running."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pixels() -> type[Widget] | None:
-    """A widget for pictures, where textual-image is installed and the terminal says that it has sixel or kitty graphics."""
+    """An image widget, if textual-image is installed and the terminal supports sixel or kitty graphics."""
     try:
-        from textual_image import renderable, widget  # asks the terminal, so before textual reads from it
-    except Exception:  # not installed, or another version: half blocks are enough
+        from textual_image import renderable, widget  # queries the terminal, so import it before textual starts
+    except Exception:  # not installed or incompatible: use half blocks
         return None
     return widget.Image if renderable.Image in (renderable.SixelImage, renderable.TGPImage) else None
 

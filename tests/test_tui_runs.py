@@ -558,3 +558,39 @@ def test_hostile_records_name_no_path_outside(tmp_path: Path, change: Callable[[
     store.scan()
     store.refresh()
     assert all("/" not in r.name and tmp_path in r.path.parents for r in store.ordered())
+
+
+# ---- numbers that a copied script adds to search.jsonl ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["eagan", "autogan", "adversarialnas", "degas", "none of these"])
+def test_every_number_of_a_search_row_is_a_metric_and_on_the_page(tmp_path: Path, method: str) -> None:
+    from ui import pages
+    from ui.draw import plain
+
+    path = make_run(tmp_path, "degas" if method == "none of these" else method)
+    rows = [json.loads(line) for line in (path / "search.jsonl").read_text().splitlines()]
+    if method == "none of these":
+        rows = [{"step": row["step"]} for row in rows]
+    for i, row in enumerate(rows):
+        row |= {"my_reward": 123.0 + i, "flag": True, "text": "no number"}
+        for k, x in enumerate(row.get("population", row.get("beam", []))):
+            x |= {"kid": 0.25 + k, "scores": {"sharpness": 7.5}, "infinite": None}
+    (path / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = opened(path)
+    numbers = {k for row in rows for k, v in row.items() if type(v) in (int, float)} - {"step"}
+    assert "my_reward" in numbers
+    assert numbers <= set(pages.metrics(run))
+    assert not {"flag", "text"} & set(pages.metrics(run))
+    assert list(pages.points(run, "my_reward")[1]) == [123.0 + i for i in range(len(rows))]
+    text = "\n".join(plain(line) for line in pages.search(run, 120, 40, pages.View()))
+    assert f"{122 + len(rows)}" in text[text.index("my_reward") :]
+    if method == "eagan":
+        head = next(line for line in text.splitlines() if "rank" in line)
+        assert all(key in head for key in ("FID", "IS", "params", "kid", "sharpness"))
+        assert "infinite" not in head
+        assert pages.points(run, "median sharpness of the population")[1][-1] == 7.5
+        plot = "\n".join(plain(line) for line in pages.search(run, 120, 40, pages.View(axes=3)))
+        assert "kid over FID" in plot
+    elif method == "autogan":
+        assert "kid" in next(line for line in text.splitlines() if "vector" in line)

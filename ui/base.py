@@ -1,4 +1,4 @@
-"""What the screens share: keys, charts of several runs, the base of a screen, dialogs, the help."""
+"""What all screens share: key bindings, multi-run charts, the screen base class, dialogs, help."""
 
 import re
 from collections.abc import Callable
@@ -26,41 +26,41 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MOVES = [
     Binding("up,k", "move('up')", "up", show=False),
     Binding("down,j", "move('down')", "down", show=False),
-    Binding("pageup", "move('pageup')", "a page up", show=False),
-    Binding("pagedown", "move('pagedown')", "a page down", show=False),
-    Binding("home,g", "move('home')", "to the first", show=False),
-    Binding("end,G", "move('end')", "to the last; in the log: follow", show=False),
+    Binding("pageup", "move('pageup')", "page up", show=False),
+    Binding("pagedown", "move('pagedown')", "page down", show=False),
+    Binding("home,g", "move('home')", "go to the top", show=False),
+    Binding("end,G", "move('end')", "go to the end; follow the log", show=False),
 ]
 CURVES = [
-    Binding("m", "metric", "metric: the next one"),
-    Binding("e", "ema", "smooth: 0, .6, .9, .99"),
-    Binding("y", "log", "log y: or linear"),
-    Binding("t", "axis", "x: step, hours, GPU-hours", show=False),
-    Binding("z", "zoom", "zoom: all, last 20 %, lowest values; the front of a population", show=False),
-    Binding("b", "band", "raw values behind the smoothed", show=False),
-    Binding("v", "inspect", "values at a step", show=False),
-    Binding("left", "sideways(-1)", "inspect left, scroll left", show=False),
-    Binding("right", "sideways(1)", "inspect right, scroll right", show=False),
+    Binding("m", "metric", "metric: next"),
+    Binding("e", "ema", "smooth: 0, 0.6, 0.9, 0.99"),
+    Binding("y", "log", "log y: toggle the log scale"),
+    Binding("t", "axis", "x axis: step, hours, GPU-hours", show=False),
+    Binding("z", "zoom", "zoom: last 20%, lowest values, front only", show=False),
+    Binding("b", "band", "show raw values behind smoothed curves", show=False),
+    Binding("v", "inspect", "read values at a step", show=False),
+    Binding("left", "sideways(-1)", "move chart cursor or scroll log left", show=False),
+    Binding("right", "sideways(1)", "move chart cursor or scroll log right", show=False),
 ]
-ACTS = [  # upper case: on the process or the directory of a run; off with --readonly
+ACTS = [  # upper case: act on a run's process or directory; disabled by --readonly
     Binding("I", "act('stop')", "stop: finish the step, save, exit"),
-    Binding("Z", "act('pause')", "pause, or let it go on"),
-    Binding("R", "act('resume')", "resume: from its checkpoint"),
+    Binding("Z", "act('pause')", "pause, or continue if paused"),
+    Binding("R", "act('resume')", "resume: from the checkpoint"),
     Binding("T", "act('terminate')", "terminate (SIGTERM)", show=False),
-    Binding("K", "act('kill')", "kill (SIGKILL), asks first", show=False),
+    Binding("K", "act('kill')", "kill (SIGKILL); asks first", show=False),
     Binding("D", "act('trash')", "move to runs/.trash", show=False),
-    Binding("U", "act('undo')", "undo the last move to the trash", show=False),
-    Binding("r", "rerun", "re-run: with changes"),
+    Binding("U", "act('undo')", "restore the last run moved to the trash", show=False),
+    Binding("r", "rerun", "re-run: edit the options and launch again"),
     Binding("d", "derive", "train this run's genotype", show=False),
 ]
 EVERYWHERE = [
     Binding("question_mark", "help", "help"),
-    Binding("colon", "command_palette", "palette: every action, run, metric, theme"),
-    Binding("x", "export", "export what is shown: CSV, Markdown, LaTeX, SVG, HTML"),
-    Binding("w", "yank", "copy path, command, genotype or lines (OSC 52)"),
-    Binding("ctrl+l", "redraw", "draw anew"),
-    Binding("ctrl+z", "suspend_process", "suspend"),
-    Binding("q", "quit", "quit; runs go on"),
+    Binding("colon", "command_palette", "palette: actions, runs, metrics, themes"),
+    Binding("x", "export", "export: CSV, Markdown, LaTeX, SVG, HTML"),
+    Binding("w", "yank", "copy path, command, genotype or lines"),
+    Binding("ctrl+l", "redraw", "redraw the screen"),
+    Binding("ctrl+z", "suspend_process", "suspend the UI"),
+    Binding("q", "quit", "quit; runs keep running"),
 ]
 
 
@@ -68,10 +68,10 @@ EVERYWHERE = [
 
 
 class Curves:
-    """How charts are drawn, the same on every screen, and the smoothing already done."""
+    """Chart settings, shared by all screens, and a cache of smoothed curves."""
 
     def __init__(self) -> None:
-        self.ema = {True: 0.0, False: 0.9}  # of scores, of everything else
+        self.ema = {True: 0.0, False: 0.9}  # smoothing of scores (True) and of other metrics (False)
         self.logs: dict[str, bool] = {}
         self.axis, self.zoom, self.band = "step", "all", True
         self.inspect: float | None = None  # 0 … 1 of the x axis
@@ -81,7 +81,7 @@ class Curves:
         return self.logs.get(metric, metric.startswith("FID"))
 
     def smoothed(self, run: Run, metric: str, y: Any) -> Any:
-        """The moving average of a metric; only what is new is computed."""
+        """The moving average of a metric. Only new points are computed."""
         beta = self.ema[pages.is_score(metric)]
         if not beta or not len(y):
             return y
@@ -97,14 +97,14 @@ class Curves:
         ema = self.ema[pages.is_score(metric)]
         words = ["log"] * self.log(metric) + ([f"ema {ema:g}"] if ema else []) + [f"x: {self.axis}"]
         return f"{metric}{arrow} · " + " · ".join(
-            words + {"all": [], "tail": ["last 20 %"], "low": ["lowest values"]}[self.zoom]
+            words + {"all": [], "tail": ["last 20%"], "low": ["lowest values"]}[self.zoom]
         )
 
     def lines(
         self, drawn: list[tuple[Run, str, str]], metric: str, width: int, height: int,
         marks: tuple = (), cursor: float | None = None, more: tuple[str, ...] = ()
     ) -> list[Line]:  # fmt: skip
-        """A chart with its title. drawn: (run, style, letter), the last on top. more: further metrics in the same chart."""
+        """A chart with a title. drawn: (run, style, letter), the last one on top. more: extra metrics for the same chart."""
         series, top = [], drawn[-1][0].name if drawn else ""
         for run, style, letter in drawn:
             for k, name in enumerate((metric, *more)):
@@ -133,7 +133,7 @@ class Curves:
         return [crop(head, width), *picture]
 
     def at(self, series: list[Series]) -> float | None:
-        """The x that is inspected."""
+        """The x value under the chart cursor."""
         xs = [s.x for s in series if len(s.x)]
         if not xs or self.inspect is None:
             return None
@@ -141,14 +141,16 @@ class Curves:
         return low + self.inspect * (high - low)
 
     def grouped(self, runs: list[Run], metric: str) -> list[Series]:
-        """Runs that differ in the seed alone as one curve: mean, and ± a standard deviation."""
+        """One curve per group of runs that differ only in the seed: mean ± one standard deviation."""
         import numpy as np
 
         groups: dict[str, list] = {}
         for run in runs:
             x, y = pages.points(run, metric, self.axis)
             if np.isfinite(y).any():
-                x = x + np.arange(len(x)) * 1e-9 * (x[-1] - x[0])  # two phases may score at one step: no x twice
+                x = x + np.arange(len(x)) * 1e-9 * (
+                    x[-1] - x[0]
+                )  # two phases may score at the same step; np.interp needs distinct x
                 groups.setdefault(same_but_seed(run), []).append((x, self.smoothed(run, metric, y)))
         made = []
         for k, members in enumerate(groups.values()):
@@ -167,7 +169,7 @@ class Curves:
 
 
 class Page(Screen):
-    """A screen with a line of keys, a notice where there is no room, and widgets whose faults end nothing."""
+    """Base of the screens: a key footer, a "too small" notice, and widgets whose errors do not crash the UI."""
 
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (100, "-wide"), (140, "-broad")]
     VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (30, "-tall")]
@@ -193,10 +195,10 @@ class Page(Screen):
         self.call_after_refresh(self.update_all)
 
     def changed(self, names: set[str]) -> None:
-        """New facts about these runs are there; an empty set: a second has passed."""
+        """Called when these runs have new data, and once a second with an empty set if nothing changed."""
 
     def update_all(self) -> None:
-        """Everything anew, as after a change of size or of what the user chose."""
+        """Rebuild everything, e.g. after a resize or a changed setting."""
         self.changed(set(self.app.store.runs))
         self.query_one("#keys", Doc).rebuild()
 
@@ -212,7 +214,7 @@ class Page(Screen):
         return binding.show
 
     def keys(self, width: int, _: int) -> list[Line]:
-        """As many keys as fit, whole; the rest is in the help."""
+        """The footer: as many keys as fit; help lists all."""
         last: Line = [("?", "key"), (" help ", "")]
         line: Line = [(" ", "")]
         self.key_spots: list[tuple[int, int, str]] = []
@@ -234,7 +236,7 @@ class Page(Screen):
                 if a <= event.x < b:
                     await self.run_action(action)
 
-    # -- charts, where a screen has some
+    # -- charts
 
     def action_ema(self) -> None:
         which = pages.is_score(self.metric_now())
@@ -273,7 +275,7 @@ class Page(Screen):
     def metric_now(self) -> str:
         return self.app.metric
 
-    # -- acting on the run at hand
+    # -- actions on the current run
 
     def run_now(self) -> Run | None:
         return None
@@ -296,7 +298,7 @@ class Page(Screen):
 
 
 def key_name(keys: str) -> str:
-    """A key as one reads it: `space`, `/`, `↑ k`."""
+    """A key as displayed: `space`, `/`, `↑ k`."""
     names = {"slash": "/", "question_mark": "?", "colon": ":", "comma": ",", "full_stop": ".", "number_sign": "#"}
     names |= {
         "left_square_bracket": "[",
@@ -311,7 +313,7 @@ def key_name(keys: str) -> str:
 
 
 def touches(binding: Binding) -> bool:
-    """Whether an action starts, steers or changes a run."""
+    """Whether an action starts, controls or modifies a run."""
     return binding.action.startswith("act(") or binding.action in ("rerun", "derive", "new", "tags", "pin")
 
 
@@ -319,7 +321,7 @@ def touches(binding: Binding) -> bool:
 
 
 class Ask(ModalScreen):
-    """One line of text. done(text) returns what is wrong with it, or nothing; live: also called while it is typed."""
+    """Prompt for one line of text. done(text) returns an error message or ""; live: also call it on every keystroke."""
 
     BINDINGS: ClassVar = [Binding("escape", "dismiss", "cancel")]
 
@@ -348,7 +350,7 @@ class Ask(ModalScreen):
 
 
 class Choose(ModalScreen):
-    """A question with a key for each answer."""
+    """A question with one key per answer."""
 
     BINDINGS: ClassVar = [Binding("escape", "dismiss", "cancel")]
 
@@ -360,11 +362,11 @@ class Choose(ModalScreen):
         yield Doc(self.lines, base="bar", id="choose")
 
     def on_mount(self) -> None:
-        self.query_one(Doc).styles.height = len(self.answers) + 5  # question, a blank, no, and the border
+        self.query_one(Doc).styles.height = len(self.answers) + 5  # question, blank line, "cancel" and border
 
     def lines(self, width: int, _: int) -> list[Line]:
         rows = [[(f"  {key}", "key"), (f"  {text}", "")] for key, text, _ in self.answers]
-        return [[(f" {self.question}", "bold")], [], *rows, [("  esc", "key"), ("  no", "")]]
+        return [[(f" {self.question}", "bold")], [], *rows, [("  esc", "key"), ("  cancel", "")]]
 
     def on_key(self, event: events.Key) -> None:
         self.answer(next((i for i, (key, _, _) in enumerate(self.answers) if key == event.key), -1), event)
@@ -372,7 +374,7 @@ class Choose(ModalScreen):
     def on_click(self, event: events.Click) -> None:
         row = event.y - 3 if event.widget is self.query_one(Doc) else len(self.answers)
         self.answer(row, event)
-        if row == len(self.answers):  # no, or beside the question
+        if row == len(self.answers):  # cancel, or outside the dialog
             self.dismiss()
 
     def answer(self, i: int, event: events.Event) -> None:
@@ -383,7 +385,7 @@ class Choose(ModalScreen):
 
 
 class Help(ModalScreen):
-    """Every key of the screen below, from its bindings."""
+    """All keys of the screen below, taken from its bindings."""
 
     BINDINGS: ClassVar = [Binding("escape,question_mark,q", "dismiss", "back"), *MOVES]
 
@@ -406,8 +408,9 @@ class Help(ModalScreen):
         return [
             *lines,
             *([(f" {text}", "dim")] for text in (
-                "Lower-case keys never touch a process. Upper-case keys do; --readonly switches them off.",
-                "Runs go on when this ends. If your logout ends them: loginctl enable-linger, or start this in tmux.",
+                "Upper-case keys act on a run's process or files (off with --readonly).",
+                "Quitting the UI does not stop any run.",
+                "If logging out kills runs: loginctl enable-linger, or use tmux.",
                 "States: " + "  ".join(f"{g} {s}" for s, g in pages.GLYPHS.items()),
             )),
         ]  # fmt: skip
@@ -417,11 +420,11 @@ class Help(ModalScreen):
 
 
 def key_groups(screen: type[Screen]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """[(title, [(keys, what they do)])] of a screen, each binding once."""
+    """The bindings of a screen in groups: [(title, [(keys, description)])]."""
     own = [b for b in screen.BINDINGS if b not in ACTS and b not in CURVES and b not in MOVES]
     groups = [
-        ("here", own),
-        ("on the run", [b for b in ACTS if b in screen.BINDINGS]),
+        ("this screen", own),
+        ("this run", [b for b in ACTS if b in screen.BINDINGS]),
         ("charts", [b for b in CURVES if b in screen.BINDINGS]),
     ]
     groups += [("move", [b for b in MOVES if b in screen.BINDINGS]), ("everywhere", EVERYWHERE)]

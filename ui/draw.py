@@ -1,6 +1,6 @@
-"""Pictures made of text: charts in braille, rails of a cell, heat maps, images in half blocks. Pure functions.
+"""Text graphics: braille charts, cell diagrams, heat maps, images in half blocks. Pure functions.
 
-A line is a list of (text, style). A style is words of ui.widgets.PALETTES ("dim", "bad", "bold s3"), or a rich Style.
+A line is a list of (text, style). A style is names in ui.widgets.PALETTES ("dim", "bad", "bold s3"), or a rich Style.
 """
 
 import math
@@ -27,7 +27,7 @@ Line = list[tuple[str, str | Style]]
 
 
 def human(x: float | None, digits: int = 3) -> str:
-    """1234567 as 1.23M, 412 as 412, 0.0002 as 2e-04; — for None."""
+    """A short form: 1.23M for 1234567, 412, 2e-04 for 0.0002, — for None."""
     if x is None or not math.isfinite(x):
         return "—"
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
@@ -72,7 +72,7 @@ def count(n: int, one: str, many: str = "") -> str:
 
 
 def fit(text: str, width: int, right: bool = False) -> str:
-    """Exactly `width` cells: cut with … or filled up."""
+    """The text as exactly `width` cells: truncated with … or padded."""
     if width <= 0:
         return ""
     have = len(text) if text.isascii() else cell_len(text)
@@ -82,7 +82,7 @@ def fit(text: str, width: int, right: bool = False) -> str:
 
 
 def fit_middle(text: str, width: int) -> str:
-    """As `fit`, but what is cut is missing before the last ten letters: there names of runs differ."""
+    """Like `fit`, but keep the last ten characters, in which run names differ."""
     end = text[-10:]
     if cell_len(text) <= width or cell_len(end) > width // 2:
         return fit(text, width)
@@ -98,7 +98,7 @@ def width_of(line: Line) -> int:
 
 
 def beside(left: list[Line], right: list[Line], width: int, gap: str = "  ") -> list[Line]:
-    """Two blocks next to each other; the left one is `width` cells wide."""
+    """Two blocks side by side; the left one is `width` cells wide."""
     made = []
     for i in range(max(len(left), len(right))):
         a = crop(left[i], width) if i < len(left) else [(" " * width, "")]
@@ -107,7 +107,7 @@ def beside(left: list[Line], right: list[Line], width: int, gap: str = "  ") -> 
 
 
 def crop(line: Line, width: int) -> Line:
-    """The line cut or filled to `width` cells."""
+    """The line truncated or padded to `width` cells."""
     made, left = [], width
     for text, style in line:
         have = len(text) if text.isascii() else cell_len(text)
@@ -122,7 +122,7 @@ def crop(line: Line, width: int) -> Line:
 
 
 def wrapped(items: Iterable[str], width: int, gap: str = "   ") -> list[str]:
-    """Items in as few lines as hold them whole."""
+    """Items joined by `gap`, wrapped between items."""
     lines = [""]
     for item in items:
         if lines[-1] and cell_len(lines[-1]) + len(gap) + cell_len(item) > width:
@@ -132,7 +132,7 @@ def wrapped(items: Iterable[str], width: int, gap: str = "   ") -> list[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], right: str = "", gap: int = 2, most: int = 40) -> list[Line]:
-    """Columns as wide as their longest cell; right: letters r (right-aligned) or l per column. A cell may be (text, style)."""
+    """A table with auto-sized columns. right: r (right-aligned) or l for each column. A cell may be (text, style)."""
     cells = [[c if isinstance(c, tuple) else (clean(c), "") for c in row] for row in rows]
     widths = [
         min(most, max([cell_len(head[i]), *(cell_len(row[i][0]) for row in cells if i < len(row))])) for i in range(len(head))
@@ -159,7 +159,7 @@ def progress(fraction: float | None, width: int) -> Line:
 
 
 def spark(values: Sequence[float | None], width: int) -> str:
-    """A curve one line high; the last `width` of evenly chosen values."""
+    """A sparkline; more than `width` values are sampled evenly."""
     have = [v for v in values if v is not None and math.isfinite(v)]
     if not have:
         return ""
@@ -174,18 +174,18 @@ def spark(values: Sequence[float | None], width: int) -> str:
 
 @dataclass
 class Series:
-    """A curve: x ascending, y with NaN where it breaks. letter: marks its end, so that colour is never needed."""
+    """A curve: x ascending, y with NaN at gaps. letter: label at its end, so that colour is not needed to identify it."""
 
     x: "np.ndarray"
     y: "np.ndarray"
     style: str = "s0"
     letter: str = ""
-    raw: "np.ndarray | None" = None  # drawn faintly behind
+    raw: "np.ndarray | None" = None  # unsmoothed values, drawn faintly behind
     spread: "np.ndarray | None" = None  # ± around y, drawn faintly behind
 
 
 def ticks(low: float, high: float, n: int, log: bool = False) -> list[float]:
-    """About n round numbers from low to high, but two at least; 1-2-5 in a logarithmic scale."""
+    """About n round numbers from low to high, at least two if possible; 1-2-5 steps on a log scale."""
     if log and high / low >= 3:
         every = [
             m * 10.0**e
@@ -212,7 +212,7 @@ def ticks(low: float, high: float, n: int, log: bool = False) -> list[float]:
 
 
 def span(series: list[Series], x: tuple[float, float], log: bool) -> tuple[float, float] | None:
-    """Lowest and highest value within x; None where there is nothing to draw."""
+    """Range of y for the values from x[0] on, with a margin; None if there are none."""
     low, high = math.inf, -math.inf
     for s in series:
         y = s.y[int(s.x.searchsorted(x[0])) :]
@@ -232,9 +232,9 @@ def chart(
     series: list[Series], width: int, height: int, *,
     log: bool = False, zoom: str = "all", cursor: float | None = None, marks: Sequence[float] = (), empty: str = "no data yet"
 ) -> tuple[list[Line], str]:  # fmt: skip
-    """(lines, what it leaves out). The last series is drawn on top. zoom: all, tail (last 20 % of x), low (y near its lowest).
+    """(lines, note on points not shown). The last series is on top. zoom: all, tail (last 20% of x), low (lowest y).
 
-    Each curve is the mean of what falls into a dot, 2 x 4 dots a character. marks: x of dotted lines.
+    A character has 2 x 4 dots; points in the same dot column are averaged. marks: x of dotted vertical lines.
     """
     import numpy as np
 
@@ -251,7 +251,7 @@ def chart(
         x0, x1 = x0 - 0.5, x0 + 0.5
     limits = span(series, (x0, x1), log)
     if limits is None:
-        note = "no positive values for a log axis: y switches" if log else empty
+        note = "no positive values for a log axis; y switches to linear" if log else empty
         return ([[(fit(f"  {note}", width), "dim")]] + [[(" " * width, "")] for _ in range(height - 1)])[:height], ""
     y0, y1 = limits
     if zoom == "low":
@@ -260,20 +260,20 @@ def chart(
     W, H = 2 * w, 4 * h
     bits, owner, back = np.zeros((h, w), np.uint8), np.full((h, w), -1, np.int16), np.zeros((h, w), bool)
     clipped = dropped = 0
-    ends: list[tuple[int, int, int, str]] = []  # row, column, index of the style, letter
+    ends: list[tuple[int, int, int, str]] = []  # row, column, style index, letter
     styles: list[str] = []
 
     def across(x: "np.ndarray") -> "np.ndarray":
-        """Columns of the dots of values."""
+        """Dot columns of x values."""
         return ((x - x0) * ((W - 1) / (x1 - x0)) + 1e-9).astype(np.int64)
 
     def down(y: "np.ndarray") -> "np.ndarray":
-        """Their rows, which may lie outside."""
+        """Dot rows of y values; may be outside the chart."""
         with np.errstate(all="ignore"):
             return (a1 - (np.log10(y) if log else y)) * ((H - 1) / (a1 - a0))
 
     def paint(canvas: "np.ndarray", style: str) -> None:
-        """Lay a picture of dots over what is there; a cell has the style of what came last, and no background dots then."""
+        """Draw a dot image on top. Its cells take the new style and lose the dots of faint backgrounds."""
         cells = np.zeros((h, w), np.uint8)
         for (dy, dx), bit in BRAILLE.items():
             cells |= canvas[dy::4, dx::2] * np.uint8(bit)
@@ -283,7 +283,7 @@ def chart(
         styles.append(style)
 
     for s in series:
-        first = max(0, int(np.searchsorted(s.x, x0)) - 1)  # one before, so that the curve comes in from the left
+        first = max(0, int(np.searchsorted(s.x, x0)) - 1)  # include one point before, so that the curve enters from the left
         x, y = s.x[first:], s.y[first:]
         if s.spread is not None:
             canvas = np.zeros((H, W), bool)
@@ -306,7 +306,7 @@ def chart(
         curve(canvas, columns, rows, part)
         paint(canvas, s.style)
         seen = np.flatnonzero((columns >= 0) & (rows > -0.5) & (rows < H - 0.5))
-        if len(seen) and (s.letter or len(seen) == 1):  # a single dot would be overlooked
+        if len(seen) and (s.letter or len(seen) == 1):  # a single dot is easy to miss
             ends.append((int(rows[seen[-1]]) // 4, int(columns[seen[-1]]) // 2, len(styles) - 1, s.letter or "●"))
 
     chars = np.where(bits > 0, bits.astype(np.int32) + 0x2800, 32)
@@ -351,7 +351,7 @@ def chart(
 
 
 def labels(values: list[float]) -> list[str]:
-    """Their texts, with as many digits as tell them apart."""
+    """Labels with just enough digits to be distinct."""
     for digits in range(3, 7):
         texts = [human(t, digits) if abs(t) > 1e-12 else "0" for t in values]
         if len(set(texts)) == len(texts):
@@ -376,7 +376,7 @@ BRAILLE = {(0, 0): 1, (1, 0): 2, (2, 0): 4, (0, 1): 8, (1, 1): 16, (2, 1): 32, (
 
 
 def means(columns: "np.ndarray", y: "np.ndarray") -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
-    """Mean of what falls into a column of dots: (columns, means, part). part counts the NaN passed: curves break there."""
+    """Mean per dot column: (columns, means, part). part counts the NaN seen so far: the curve breaks where it changes."""
     import numpy as np
 
     good = abs(y) < math.inf
@@ -395,7 +395,7 @@ def means(columns: "np.ndarray", y: "np.ndarray") -> "tuple[np.ndarray, np.ndarr
 
 
 def curve(canvas: "np.ndarray", x: "np.ndarray", y: "np.ndarray", part: "np.ndarray | None" = None) -> None:
-    """Connect dots on a canvas (H, W) of bool: x columns, y rows, rows may lie outside. Lines stay within their part."""
+    """Draw a polyline on a bool canvas (H, W). x: columns, y: rows, may be outside. Different parts are not joined."""
     import numpy as np
 
     H, W = canvas.shape
@@ -423,7 +423,7 @@ def scatter(
     points: Sequence[tuple[float, float, str, str]], width: int, height: int, *,
     log_x: bool = False, path: Sequence[tuple[float, float]] = ()
 ) -> list[Line]:  # fmt: skip
-    """points: (x, y, character, style), later ones on top. path: corners joined by a staircase."""
+    """A scatter plot. points: (x, y, character, style), later ones on top. path: points joined by a staircase."""
     gutter = 7
     w, h = width - gutter, height - 1
     points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1]) and (p[0] > 0 or not log_x)]
@@ -473,7 +473,7 @@ def scatter(
 
 
 def rails(nodes: Sequence[str], edges: Sequence[tuple[str, str, str, str]], width: int) -> list[Line]:
-    """A cell with one row an edge. edges: (from, to, op, style); the op `none` is drawn dotted."""
+    """A diagram of a cell, one row per edge. edges: (from, to, op, style); the op `none` is dotted."""
     n = max(2, len(nodes))
     apart = max(6, (width - 7) // (n - 1))
     column = {node: 3 + i * apart for i, node in enumerate(nodes)}
@@ -501,12 +501,12 @@ def rails(nodes: Sequence[str], edges: Sequence[tuple[str, str, str, str]], widt
 
 
 def shade(p: float) -> str:
-    """A probability as a block of growing darkness."""
+    """A probability as a block character, darker for larger p."""
     return " ░▒▓█"[min(4, max(0, math.ceil(p * 4 - 0.2)))]
 
 
 def heat(columns: Sequence[dict[str, float]], full: float) -> list[Line]:
-    """Probabilities of the ops of one edge over time: a row an op; `full` is a whole block."""
+    """Op probabilities of one edge over time, one row per op. full: the probability drawn as a full block."""
     last = columns[-1] if columns else {}
     name = max(map(len, last), default=0)
     lines: list[Line] = []
@@ -546,19 +546,19 @@ def open_image(path: Path) -> "np.ndarray":
             return np.asarray(image.convert("RGB"))
     except ValueError:
         raise
-    except Exception as e:  # whatever a broken file makes the decoder raise
+    except Exception as e:  # the decoder may raise anything on a broken file
         raise ValueError(clean(e, 80) or type(e).__name__) from None
 
 
 def grid_of(image: "np.ndarray") -> tuple[int, int]:
-    """(images a row, pixels from one image to the next) of a sample grid 8 wide; (1, width) of any other picture."""
+    """(images per row, pixels between image origins) of an 8-wide sample grid; (1, width) for any other image."""
     h, w = image.shape[:2]
     pitch = (w - 2) // 8
     return (8, pitch) if pitch >= 6 and 8 * pitch + 2 == w and (h - 2) % pitch == 0 else (1, w)
 
 
 def part(image: "np.ndarray", across: int) -> "Image":
-    """The first `across` samples of the first as many rows of a grid; any other picture whole."""
+    """The first `across` x `across` samples of a grid; any other image unchanged."""
     from PIL import Image
 
     n, pitch = grid_of(image)
@@ -567,7 +567,7 @@ def part(image: "np.ndarray", across: int) -> "Image":
 
 
 def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8) -> list[Line]:
-    """The image in `▀`: two pixels a character. across: so many samples of the grid side by side, whole ones only."""
+    """The image as `▀` characters, two pixels each. across: samples per row; no sample is cut off."""
     import numpy as np
     from PIL import Image
 
@@ -599,7 +599,7 @@ def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8) -
 
 
 def variety(image: "np.ndarray") -> float | None:
-    """How different the samples of a grid are: the standard deviation over samples, averaged over pixels, 0 … about 0.5."""
+    """Sample variety: standard deviation over the samples of a grid, averaged over pixels; 0 to about 0.5. None: no grid."""
     import numpy as np
 
     n, pitch = grid_of(image)

@@ -1,4 +1,4 @@
-"""The launch form: a new run, a run again with changes, a found genotype to train."""
+"""The launch form: start a new run, re-run with changes, or train a genotype from a search."""
 
 import shlex
 from typing import Any, ClassVar
@@ -16,16 +16,16 @@ from ui.widgets import Doc, Table
 
 
 class Form(Page):
-    """A new run: any script's options by panel, checked as they are typed, and the command that they make."""
+    """Launch form: the options of a script and its command."""
 
     BINDINGS: ClassVar = [
         Binding("ctrl+r", "go", "launch"),
-        Binding("enter", "edit", "change"),
+        Binding("enter", "edit", "edit"),
         Binding("space,right", "cycle(1)", "next choice"),
         Binding("left", "cycle(-1)", "previous choice", show=False),
         Binding("slash", "find", "find an option"),
-        Binding("n", "next", "next option found", show=False),
-        Binding("u", "undo", "value of the preset"),
+        Binding("n", "next", "next match", show=False),
+        Binding("u", "undo", "reset: to the preset's value"),
         Binding("ctrl+y", "copy", "copy the command"),
         Binding("p", "paste", "paste a command"),
         Binding("escape", "back", "back"),
@@ -49,10 +49,10 @@ class Form(Page):
         self.app.safely("form", self.fill)
         self.update("top", "foot")
 
-    # -- rows: name, text, kind of what is chosen before the options, then the options by panel
+    # -- rows: launch settings first, then the script's options by panel
 
     def rows(self) -> list[tuple[str, str]]:
-        """(key, title) of every row."""
+        """(key, title) of each row. Keys of script options start with "-"."""
         first = [("script", "script"), ("preset", "preset"), ("seeds", "seeds"), ("wait", "start"), ("gpu", "GPU")]
         first += [("need", "GiB free")] if self.wait == "gpu" else [("after", "after run")] if self.wait == "after" else []
         rest = [(f"-{n}", n) for n in self.script.options if n not in ("preset", "seed", "resume", "dry_run")]
@@ -81,7 +81,7 @@ class Form(Page):
         return ["false", "true"] if option.kind == "bool" else list(option.choices)
 
     def problems(self) -> dict[str, str]:
-        """What is wrong, by row."""
+        """Error messages by row key."""
         wrong = {}
         for name, text in self.texts.items():
             try:
@@ -97,7 +97,7 @@ class Form(Page):
             wrong["seeds"] = str(e)
         if self.wait == "gpu":
             if not self.app.machine.gpus:
-                wrong["wait"] = "no GPU can be asked here; start now or after a run"
+                wrong["wait"] = "no GPU found; use now or after"
             try:
                 if not 0 < float(self.need) < 10_000:
                     raise ValueError
@@ -120,12 +120,12 @@ class Form(Page):
         device = f"CUDA_VISIBLE_DEVICES={self.gpu} " if self.gpu else ""
         return device + "python " + shlex.join(words)
 
-    # -- what is shown
+    # -- display
 
     def top_line(self, width: int, _: int) -> list[Line]:
         wrong = len(self.problems())
         text = f" New run: {self.script.about}" if not self.about else f" {self.about}"
-        right = draw.count(wrong, "problem") + " " if wrong else "ready: ctrl+r launches "
+        right = draw.count(wrong, "problem") + " " if wrong else "ready: ctrl+r to launch "
         return [[(fit(text, width - len(right) - 1) + " ", "bold"), (right, "bad" if wrong else "good")]]
 
     def fill(self) -> None:
@@ -146,14 +146,18 @@ class Form(Page):
             line.append((value, "bad" if key in wrong else "warn bold" if changed else "key"))
             line.append((f"✗ {about}", "bad") if key in wrong else (about, "dim"))
             rows.append((key, line))
-        about = "range" if width < 90 else "type and range; * differs from the preset"
+        about = "range" if width < 90 else "type and range; * = differs from the preset"
         table.show([(f" {'':7}{fit('option', 18)}{fit('value', value_width + 1)}{about}", "bold")], rows)
 
     def explain(self, key: str) -> str:
         return {
-            **{"script": "← → another one", "preset": "named values of the script", "seeds": "3, 0-4 or 0,2,7: a run each"},
-            **{"wait": "now, on a free GPU, after a run", "gpu": "CUDA_VISIBLE_DEVICES"},
-            **{"need": "of GPU memory before it starts", "after": "← → a run that has not ended"},
+            **{
+                "script": "← → choose a script",
+                "preset": "a named set of values",
+                "seeds": "3, 0-4 or 0,2,7: one run per seed",
+            },
+            **{"wait": "now, on a free GPU, or after a run", "gpu": "CUDA_VISIBLE_DEVICES"},
+            **{"need": "GPU memory that must be free to start", "after": "← → choose a run that has not ended"},
         }[key]
 
     def foot(self, width: int, height: int) -> list[Line]:
@@ -168,10 +172,10 @@ class Form(Page):
             many = 0
         peak, seconds, n = launch.similar(self.app.store.ordered(), self.script.path.name, self.texts.get("preset", ""))
         facts = [draw.count(many, "run")] + (
-            [f"{n} like it took {duration(seconds)}, peak memory {draw.size(peak)}"] if n else []
+            [f"{draw.count(n, 'similar run')}: median time {duration(seconds)}, peak memory {draw.size(peak)}"] if n else []
         )
         lines.append([(" " + " · ".join(facts), "dim")])
-        command = self.command() or "the command appears when every value can be read"
+        command = self.command() or "(fix the errors above to see the command)"
         parts = draw.wrapped(command.split(" "), width - 5, " ")
         room = max(1, height - len(lines))
         if len(parts) > room:
@@ -245,9 +249,9 @@ class Form(Page):
     def action_find(self) -> None:
         def done(text: str) -> str:
             self.found = text.lower()
-            return "" if not text or self.action_next() else f"no option has {text} in its name or help"
+            return "" if not text or self.action_next() else f"no option name or help text contains {text}"
 
-        self.app.ask("find an option", "", done, hint="part of its name or help; n: the next one")
+        self.app.ask("find an option", "", done, hint="part of its name or help text; n for the next match")
 
     def action_next(self) -> bool:
         table, rows = self.query_one(Table), self.rows()
@@ -273,7 +277,7 @@ class Form(Page):
             self.update_all()
             return ""
 
-        self.app.ask("command line", "", done, hint="paste it here: python eagan.py --preset smoke …")
+        self.app.ask("command line", "", done, hint="paste a command such as python eagan.py --preset smoke")
 
     def action_go(self) -> None:
         wrong = self.problems()
@@ -301,7 +305,7 @@ class Form(Page):
             started += 1
         if started:
             word = "started" if self.wait == "now" else "queued"
-            self.app.notify(f"{draw.count(started, 'run')} {word}; quitting does not end them", markup=False)
+            self.app.notify(f"{draw.count(started, 'run')} {word}; quitting the UI does not stop them", markup=False)
             self.app.wake.set()
             self.app.pop_screen()
 

@@ -1,7 +1,7 @@
-"""Starting and steering runs: options read from a script's source, a keeper that outlives the UI, signals, GPUs and host.
+"""Launching and controlling runs: script options read from source, the keeper process, signals, GPU and host status.
 
-Run as a program (`python ui/launch.py RECORD_DIR`) this file is the keeper of one launched run: it waits for its turn,
-starts the script in a session of its own, finds the run directory that the script makes, and leaves the exit code there.
+Run as a program (`python ui/launch.py RECORD_DIR`), this file is the keeper of one launched run. It outlives the UI: it
+waits for the run's turn, starts the script in its own session, finds its run directory and writes the exit code there.
 """
 
 import ast
@@ -28,14 +28,14 @@ if __name__ == "__main__":
 
 from ui.runs import HOST, Run, alive, clean, get, identity, is_run, number, parse, process_stat, read_bytes
 
-_cache: dict[str, tuple[tuple, dict]] = {}  # of records: by folder
+_cache: dict[str, tuple[tuple, dict]] = {}  # launch records by folder: (file stamps, record)
 
 # ---- options of a script, from its source -----------------------------------------------------------------------------
 
 
 @dataclass
 class Option:
-    """A field of Args. kind: int, float, bool, text, path or choice. default: its literal; text where it is none."""
+    """A field of Args. kind: int, float, bool, text, path or choice. default: the value of its literal."""
 
     name: str
     kind: str
@@ -57,10 +57,10 @@ class Option:
             return " | ".join(self.choices)
         low, high = (str(x) if x is not None else "" for x in (self.low, self.high))
         limits = f" {low} … {high}" if low and high else f" ≥ {low}" if low else f" ≤ {high}" if high else ""
-        return self.kind + limits + (", or nothing" if self.optional else "")
+        return self.kind + limits + (", or empty" if self.optional else "")
 
     def read(self, text: str) -> Any:
-        """The value of a text. ValueError: says what is wrong with it."""
+        """Parse a value. ValueError: what is wrong with the text."""
         text = text.strip()
         if self.optional and not text:
             return None
@@ -89,7 +89,7 @@ class Option:
         return text
 
     def write(self, value: Any) -> str:
-        """The text of a value, as `read` takes it."""
+        """A value as text that `read` accepts."""
         return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -106,25 +106,25 @@ class Script:
 
 
 def scripts(folder: Path) -> tuple[list[Script], dict[str, str]]:
-    """The scripts of a folder that define Args and PRESETS, and by name why others that name both cannot be read."""
+    """The scripts in a folder that define Args and PRESETS, and by file name the errors in those that cannot be read."""
     found, broken = [], {}
     for path in sorted(folder.glob("*.py")):
         try:
             source = read_bytes(path, 4 << 20).decode()
             if "class Args" in source and "PRESETS" in source:
                 found.append(read_script(path, source))
-        except Exception as e:  # a copy may hold anything, and none may end the UI
+        except Exception as e:  # a broken script must not crash the UI
             broken[path.name] = clean(e, 100) or type(e).__name__
     return found, broken
 
 
 def read_script(path: Path, source: str) -> Script:
-    """Options and presets, by ast: nothing of the script is run. ValueError: no Args or PRESETS that can be read."""
+    """Options and presets, parsed by ast without running the script. ValueError: Args or PRESETS are missing or unreadable."""
     module = Module(path.parent, path.stem, source, {})
     lineage = _lineage(*module.find("Args")) if "Args" in module.names else []
     home = next((where for where, _ in reversed(lineage) if "PRESETS" in where.names), None)
     if home is None:
-        raise ValueError("defines no Args and PRESETS")
+        raise ValueError("does not define Args and PRESETS")
     options: dict[str, Option] = {}
     for where, part in lineage:
         for node in part.body:
@@ -134,14 +134,14 @@ def read_script(path: Path, source: str) -> Script:
     options = dict(sorted(options.items(), key=lambda item: panels.index(item[1].panel)))
     presets = literal(ast.Name("PRESETS"), home)
     if not isinstance(presets, dict) or not all(isinstance(v, dict) for v in presets.values()):
-        raise ValueError("PRESETS is no dict of dicts")
+        raise ValueError("PRESETS is not a dict of dicts")
     about = (ast.get_docstring(module.tree) or "").split("\n\n")[0].replace("\n", " ")
     return Script(path, about, options, presets)
 
 
 class Module:
-    """What a file defines and imports, by ast. ValueError, SyntaxError: it, or a file that it imports from, cannot be read.
-    names: classes, expressions, and as text what an import means: `common.cli.CommonArgs`. files: by dotted name."""
+    """Definitions and imports of a file, parsed by ast. ValueError, SyntaxError: it or an imported file cannot be parsed.
+    names: classes and expressions; imports as dotted names: `common.cli.CommonArgs`. files: parsed modules by name."""
 
     def __init__(self, folder: Path, name: str, source: str, files: dict[str, "Module"]) -> None:
         self.folder, self.name, self.tree, self.files = folder, name, ast.parse(source), files
@@ -156,11 +156,11 @@ class Module:
                 self.names[node.target.id] = node.value
             elif isinstance(node, ast.Import):
                 self.names |= {a.asname or a.name: a.name for a in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:  # `from ..x import y` may lead out of the folder
+            elif isinstance(node, ast.ImportFrom) and not node.level:  # no relative imports: they may leave the folder
                 self.names |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
 
     def find(self, name: str) -> tuple["Module", ast.AST]:
-        """What `name` or `module.name` means here, and the module where that stands."""
+        """Resolve `name` or `module.name`: the defining module and the node."""
         module = self
         for _ in range(20):
             head, _, tail = name.rpartition(".")
@@ -173,7 +173,7 @@ class Module:
                 return module, found
             file, _, name = found.rpartition(".")
             module = module._read(file)
-        raise ValueError(f"{name} is imported in a circle")
+        raise ValueError(f"{name}: circular import")
 
     def _read(self, name: str) -> "Module":
         if name not in self.files:
@@ -186,9 +186,9 @@ class Module:
 
 
 def _lineage(module: Module, node: ast.AST, below: tuple[ast.AST, ...] = ()) -> list[tuple[Module, ast.ClassDef]]:
-    """A class behind all that it inherits from, each with its module: the order in which dataclass takes the fields."""
+    """A class and its base classes, bases first, each with its module: the order in which dataclass collects fields."""
     if not isinstance(node, ast.ClassDef):
-        raise ValueError(f"is no class: {ast.unparse(node)[:60]}")
+        raise ValueError(f"is not a class: {ast.unparse(node)[:60]}")
     if node in below:
         raise ValueError(f"{node.name} inherits from itself")
     found: list[tuple[Module, ast.ClassDef]] = []
@@ -198,7 +198,7 @@ def _lineage(module: Module, node: ast.AST, below: tuple[ast.AST, ...] = ()) -> 
 
 
 def literal(node: ast.AST | None, module: Module, depth: int = 0) -> Any:
-    """Value of a literal, of arithmetic, Path("..."), {**a}, dict(a, b=...), a | b, and a name of such. ValueError: else."""
+    """Evaluate literals, + - *, Path("..."), {**a}, dict(a, b=...), a | b and names of these. ValueError: anything else."""
     if depth > 50 or node is None:
         raise ValueError("is not a literal")
     again = lambda n: literal(n, module, depth + 1)  # noqa: E731
@@ -219,7 +219,7 @@ def literal(node: ast.AST | None, module: Module, depth: int = 0) -> Any:
         for k, v in zip(node.keys, node.values, strict=True):
             part = again(v) if k is None else {again(k): again(v)}
             if not isinstance(part, dict):
-                raise ValueError(f"is no dict: {ast.unparse(v)[:60]}")
+                raise ValueError(f"is not a dict: {ast.unparse(v)[:60]}")
             made |= part
         return made
     if called == "Path" and node.args:
@@ -236,13 +236,13 @@ def literal(node: ast.AST | None, module: Module, depth: int = 0) -> Any:
 
 
 def _as_dict(call: ast.Call, words: list[str | None]) -> ast.Dict:
-    """`f(1, b=2, **c)` as `{words[0]: 1, "b": 2, **c}`; a word that is None: as `**`."""
+    """The call `f(1, b=2, **c)` as `{words[0]: 1, "b": 2, **c}`; a word that is None becomes `**`."""
     keys = [*words[: len(call.args)], *(k.arg for k in call.keywords)]
     return ast.Dict([k and ast.Constant(k) for k in keys], [*call.args, *(k.value for k in call.keywords)])
 
 
 def _option(name: str, node: ast.AnnAssign, module: Module, base: Option | None) -> Option:
-    """A field `x: T = opt(default, help, panel, min=.., max=..)`; with no panel it keeps base's words, panel and range."""
+    """A field `x: T = opt(default, help, panel, min=.., max=..)`; without a panel it inherits help, panel, range from base."""
     kind = node.annotation
     parts = [kind.left, kind.right] if isinstance(kind, ast.BinOp) and isinstance(kind.op, ast.BitOr) else [kind]
     types = [p for p in parts if not (isinstance(p, ast.Constant) and p.value is None)]
@@ -264,7 +264,7 @@ def _option(name: str, node: ast.AnnAssign, module: Module, base: Option | None)
     text, panel = (str(given.get(k) or "") for k in ("help", "panel"))
     low, high = given.get("min"), given.get("max")
     if base and not panel:
-        if re.fullmatch(r"\[[^]]*]", text):  # another source of the same words
+        if re.fullmatch(r"\[[^]]*]", text):  # same help, another source tag
             text = re.sub(r" *\[[^]]*]$", "", base.help) + " " + text
         text, panel, low, high = text or base.help, base.panel, given.get("min", base.low), given.get("max", base.high)
     return Option(name, word, given.get("default", base and base.default), text, panel, low, high, choices, optional)
@@ -274,7 +274,7 @@ def _option(name: str, node: ast.AnnAssign, module: Module, base: Option | None)
 
 
 def command(script: Script, values: dict[str, Any]) -> list[str]:
-    """Words after the interpreter: the script, its preset, and only the flags that differ from that preset."""
+    """The command line after `python`: the script, its preset, and the flags that differ from the preset."""
     preset = str(values.get("preset", ""))
     defaults, words = script.defaults(preset), [script.path.name]
     if preset and "preset" in script.options and preset != script.options["preset"].default:
@@ -291,7 +291,7 @@ def command(script: Script, values: dict[str, Any]) -> list[str]:
 
 
 def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any], str]:
-    """(script, every value, GPU) from a pasted command line. ValueError: what cannot be understood in it."""
+    """(script, values, GPU) from a pasted command line. ValueError: what is wrong with it."""
     try:
         words = shlex.split(text.replace("\\\n", " "))
     except ValueError as e:
@@ -303,7 +303,7 @@ def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any
     names = {s.path.name: s for s in found}
     at = next((i for i, w in enumerate(words) if Path(w).name in names), None)
     if at is None:
-        raise ValueError(f"names none of {', '.join(names) or 'no scripts'}")
+        raise ValueError(f"no known script in the command; known: {', '.join(names) or 'none'}")
     script, rest = names[Path(words[at]).name], iter(words[at + 1 :])
     given: dict[str, str] = {}
     flags = {o.flag: o for o in script.options.values()}
@@ -330,15 +330,15 @@ def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any
 
 
 def seeds(text: str) -> list[int]:
-    """`3`, `0-4`, `0,2,7`. ValueError: anything else, or more than 100."""
+    """Parse `3`, `0-4` or `0,2,7`. ValueError: anything else, or more than 100 seeds."""
     found: list[int] = []
     for part in text.split(","):
         m = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
         if not m:
-            raise ValueError(f"{clean(text, 30)!r}: a whole number ≥ 0, a range 0-4 or a list 0,2,7")
+            raise ValueError(f"{clean(text, 30)!r}: must be a whole number, a range 0-4 or a list 0,2,7")
         low, high = int(m[1]), int(m[2] or m[1])
         if high < low or high - low >= 100 or len(found) > 100:
-            raise ValueError(f"{part.strip()}: at most 100 runs, from low to high")
+            raise ValueError(f"{part.strip()}: must go from low to high, at most 100 runs")
         found += [s for s in range(low, high + 1) if s not in found]
     return found
 
@@ -348,22 +348,22 @@ def seeds(text: str) -> list[int]:
 
 @dataclass
 class Launch:
-    """What to start, where and when. wait: now, gpu (free GiB: need) or after (the run of that name)."""
+    """A run to start. wait: now, gpu (until `need` GiB are free) or after (until that run has ended)."""
 
     script: Path
     words: list[str]  # the script and its flags
     values: dict[str, Any]
-    runs: Path  # the folder that the UI shows; the record goes there
+    runs: Path  # the folder shown in the UI; launch records go to its .launch/
     wait: str = "now"
     need: float = 0.0
     after: str = ""
     gpu: str = ""  # CUDA_VISIBLE_DEVICES
     env: dict[str, str] = field(default_factory=dict)
-    run: str = ""  # of a run that goes on: its directory's name
+    run: str = ""  # directory name of the run to resume
 
 
 def launch(what: Launch) -> Path:
-    """Start a keeper, which outlives this process; returns the record's folder. OSError: no folder or process can be made."""
+    """Start a keeper, which outlives this process. Returns its record folder. OSError: folder or process cannot be created."""
     root = what.runs.resolve() / ".launch"
     root.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -373,7 +373,7 @@ def launch(what: Launch) -> Path:
             record.mkdir()
             break
     name = what.run or f"{what.script.stem}-{what.values.get('dataset', '')}-s{what.values.get('seed', 0)}-{stamp}-{n}"
-    waits = {"now": "", "gpu": f"a GPU with {what.need:g} GiB free", "after": f"the end of {what.after}"}[what.wait]
+    waits = {"now": "", "gpu": f"waiting for {what.need:g} GiB on a GPU", "after": f"waiting for {what.after}"}[what.wait]
     runs_dir = what.script.parent / str(what.values.get("runs_dir") or what.runs.resolve())
     _write(record / "record.json", {
         **{"name": clean(name, 120), "script": what.script.name, "words": what.words, "cwd": str(what.script.parent.resolve())},
@@ -396,7 +396,7 @@ def _write(path: Path, value: object) -> None:
 
 
 def records(root: Path) -> list[dict]:
-    """What was launched from here: record.json and state.json of each, with `dir`. Those of runs in the trash are left out."""
+    """Launches from this UI: record.json merged with state.json, plus `dir`, the record folder. Oldest first."""
     try:
         folders = sorted(e.path for e in os.scandir(root / ".launch") if e.is_dir(follow_symlinks=False))
     except OSError:
@@ -431,13 +431,13 @@ def _read_record(folder: Path) -> dict:
 
 
 def process_of(pid: int) -> dict:
-    """The identity of a process, as status.json has it."""
+    """A process's identity in the form used in status.json."""
     found = process_stat(pid)
     return {"pid": pid, "start_time": found[1] if found else None, "host": HOST[0], "boot_id": HOST[1]}
 
 
 class Keeper:
-    """One launched run from its queue to its exit code. All that it knows is in the record's folder."""
+    """Manages one launched run from queueing to exit code. All its state is in the record folder."""
 
     def __init__(self, folder: Path) -> None:
         self.dir, self.record = folder, parse(read_bytes(folder / "record.json"))
@@ -446,7 +446,7 @@ class Keeper:
 
     def tell(self, **changes: object) -> None:
         self.state |= changes
-        with contextlib.suppress(OSError):  # a full disk must not end the run
+        with contextlib.suppress(OSError):  # a full disk must not stop the run
             _write(self.dir / "state.json", self.state)
 
     def keep(self) -> None:
@@ -475,7 +475,7 @@ class Keeper:
         self.tell(state="running", child=process_of(child.pid))
         while child.poll() is None:
             self._find(child.pid)
-            if lock is not None and time.monotonic() - began > 90:  # by now its memory is taken
+            if lock is not None and time.monotonic() - began > 90:  # by now the script has allocated its GPU memory
                 lock.close()
             time.sleep(0.3)
         self._find(child.pid)
@@ -492,7 +492,7 @@ class Keeper:
         self.cancelled = True
 
     def _find(self, pid: int) -> None:
-        """Tell, unless it is known, the run directory whose status.json names the child, or a process of its session."""
+        """Find and record the run directory: its status.json names the child or another process of its session."""
         if self.state.get("run"):
             return
         child = identity(self.state.get("child") or {})
@@ -505,21 +505,21 @@ class Keeper:
                     who = identity(process) if isinstance(process, dict) else None
                     if who and (who == child or (session(who[0]) == pid and alive(process))):
                         with contextlib.suppress(OSError):
-                            os.unlink(Path(e.path) / "exit")  # of an earlier life
+                            os.unlink(Path(e.path) / "exit")  # left by the run before it was resumed
                         self.tell(run=e.name)
                         return
 
     def _turn(self) -> Any:
-        """Wait until it may start. Returns the lock on the GPUs, when it waited for one."""
+        """Wait until the run may start. Returns the GPU lock if the run waited for a GPU."""
         if self.record["wait"] == "after":
             while not self.cancelled and self._running(self.record["after"]):
                 time.sleep(1)
         if self.record["wait"] != "gpu":
             return None
-        lock = open(self.dir.parent / "gpu.lock", "w")  # noqa: SIM115 - held until the memory is taken
+        lock = open(self.dir.parent / "gpu.lock", "w")  # noqa: SIM115 - held until the run has allocated its memory
         while not self.cancelled:
             if not self._others_before():
-                with contextlib.suppress(Exception):  # locked by another, or the library fails for a while: ask again
+                with contextlib.suppress(Exception):  # locked by another keeper, or NVML failed temporarily: retry
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     free = [g for g in gpus() if g["total"] - g["used"] >= self.record["need"] * 2**30]
                     if free:
@@ -539,7 +539,7 @@ class Keeper:
         return run.live
 
     def _others_before(self) -> bool:
-        """Whether an older one waits for a GPU too: first come, first served."""
+        """Whether an earlier launch is also waiting for a GPU: first come, first served."""
         return any(
             r["dir"] < str(self.dir) and r.get("state") == "queued" and r.get("wait") == "gpu" and alive(r["keeper"])
             for r in records(self.dir.parent.parent)
@@ -560,7 +560,7 @@ def session(pid: int) -> int | None:
 
 
 def send(process: dict, number: int, family: bool = False) -> None:
-    """Send a signal to exactly this process; family: and to those it started. ProcessLookupError: it is not there."""
+    """Send a signal to exactly this process; family: also to its descendants. ProcessLookupError: it does not exist."""
     fd = _pin(process)
     try:
         children = _descendants(process["pid"]) if family else []
@@ -573,10 +573,10 @@ def send(process: dict, number: int, family: bool = False) -> None:
 
 
 def _pin(process: dict) -> int:
-    """A pidfd, taken before the start time is compared: a recycled pid is never hit."""
+    """Open a pidfd, then compare the start time, so that a reused pid is never signalled."""
     who = identity(process)
     if who is None or who[0] == os.getpid():
-        raise ProcessLookupError("not a process of this host")
+        raise ProcessLookupError("not a process on this host")
     fd = os.pidfd_open(who[0])
     found = process_stat(who[0])
     if not found or found[1] != who[1]:
@@ -604,7 +604,7 @@ def _descendants(pid: int) -> list[dict]:
 
 
 def gpus() -> list[dict]:
-    """Per GPU: index, uuid, name, used and total bytes, percent, watts, degrees. Raises if NVML fails."""
+    """For each GPU: index, uuid, name, used and total bytes, percent, watts, degrees. Raises if NVML fails."""
     import pynvml
 
     def ask(what: Any, *of: Any) -> Any:
@@ -631,12 +631,12 @@ def _text(value: object) -> str:
 
 
 class Machine:
-    """GPUs and host, asked every two seconds in a thread of its own: a library that hangs or fails delays nothing."""
+    """GPU and host status, polled every two seconds in separate threads, so a hanging library does not block the UI."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.gpus: list[dict] = []
-        self.gpu_note = ""  # why there are none
+        self.gpu_note = ""  # why no GPUs are listed
         self.host: dict[str, float] = {}
         self.left = threading.Event()
 
@@ -645,7 +645,7 @@ class Machine:
             threading.Thread(target=ask, daemon=True).start()
 
     def ask_once(self, seconds: float = 5.0) -> None:
-        """Both at once, waiting for the GPUs only so long."""
+        """Poll once, waiting at most `seconds` for the GPUs."""
         self.gpu_note = "GPU n/a: no answer"
         thread = threading.Thread(target=self._ask_gpus, daemon=True)
         thread.start()
@@ -656,8 +656,8 @@ class Machine:
         try:
             self.gpus, self.gpu_note = gpus(), ""
         except ImportError:
-            self.gpus, self.gpu_note = [], "GPU n/a: no nvidia-ml-py"
-        except Exception as e:  # the library raises many kinds; none may end the UI
+            self.gpus, self.gpu_note = [], "GPU n/a: nvidia-ml-py is not installed"
+        except Exception as e:  # NVML raises many kinds; none may crash the UI
             self.gpus, self.gpu_note = [], f"GPU n/a: {clean(type(e).__name__.removeprefix('NVMLError_'))}"
 
     def _watch_gpus(self) -> None:
@@ -686,7 +686,7 @@ class Machine:
 
 
 def similar(runs: Iterable[Any], script: str, preset: str) -> tuple[float | None, float | None, int]:
-    """(largest peak memory in bytes, median seconds, how many) of finished runs of this script and preset."""
+    """(largest peak memory in bytes, median seconds, count) of finished runs with this script and preset."""
     from statistics import median
 
     found = [r for r in runs if r.script == script and r.config.get("preset") == preset and r.result]

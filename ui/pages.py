@@ -1,7 +1,7 @@
-"""What each tab of a run shows, as lines of text: header, architecture, search, configuration, comparison.
+"""The contents of a run's tabs as lines of text: header, architecture, search, configuration, comparison.
 
-EAGAN: population, front and lineage. AdversarialNAS and DEGAS: the probability of every op on every edge. AutoGAN: reward,
-policy and beam. Which one a run is, its search.jsonl tells, so a changed copy of a script has its pages by itself.
+Search pages: EAGAN has population, front and lineage; AdversarialNAS and DEGAS the probability of every op on every edge;
+AutoGAN reward, policy and beam. The keys in search.jsonl decide which page is shown, so copies of a script get it too.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from statistics import mean, stdev
 
 from ui import draw
 from ui.draw import Line, Series, beside, count, duration, fit, human, score, table, wrapped
-from ui.runs import Run, clean, edges, entropy, fid_label, get, hypervolume, number, same_but_seed
+from ui.runs import Run, clean, edges, entropy, fid_label, get, hypervolume, number, numeric_keys, same_but_seed
 
 GLYPHS = {
     **{"queued": "○", "starting": "◌", "running": "●", "paused": "‖", "stalled": "⚠", "stopping": "◍"},
@@ -22,7 +22,7 @@ STYLES = {
     **{"done": "good", "stopped": "info", "failed": "bad", "lost": "bad"},
 }
 TITLES = {"evolution": "Population", "probabilities": "Probabilities", "controller": "Policy"}
-SPACES = {  # (net, ops of a cell): edges, where neither search.jsonl nor the genotype names them
+SPACES = {  # (net, ops per cell): edge names, if neither search.jsonl nor the genotype has them
     ("G", 7): ("0->1", "0->2", "1->3", "2->3", "1->4", "2->4", "3->4"),  # EAGAN, AdversarialNAS
     ("D", 7): ("0->1", "0->2", "1->2", "1->3", "0->3", "2->4", "3->4"),
 }
@@ -30,14 +30,14 @@ SPACES = {  # (net, ops of a cell): edges, where neither search.jsonl nor the ge
 
 @dataclass
 class View:
-    """What the user chose on the screen of a run."""
+    """What the user has selected on a run's screen."""
 
-    at: float | None = None  # as of this step; None: now
+    at: float | None = None  # show the state at this step; None: the latest
     net: str = "G"
     cell: int = 0
-    pick: int = 0  # an individual, an edge
-    near: bool = False  # zoom to the front
-    axes: int = 0
+    pick: int = 0  # index of the selected individual or edge
+    near: bool = False  # show only the front
+    axes: int = 0  # index of the axes of the scatter plot
 
 
 # ---- header -----------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def state_word(run: Run) -> str:
 
 
 def scores(run: Run) -> str:
-    """`FID 12.71 IS 8.41±0.10 @50k best of round 3`, with the name of the network where it is not Inception."""
+    """`FID 12.71 IS 8.41±0.10 on 50k images`; networks other than Inception are named: `FID(compact)`."""
     last = run.last
     if not last:
         return ""
@@ -61,7 +61,7 @@ def scores(run: Run) -> str:
 
 
 def header(run: Run, width: int) -> list[Line]:
-    """Three lines: what it is, how far it is, how well it does."""
+    """Three lines: identity, progress, scores."""
     facts = [run.script or run.method, run.dataset, f"seed {run.seed}" if run.seed is not None else ""]
     pid = run.process.get("pid")
     facts += [f"pid {pid}" if run.live and isinstance(pid, int) else "", clean(run.config.get("device"), 30)]
@@ -74,13 +74,13 @@ def header(run: Run, width: int) -> list[Line]:
     share = min(1.0, step / total) if step is not None and total else None
     stage = clean(run.status.get("stage") or run.phase, 30)
     left = f" {run.state} " + (f"· {run.why} " if run.why else "") + (f"· {stage} " if stage and run.live else "")
-    right = f" step {human(step)}" + (f"/{human(total)}  {100 * (share or 0):.0f} %" if total else "")
+    right = f" step {human(step)}" + (f"/{human(total)}  {100 * (share or 0):.0f}%" if total else "")
     right += f"  {duration(run.eta)} left" if run.eta is not None else ""
     right += f"  {human(run.rate)} steps/s" if run.rate else ""
     room = width - len(left) - len(right) - 1
     second: Line = [(left, STYLES[run.state]), *(draw.progress(share, room) if room > 5 else []), (right, "")]
     best = run.best()
-    third = [f" {scores(run) or 'no evaluation' + ' yet' * run.live}"]
+    third = [f" {scores(run) or 'not evaluated' + ' yet' * run.live}"]
     third += [f"best {score(best['fid'])} at step {human(best['step'])}"] if best else []
     third += [f"memory {draw.size(run.memory)}"] if run.memory else []
     third += [f"{count(run.bad, 'unreadable line')}"] if run.bad else []
@@ -94,7 +94,7 @@ def header(run: Run, width: int) -> list[Line]:
 
 
 def metrics(run: Run) -> list[str]:
-    """Names of what can be drawn, scores first."""
+    """Names of all metrics that can be plotted, scores first."""
     keys = list(run.columns.keys)
     found = [k for k in keys if k.startswith("FID")] + [k for k in keys if k.startswith("IS")]
     found += sorted(k for k in keys if k not in found and not k.startswith("noise/"))
@@ -106,7 +106,7 @@ def is_score(metric: str) -> bool:
 
 
 def points(run: Run, metric: str, axis: str = "step") -> "tuple":
-    """(x, y) of a metric. axis: step, hours, GPU-hours. A score breaks where the phase changes: two things are measured."""
+    """(x, y) of a metric. axis: step, hours, GPU-hours. Score curves break between phases: those scores do not compare."""
     import numpy as np
 
     if metric in run.search.series and metric not in run.columns.keys:
@@ -139,7 +139,7 @@ def _clock(run: Run) -> "tuple":
 
 
 def value_at(run: Run, metric: str, x: float, axis: str = "step") -> float | None:
-    """The last value that is not after x."""
+    """The last value at or before x."""
     import numpy as np
 
     xs, ys = points(run, metric, axis)
@@ -148,29 +148,29 @@ def value_at(run: Run, metric: str, x: float, axis: str = "step") -> float | Non
 
 
 def troubles(run: Run) -> dict[str, str]:
-    """{kind: what it says}: signs that a run goes wrong, as far as its numbers and pictures tell."""
+    """Warning signs in a run's metrics and samples: {kind: message}."""
     found = {}
     if run.columns.nans:
         found["nan"] = f"{count(run.columns.nans, 'value')} not finite"
     d = points(run, "loss/d")[1][-50:]
     if len(d) >= 10 and abs(d.mean()) < 0.02:
-        found["balance"] = "D wins: its loss is gone"
+        found["balance"] = "D wins: its loss is near 0"
     seen = [v for v in varieties(run) if v is not None]
     if len(seen) > 1 and seen[-1] < 0.4 * max(seen):
-        found["modes"] = f"samples vary {seen[-1]:.2f}, earlier {max(seen):.2f}: mode collapse?"
+        found["modes"] = f"sample variety {seen[-1]:.2f}, was {max(seen):.2f}: mode collapse?"
     p = edges(run.search.row(-1), "G")
     if p and idle(p) > 0.6:
-        found["edges"] = f"skip and none on {100 * idle(p):.0f} % of edges: collapse?"
+        found["edges"] = f"skip/none on {100 * idle(p):.0f}% of edges: collapse?"
     return found
 
 
 def idle(p: dict[str, dict[str, float]]) -> float:
-    """The share of edges on which skip or none leads."""
+    """Fraction of edges on which skip or none is the most probable op."""
     return sum(max(q, key=q.get) in ("none", "skip_connect") for q in p.values()) / len(p)
 
 
 def varieties(run: Run) -> list[float | None]:
-    """How different the samples of a grid are: of the first, the middle and the last grid."""
+    """Sample variety (draw.variety) of the first, middle and last grid."""
     files = [path for _, path in run.files("samples", ".png")]
     wanted = list(dict.fromkeys([*files[:1], *files[len(files) // 2 :][:1], *files[-1:]]))
     for path in wanted:
@@ -183,13 +183,13 @@ def varieties(run: Run) -> list[float | None]:
 
 
 def health(run: Run) -> Line:
-    """Balance of the two losses, how different the samples are, signs of trouble."""
+    """One line: mean losses, sample variety, warnings."""
     words: Line = []
     g, d = (points(run, f"loss/{k}")[1][-50:] for k in "gd")
     if len(g) and len(d):
-        words.append((f" loss D {d.mean():.2f} G {g.mean():.2f} ", ""))
+        words.append((f" mean loss D {d.mean():.2f} G {g.mean():.2f} ", ""))
     if seen := [v for v in varieties(run) if v is not None]:
-        words.append((f" samples vary {seen[-1]:.2f} ", ""))
+        words.append((f" sample variety {seen[-1]:.2f} ", ""))
     return [*words, *((f" ⚠ {text} ", "bad") for text in troubles(run).values())]
 
 
@@ -199,7 +199,7 @@ Cell = tuple[str, list[str], list[tuple[str, str, str]]]  # title, nodes, (from,
 
 
 def cells(run: Run, genotype: dict, net: str) -> list[Cell]:
-    """The cells of a genotype of any of the four methods, with whatever names its edges."""
+    """The cells of a genotype of any of the four methods, with named edges."""
     nodes, parts = genotype.get("nodes"), genotype.get("cells")
     links: list[tuple[str, str, str]] = []
     if isinstance(nodes, dict) and net == "G":  # DEGAS: one graph, {node: [[from, op], ...]}
@@ -234,7 +234,7 @@ def cells(run: Run, genotype: dict, net: str) -> list[Cell]:
 
 
 def edge_names(run: Run, net: str, cell: int, n: int) -> tuple[str, ...]:
-    """Names "0->1" of the edges of a cell: from the probabilities, else of the published spaces, else a chain."""
+    """Edge names ("0->1") of a cell: from the probabilities, else the published spaces, else numbered as a chain."""
     named = tuple(e.partition("/")[2] for e in edges(run.search.row(0), net) if e.partition("/")[0] == str(cell))
     if len(named) == n and all("->" in e for e in named):
         return named
@@ -242,26 +242,26 @@ def edge_names(run: Run, net: str, cell: int, n: int) -> tuple[str, ...]:
 
 
 def flat(found: list[Cell]) -> list[tuple[str, str]]:
-    """[(place, op)] of all edges of all cells."""
+    """[(edge, op)] over all cells."""
     return [(f"{title} {a}->{b} {k}", op) for title, _, links in found for k, (a, b, op) in enumerate(links)]
 
 
 def hamming(a: list[Cell], b: list[Cell]) -> tuple[int, int]:
-    """(edges with another op, or in one alone, all edges) of two genotypes."""
+    """(number of differing edges, number of edges) of two genotypes. An edge that only one has counts as differing."""
     p, q = dict(flat(a)), dict(flat(b))
     every = {*p, *q}
     return sum(p.get(k) != q.get(k) for k in every), len(every)
 
 
 def architecture(run: Run, width: int, height: int, view: View) -> list[Line]:
-    """The rails of as many cells as fit, every cell as a table, sizes, and how it has changed."""
+    """Diagrams of as many cells as fit, a table of all cells, sizes, and changes since the last genotype."""
     genotype = run.genotype_at(view.at)
     found = cells(run, genotype, view.net)
     if not found:
-        other = next((f" · o shows {n}" for n in "GD" if cells(run, genotype, n)), "")
+        other = next((f" · o switches to {n}" for n in "GD" if cells(run, genotype, n)), "")
         fixed = clean(genotype.get("fixed_d"), 30)
-        why = f"no genotype of the {NETS[view.net]}" + (" yet" if run.live else ": this run wrote none")
-        why = f"the discriminator is the fixed one ({fixed})" if view.net == "D" and fixed else why
+        why = f"no {NETS[view.net]} genotype" + (" yet" if run.live else " in this run")
+        why = f"the discriminator is fixed ({fixed})" if view.net == "D" and fixed else why
         return [[(f" {why}{other}", "dim")]]
     history = [s for s, _ in run.files("genotypes", ".json") if view.at is None or s <= view.at]
     before = cells(run, run.genotype_at(history[-2]), view.net) if len(history) > 1 else []
@@ -273,7 +273,7 @@ def architecture(run: Run, width: int, height: int, view: View) -> list[Line]:
     below = [*genotype_table(found, width, old), [], *_facts(run, genotype, width)]
     if before:
         d, n = hamming(found, before)
-        below.append([(f" {d} of {n} edges differ from the genotype of step {human(history[-2])}", "")])
+        below.append([(f" {d} of {n} edges changed since step {human(history[-2])}", "")])
     if p:
         below.append(_decided(p))
     tall = max(len(links) for _, _, links in found) + 3
@@ -296,7 +296,7 @@ def architecture(run: Run, width: int, height: int, view: View) -> list[Line]:
                 side.append([(f"{fit(f'{a}->{b}', 9)} {q.get(op, 0):5.2f} {entropy(q):5.2f}" if q else f"{a}->{b}", "")])
             picture = beside(picture, side, wide - 28)
         lines += [
-            [(f" {title}", "bold key"), ("   [ ] another cell" if len(found) > fits and k == 0 else "", "dim")],
+            [(f" {title}", "bold key"), ("   [ ] previous/next cell" if len(found) > fits and k == 0 else "", "dim")],
             *picture,
             [],
         ]
@@ -307,7 +307,7 @@ NETS = {"G": "generator", "D": "discriminator"}
 
 
 def _facts(run: Run, genotype: dict, width: int) -> list[Line]:
-    """Sizes, scores when found, AutoGAN's vector."""
+    """Sizes, scores at search time, and AutoGAN's vector."""
     facts = []
     for n in "GD":
         params, macs = number(get(genotype, "params", n)), number(get(genotype, "macs", n))
@@ -316,23 +316,25 @@ def _facts(run: Run, genotype: dict, width: int) -> list[Line]:
     found, net = genotype.get("scores"), run.last.get("net")
     for key in ("fid", "is"):
         if (value := number(get(found, key))) is not None and net:
-            facts.append(f"{fid_label(net, key.upper())} {score(value)} when found")
+            facts.append(f"{fid_label(net, key.upper())} {score(value)} at search time")
     facts += [f"vector {clean(genotype['vector'], 80)}"] if genotype.get("vector") else []
     return [[(" " + text, "")] for text in wrapped(facts, width - 2)] if facts else []
 
 
 def _decided(p: dict[str, dict[str, float]]) -> Line:
-    """How many edges have an op above one half, and whether skip and none take over."""
+    """How many edges have an op with p > 0.5, and on how many skip or none leads."""
     sure = sum(max(q.values()) > 0.5 for q in p.values())
     line: Line = [(f" edges decided (p > 0.5) {sure}/{len(p)} {draw.bar(sure / len(p), 8)}", "")]
-    text = f"   skip and none on {100 * idle(p):.0f} % of edges" + (": collapse?" if idle(p) > 0.6 else "")
+    text = f"   skip/none on {100 * idle(p):.0f}% of edges" + (": collapse?" if idle(p) > 0.6 else "")
     return [*line, (text, "bad" if idle(p) > 0.6 else "")]
 
 
 def genotype_table(found: list[Cell], width: int, old: dict[str, str] | None = None) -> list[Line]:
-    """One row a cell, one column an edge; ops that changed in brackets."""
+    """One row per cell, one column per edge; changed ops in brackets."""
     heads = [f"{a}->{b}" for a, b, _ in found[0][2]] if found else []
-    if any([f"{a}->{b}" for a, b, _ in links] != heads for _, _, links in found):  # cells of different edges: a row an edge
+    if any(
+        [f"{a}->{b}" for a, b, _ in links] != heads for _, _, links in found
+    ):  # the cells have different edges: one row per edge
         rows = [(t, f"{a} -> {b}", op) for t, _, links in found for a, b, op in links]
         return [[(" ", ""), *line] for line in table(["cell", "edge", "op"], rows)]
     rows = []
@@ -343,7 +345,7 @@ def genotype_table(found: list[Cell], width: int, old: dict[str, str] | None = N
             ops.append((f"[{op}]", "warn") if changed else op)
         rows.append([title, *ops])
     lines = [[(" ", ""), *line] for line in table(["cell", *heads], rows, gap=1)]
-    if draw.width_of(lines[-1]) > width:  # turned: a row an edge, a column a cell
+    if draw.width_of(lines[-1]) > width:  # too wide: transpose
         turned = [[head, *(row[i + 1] for row in rows)] for i, head in enumerate(heads)]
         lines = [[(" ", ""), *line] for line in table(["edge", *(str(r[0]) for r in rows)], turned, gap=1)]
     return lines
@@ -353,12 +355,12 @@ def genotype_table(found: list[Cell], width: int, old: dict[str, str] | None = N
 
 
 def ranked(round_: dict) -> list[dict]:
-    """Its individuals: the front first, then by FID."""
+    """The individuals of a round: the front first, then by FID."""
     return sorted(round_["population"], key=lambda x: (x["id"] not in round_["front"], x["fid"] is None, x["fid"] or 0.0))
 
 
 def diversity(people: list[dict]) -> float | None:
-    """Mean share of differing ops over all pairs."""
+    """Mean fraction of differing ops over all pairs of individuals."""
     genes = [[op for row in x["genotype"] for op in row] for x in people if _rows(x["genotype"])]
     shares = [
         sum(a != b for a, b in zip(p, q, strict=False)) / max(1, len(p))
@@ -373,7 +375,7 @@ def _rows(genotype: object) -> bool:
 
 
 def lineage(rounds: list[dict], who: str) -> list[dict]:
-    """An individual and its first parents back to the beginning, newest first."""
+    """An individual and its chain of first parents, newest first."""
     everyone = {x["id"]: x for r in rounds for x in r["population"]}
     found: list[dict] = []
     while who in everyone and len(found) < 50 and everyone[who] not in found:
@@ -383,7 +385,7 @@ def lineage(rounds: list[dict], who: str) -> list[dict]:
 
 
 def changes(parent: object, child: object) -> str:
-    """`cell 1 edge 3 conv_3x3 → conv_5x5` for every op that differs."""
+    """The ops in which a child differs from its parent: `cell 1 edge 3 conv_3x3 → conv_5x5`."""
     if not (_rows(parent) and _rows(child)):
         return ""
     found = [
@@ -396,10 +398,10 @@ def changes(parent: object, child: object) -> str:
 
 
 def population(run: Run, width: int, height: int, view: View) -> list[Line]:
-    """Pareto front over all rounds, the population, hypervolume and diversity, the lineage of the one picked."""
+    """EAGAN: scatter plot of all rounds, the current population, hypervolume, diversity, lineage of the selected individual."""
     rounds = [r for r in run.search.rounds if view.at is None or (r["step"] or 0) <= view.at]
     if not rounds:
-        return [[(" no round has been scored yet", "dim")]]
+        return [[(" no round scored yet", "dim")]]
     stage = rounds[-1]["stage"]
     of_stage = [r for r in rounds if r["stage"] == stage]
     last, people = of_stage[-1], ranked(of_stage[-1])
@@ -424,12 +426,12 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
         trend += [("hypervolume ", "dim"), (draw.spark(volumes, 20), "key"), (f" {volumes[-1]:.3f}   ", "")]
     if spread[-1] is not None:
         trend += [("diversity ", "dim"), (draw.spark(spread, 20), "key"), (f" {spread[-1]:.2f}", "")]
-    lines.append(trend)
+    lines += [trend, *_other_numbers(run, width, view, ("stage", "round", "front", "eval/n"))]
     if not people:
-        return [*lines, [(" the row holds no individuals", "dim")]]
+        return [*lines, [(" this round has no individuals", "dim")]]
     listed: list[Line] = []
-    kept = last["kept"]
-    rows = []
+    kept, rows = last["kept"], []
+    extra = [k for k in numeric_keys(people) if k not in ("fid", "is", "params")]
     for k, x in enumerate(people):
         mark = "◆" if x["id"] in last["front"] else " "
         style = "sel" if x is pick else ""
@@ -437,23 +439,26 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
         rows.append(
             [(c, style) for c in (f"{k + 1} {mark}{here}", x["id"], score(x["fid"]), score(x["is"]), human(x["params"]))]
         )
+        rows[-1] += [(human(x.get(k)), style) for k in extra]
         rows[-1] += [(c, style or "dim") for c in ("kept" * (x["id"] in kept), fit(x["how"], 18).rstrip())]
-    listed = _indent(table(["rank", "id", label, is_label, "params", "", "made by"], rows, "llrrrll", gap=1), 1)
+    heads = ["rank", "id", label, is_label, "params", *extra, "", "made by"]
+    listed = _indent(table(heads, rows, "llrrr" + "r" * len(extra) + "ll", gap=1), 1)
     shown = people if view.near else [x for r in of_stage for x in r["population"]]
     shown = [x for x in shown if x["fid"] is not None]
     if view.near and any(x["id"] in last["front"] for x in shown):
         shown = [x for x in shown if x["id"] in last["front"] or x is pick]
-    axes = [("fid", "is"), ("fid", "params"), ("params", "is")][view.axes % 3]
+    pairs = [("fid", "is"), ("fid", "params"), ("params", "is"), *(("fid", k) for k in extra)]
+    axes = pairs[view.axes % len(pairs)]
     if axes == ("fid", "is") and all(x["is"] is None for x in shown):
         axes = ("fid", "params")
-    names = {"fid": label + " ↓", "is": is_label + " ↑", "params": "parameters ↓"}
+    names = {"fid": label + " ↓", "is": is_label + " ↑", "params": "parameters ↓"} | {k: k for k in extra}
     tall = max(6, min(28, height - 10 if width < 100 else height - 14))
     listing = max(draw.width_of(line) for line in listed) + 3
     wide = width if width < 100 else max(44, width - listing)
     age = {x["id"]: i for i, r in enumerate(of_stage) for x in r["population"]}
     dots = []
     for x in sorted(shown, key=lambda x: (x["id"] in last["front"], x is pick, age[x["id"]])):
-        if x[axes[0]] is None or x[axes[1]] is None:
+        if x[axes[0]] is None or x.get(axes[1]) is None:
             continue
         front_ = x["id"] in last["front"]
         old = (age[x["id"]] + 1) / len(of_stage)
@@ -462,11 +467,11 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     path = sorted(
         (x[axes[0]], x[axes[1]])
         for x in people
-        if x["id"] in last["front"] and x[axes[0]] is not None and x[axes[1]] is not None
-    )
+        if x["id"] in last["front"] and x[axes[0]] is not None and x.get(axes[1]) is not None and axes[1] not in extra
+    )  # for an extra key, it is not known whether lower or higher is better
     path = _staircase(path, falling=axes == ("fid", "params"))
-    legend: Line = [(f" {names[axes[1]]} over {names[axes[0]]}   ", "bold"), ("◆ front  ", "key"), ("★ picked  ", "warn")]
-    legend += [(text, "dim") for text in ("· ∘ ○ older to newer   ", "o other axes   ", "z the front alone")]
+    legend: Line = [(f" {names[axes[1]]} over {names[axes[0]]}   ", "bold"), ("◆ front  ", "key"), ("★ selected  ", "warn")]
+    legend += [(text, "dim") for text in ("· ∘ ○ older to newer   ", "o change axes   ", "z front only")]
     while draw.width_of(legend) > width:
         legend.pop()
     cloud = draw.scatter(dots, wide, tall, log_x=axes[0] == "fid" and all(d[0] > 0 for d in dots), path=path)
@@ -477,7 +482,7 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
 
 
 def _staircase(path: list[tuple[float, float]], falling: bool) -> list[tuple[float, float]]:
-    """Only the points that improve from left to right, so that the line is a front also where three objectives made it."""
+    """Keep only points that improve from left to right: a front of three objectives is not monotone in two."""
     made: list[tuple[float, float]] = []
     for x, y in path:
         if not made or (y < made[-1][1] if falling else y > made[-1][1]):
@@ -494,10 +499,10 @@ def _pedigree(rounds: list[dict], pick: dict | None, width: int, run: Run) -> li
     if len(line) > 1:
         diff = changes(line[1]["genotype"], pick["genotype"])
         if diff:
-            lines.append([(f"   against {line[1]['id']}: {diff}", "")])
+            lines.append([(f"   vs. {line[1]['id']}: {diff}", "")])
         steps = [f"{x['id']} {score(x['fid'])}" for x in reversed(line)]
         lines += [
-            [("   line  " if i == 0 else "         ", "dim"), (text, "")]
+            [("   lineage  " if i == 0 else "            ", "dim"), (text, "")]
             for i, text in enumerate(wrapped(steps, width - 12, " › "))
         ]
     if _rows(pick["genotype"]):
@@ -510,13 +515,13 @@ def _pedigree(rounds: list[dict], pick: dict | None, width: int, run: Run) -> li
 
 
 def probabilities(run: Run, width: int, height: int, view: View) -> list[Line]:
-    """Every op on every edge, its entropy; one edge over time; entropy and flips of the whole."""
+    """AdversarialNAS, DEGAS: op probabilities and entropy per edge, one edge over time, total entropy and flips."""
     i = run.search.at(view.at)
     row = run.search.row(i)
     p = edges(row, view.net)
     other = [n for n in "GD" if edges(row, n)]
     if not p:
-        return [[(f" no probabilities of {view.net}" + (f" · o shows {other[0]}" if other else " yet"), "dim")]]
+        return [[(f" no probabilities for {view.net}" + (f" · o switches to {other[0]}" if other else " yet"), "dim")]]
     names = list(p)
     pick = view.pick % len(names)
     facts = [f"{NETS[view.net]} · step {human(number(row.get('step')))}"]
@@ -537,10 +542,12 @@ def probabilities(run: Run, width: int, height: int, view: View) -> list[Line]:
             trend += [(label, "dim"), (draw.spark(values, 24), "key")]
     lines.append(trend)
     counts, rec = row.get("counts"), number(row.get("loss/rec"))
-    more = [f"reconstruction {human(rec)}, of the mean image {human(number(row.get('loss/mean_image')))}"] if rec else []
+    more = [f"reconstruction loss {human(rec)}, mean image baseline {human(number(row.get('loss/mean_image')))}"] if rec else []
     more += [f"{clean(k, 12)} {human(number(v))}" for k, v in list(counts.items())[:4]] if isinstance(counts, dict) else []
     lines += [[(" " + " · ".join(more), "dim")]] if more else []
-    groups: list[tuple[list[str], list[str]]] = []  # edges that choose among the same ops have a table together
+    known = ("tau", "loss/rec", "loss/mean_image", *(f"{k} {net}" for k in ("entropy", "flips") for net in "GD"))
+    lines += _other_numbers(run, width, view, known)
+    groups: list[tuple[list[str], list[str]]] = []  # edges with the same candidate ops share a table
     for edge, q in p.items():
         fitting = next((g for g in groups if {*q} <= {*g[0]} or {*g[0]} <= {*q}), None)
         if fitting is None:
@@ -557,13 +564,13 @@ def probabilities(run: Run, width: int, height: int, view: View) -> list[Line]:
     wide = max(8, min(100, width - 26))
     over = [edges(run.search.row(round(k * i / (wide - 1))), view.net).get(names[pick], {}) for k in range(wide)]
     full = max(max(q.values(), default=0.0) for q in over)
-    lines += [[], [(f" edge {names[pick]} over time, █ = {full:.2f}", "bold"), ("   [ ] another edge", "dim")]]
+    lines += [[], [(f" edge {names[pick]} over time, █ = {full:.2f}", "bold"), ("   [ ] previous/next edge", "dim")]]
     lines += [[(" ", ""), *line] for line in draw.heat(over, full)]
     return lines
 
 
 def _heat_map(p: dict, h: dict, edges: list[str], ops: list[str], picked: str) -> list[Line]:
-    """Edges by ops: probabilities, the largest of an edge shaded, and the entropy."""
+    """Table of edges and ops: probabilities, the largest per edge shaded, and the entropy."""
     short = [_short(o) for o in ops]
     head, wide = max(map(len, edges)) + 2, max(6, *map(len, short)) + 1
     lines: list[Line] = [[(fit("  edge", head) + "".join(fit(s, wide, True) for s in short) + "      H", "dim")]]
@@ -579,7 +586,7 @@ def _heat_map(p: dict, h: dict, edges: list[str], ops: list[str], picked: str) -
 
 
 def _short(op: str) -> str:
-    """An op's name in at most seven letters."""
+    """An op's name, abbreviated to at most seven characters."""
     for long, brief in (
         *(("skip_connect", "skip"), ("conv_transpose", "convT"), ("deconv_", "deconv"), ("nn_conv_", "nnconv")),
         *(("dil_conv_", "d"), ("sep_conv_", "s"), ("_pool", "pool"), ("bilinear", "bilin"), ("conv_", "c")),
@@ -593,7 +600,7 @@ def _short(op: str) -> str:
 
 
 def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
-    """Reward and baseline, the probability of every option, its entropy, the beam."""
+    """AutoGAN: reward and baseline curves, probability and entropy of each decision, the beam."""
     import numpy as np
 
     i = run.search.at(view.at)
@@ -604,18 +611,19 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     facts += [f"{k} {human(number(row.get(k)))}" for k in ("reward", "baseline") if number(row.get(k)) is not None]
     facts += [f"last: {clean(row.get('kind'), 12)}"] if row.get("kind") else []
     lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
+    lines += _other_numbers(run, width, view, ("stage", "iteration", "reward", "baseline", "entropy", "eval/n"))
     curves = []
     for k, key in enumerate(("reward", "baseline")):
         steps, values = run.search.series.get(key, ([], []))
         values = np.array([v for s, v in zip(steps, values, strict=False) if view.at is None or s <= view.at])
         curves.append(Series(np.arange(1.0, len(values) + 1), values, f"s{k}", key[0]))
     picture, note = draw.chart(curves, min(width, 130), max(6, min(12, height // 3)), empty="no reward yet")
-    lines += [[(" r reward · b baseline, by updates of the controller", "dim"), (f"  {note}", "warn")], *picture, []]
+    lines += [[(" r reward · b baseline, over controller updates", "dim"), (f"  {note}", "warn")], *picture, []]
     here = next((r for k in range(i, max(-1, i - 200), -1) if isinstance((r := run.search.row(k)).get("policy"), list)), {})
     options: list[Line] = []
     if here:
         step = human(number(here.get("step")))
-        options.append([(" policy", "bold"), (f" of step {step}: probability of each option, entropy in nats", "dim")])
+        options.append([(" policy", "bold"), (f" at step {step}: probability of each option, entropy in nats", "dim")])
         for k, probs in enumerate(here["policy"][:64]):
             p = [number(v) or 0.0 for v in probs] if isinstance(probs, list) else []
             h = number(get(here.get("entropy"), k))
@@ -628,11 +636,17 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     beam: list[Line] = []
     kept = next((r for k in range(i, -1, -1) if isinstance((r := run.search.row(k)).get("beam"), list) and r["beam"]), {})
     if kept:
-        found = [
-            (k, x.get("vector"), score(number(x.get("score")))) for k, x in enumerate(kept["beam"][:20], 1) if get(x, "vector")
-        ]
-        beam = [[(" beam", "bold"), (f" of step {human(number(kept.get('step')))}", "dim")]]
-        beam += _indent(table(["", "vector", "score"], found, "rlr"))
+        members = [(k, x) for k, x in enumerate(kept["beam"][:20], 1) if get(x, "vector")]
+        net = kept.get("eval/net") or run.last.get("net")
+        heads = {
+            k: fid_label(net, k.upper()) if k in ("fid", "is") else clean(k, 20) for k in numeric_keys([x for _, x in members])
+        }
+        show = {key: score if key in ("score", "shared", "is", "fid") else human for key in heads}
+        found = [(k, x["vector"], *(show[key](number(x.get(key))) for key in heads)) for k, x in members]
+        n = number(kept.get("eval/n"))
+        about = f" at step {human(number(kept.get('step')))}" + (f", scored on {human(n)} images" if n else "")
+        beam = [[(" beam", "bold"), (about, "dim")]]
+        beam += _indent(table(["", "vector", *heads.values()], found, "rl" + "r" * len(heads)))
     if options and beam and (room := width - max(map(draw.width_of, beam)) - 2) > max(map(draw.width_of, options)):
         lines += beside(options, beam, room)
     else:
@@ -640,23 +654,35 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     window = row.get("window")
     if isinstance(window, dict):
         words = [f"{clean(k, 20)} {human(number(v))}" for k, v in list(window.items())[:6]]
-        lines += [[], [(" window of the loss: " + " · ".join(words), "dim")]]
+        lines += [[], [(" loss window: " + " · ".join(words), "dim")]]
     return lines
 
 
 def search(run: Run, width: int, height: int, view: View) -> list[Line]:
-    """The page of what only this method writes."""
+    """The search page of the run's method."""
     page = {"evolution": population, "probabilities": probabilities, "controller": policy}.get(run.search.kind)
-    if page is None:
-        return [[(" search.jsonl has nothing yet: the search has not begun, or this run only trains", "dim")]]
-    return page(run, width, height, view)
+    if page:
+        return page(run, width, height, view)
+    if run.search.rows:
+        return [[(f" {count(len(run.search.rows), 'row')} in search.jsonl", "bold")], *_other_numbers(run, width, view, ())]
+    return [[(" search.jsonl is empty: the search has not started, or this run only trains", "dim")]]
+
+
+def _other_numbers(run: Run, width: int, view: View, known: tuple[str, ...]) -> list[Line]:
+    """The numbers in search.jsonl that the page does not show otherwise: a sparkline and the last value each."""
+    texts = []
+    for key, (steps, values) in run.search.series.items():
+        values = [v for s, v in zip(steps, values, strict=False) if view.at is None or s <= view.at]
+        if values and key not in known and not key.startswith("median "):
+            texts.append(f"{key} {draw.spark(values, 12)} {human(values[-1])}")
+    return [[(" " + text, "dim")] for text in wrapped(texts, width - 2)] if texts else []
 
 
 # ---- configuration ----------------------------------------------------------------------------------------------------
 
 
 def configuration(run: Run, width: int, defaults: dict | None = None) -> list[Line]:
-    """Every argument, what differs from its preset, versions, commands, files that could not be read."""
+    """All arguments with differences from the preset, versions, commands, unreadable files."""
     lines: list[Line] = []
     config, defaults = run.config, defaults or {}
     rows: list[Line] = []
@@ -665,7 +691,7 @@ def configuration(run: Run, width: int, defaults: dict | None = None) -> list[Li
         differs = preset not in (shown, "—")
         rows.append([(f" {fit(clean(key, 30), 18)} ", ""), (shown, "warn" if differs else "")])
         rows[-1] += [(f"   preset: {preset}", "dim")] if differs else []
-    lines += [[(" arguments", "bold"), ("   in colour: differs from the preset" if defaults else "", "dim")]]
+    lines += [[(" arguments", "bold"), ("   highlighted: differs from the preset" if defaults else "", "dim")]]
     half = -(-len(rows) // 2) if width >= 100 else len(rows)
     lines += beside(rows[:half], rows[half:], width // 2) if width >= 100 else rows
     facts = [
@@ -689,7 +715,7 @@ def configuration(run: Run, width: int, defaults: dict | None = None) -> list[Li
             )
     if run.labels or run.tags.get("note"):
         facts.append(("tags", f"{' '.join(run.labels)}  {clean(run.tags.get('note'), 200)}"))
-    lines += [[], [(" facts", "bold")]]
+    lines += [[], [(" details", "bold")]]
     for key, text in facts:
         for i, part in enumerate(wrapped(text.split(" "), width - 16, " ")):
             lines.append([(f" {fit(key if i == 0 else '', 13)}", "dim"), (part, "")])
@@ -711,9 +737,9 @@ def configuration(run: Run, width: int, defaults: dict | None = None) -> list[Li
                 for i, part in enumerate(wrapped(text.split(" · "), width - 16, " · "))
             ]
     if run.problems or run.bad:
-        lines += [[], [(" could not be read", "bold bad")]]
+        lines += [[], [(" unreadable files", "bold bad")]]
         lines += [[(f" {k}: {v}", "bad")] for k, v in run.problems.items()]
-        lines += [[(f" {count(run.bad, 'line')} of metrics.jsonl and search.jsonl", "bad")]] if run.bad else []
+        lines += [[(f" {count(run.bad, 'line')} in metrics.jsonl and search.jsonl", "bad")]] if run.bad else []
     return lines
 
 
@@ -721,7 +747,7 @@ def configuration(run: Run, width: int, defaults: dict | None = None) -> list[Li
 
 
 def config_diff(a: Run, b: Run) -> list[tuple[str, object, object]]:
-    """The arguments that differ, and script, data digest, git where they do."""
+    """Differing arguments, and script, data digest, device and git commit if they differ."""
     found = []
     for key in sorted({*a.args, *b.args}, key=str):
         if a.args.get(key) != b.args.get(key):
@@ -736,8 +762,8 @@ def config_diff(a: Run, b: Run) -> list[tuple[str, object, object]]:
 
 
 def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
-    """Scores at an equal step, differing arguments, genotypes, sizes, sources."""
-    lines: list[Line] = [[(" scores", "bold"), ("   at the last step that both have", "dim")]]
+    """Scores at the same step, and differences in arguments, genotypes and sizes."""
+    lines: list[Line] = [[(" scores", "bold"), ("   at the last step of both runs", "dim")]]
     rows = []
     for metric in [m for m in metrics(a) if m in metrics(b) and (is_score(m) or m.startswith(("loss/", "perf/")))]:
         xa, xb = points(a, metric)[0], points(b, metric)[0]
@@ -746,11 +772,10 @@ def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
         delta = va - vb if va is not None and vb is not None else None
         rows.append((metric, human(va, 4), human(vb, 4), "+" * ((delta or 0) > 0) + human(delta, 4), human(at)))
     others = [m for m in dict.fromkeys([*metrics(a), *metrics(b)]) if is_score(m) and (m in metrics(a)) != (m in metrics(b))]
-    lines += (
-        _indent(table(["", "A", "B", "A - B", "step"], rows, "lrrrr")) if rows else [[("   nothing that both measured", "dim")]]
-    )
+    lines += _indent(table(["", "A", "B", "A - B", "step"], rows, "lrrrr")) if rows else [[("   no metrics in common", "dim")]]
     lines += [
-        [(f"   {m}: only {'A' if m in metrics(a) else 'B'}; another network's score does not compare", "dim")] for m in others
+        [(f"   {m}: only in {'A' if m in metrics(a) else 'B'}; scores of different networks are not comparable", "dim")]
+        for m in others
     ]
     differing = config_diff(a, b)
     lines += [[], [(f" arguments and code: {count(len(differing), 'difference')}", "bold")]]
@@ -764,19 +789,23 @@ def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
         ca, cb = cells(a, a.genotype_at(view.at), net), cells(b, b.genotype_at(view.at), net)
         if ca and cb:
             d, n = hamming(ca, cb)
-            told = f"{n - d} of {n} edges equal, Hamming distance {d}" if a.method == b.method else "two different spaces"
+            told = (
+                f"{n - d} of {n} edges equal, Hamming distance {d}"
+                if a.method == b.method
+                else "different search spaces, not comparable"
+            )
             lines += [[], [(f" genotype {net}: {told}", "bold")]]
             for letter, mine, other in (("A", ca, cb), ("B", cb, ca)):
                 lines += [[(f" {letter} ", "bold"), *line[1:]] for line in genotype_table(mine, width - 3, dict(flat(other)))]
         elif ca or cb:
-            lines += [[], [(f" genotype {net}: only {'A' if ca else 'B'} has one", "dim")]]
+            lines += [[], [(f" genotype {net}: only in {'A' if ca else 'B'}", "dim")]]
     sizes = []
     for what in ("params", "macs"):
         for net in "GD":
             va, vb = (number(get(r.genotype, what, net)) for r in (a, b))
             if va and vb:
-                sizes.append((f"{what} {net}", human(va), human(vb), f"{100 * (va / vb - 1):+.0f} %"))
-    lines += [[], [(" size", "bold")], *_indent(table(["", "A", "B", "A against B"], sizes, "lrrr"))] if sizes else []
+                sizes.append((f"{what} {net}", human(va), human(vb), f"{100 * (va / vb - 1):+.0f}%"))
+    lines += [[], [(" size", "bold")], *_indent(table(["", "A", "B", "A vs. B"], sizes, "lrrr"))] if sizes else []
     return lines
 
 
@@ -785,10 +814,10 @@ def _indent(lines: list[Line], by: int = 3) -> list[Line]:
 
 
 def source_diff(a: Run, b: Run) -> list[Line]:
-    """The scripts as they ran, line by line where they differ."""
+    """Diff of the source snapshots of two runs."""
     one, two = a.source(), b.source()
     if not one or not two:
-        return [[(" a run has no source/ to compare", "dim")]]
+        return [[(" cannot compare: a run has no source/", "dim")]]
     lines: list[Line] = []
     for name in sorted({*one, *two}):
         for text in difflib.unified_diff(
@@ -798,11 +827,11 @@ def source_diff(a: Run, b: Run) -> list[Line]:
             lines.append([(" " + clean(text), style)])
         if len(lines) > 5000:
             break
-    return lines or [[(" the sources are the same", "good")]]
+    return lines or [[(" the sources are identical", "good")]]
 
 
 def distances(runs: list[Run], net: str = "G") -> list[Line]:
-    """Hamming distance between the genotypes of each pair."""
+    """Hamming distances between the genotypes of all pairs of runs."""
     having = [(r, c) for r in runs if (c := cells(r, r.genotype, net))][:26]
     if len(having) < 2:
         return []
@@ -818,7 +847,7 @@ def distances(runs: list[Run], net: str = "G") -> list[Line]:
 
 
 def seeds(runs: list[Run]) -> list[Line]:
-    """Runs that differ in the seed alone: mean ± standard deviation of the last scores."""
+    """Groups of runs that differ only in the seed: mean ± standard deviation of the last scores."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         if run.last.get("fid") is not None:

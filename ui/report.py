@@ -1,4 +1,4 @@
-"""The same facts as text: lines for pipes and screen readers, CSV, rows for a paper, one HTML file."""
+"""Text output: --plain for pipes and screen readers, CSV, Markdown and LaTeX tables, an HTML report."""
 
 import base64
 import csv
@@ -23,19 +23,19 @@ def summary(runs: Iterable[Run]) -> str:
 
 
 def trend(run: Run) -> str:
-    """How the score has moved over its last evaluations, in words."""
+    """The trend of the FID over the last evaluations, in words."""
     of = (run.last.get("net"), run.last.get("phase"))
     fids = [e["fid"] for e in run.columns.evals if (e["net"], e["phase"]) == of and e["fid"] is not None]
     if len(fids) < 2:
         return ""
     first, last = fids[-5:][0], fids[-1]
-    way = "falling" if last < first else "rising" if last > first else "level"
+    way = "falling" if last < first else "rising" if last > first else "flat"
     many = f"the last {min(5, len(fids))} evaluations"
-    return f"{fid_label(of[0])} {way} over {many}, {score(first)} to {score(last)}, lowest {score(min(fids))}"
+    return f"{fid_label(of[0])} {way} over {many}, from {score(first)} to {score(last)}, lowest {score(min(fids))}"
 
 
 def plain_lines(store: Store, runs: list[Run], machine: Machine | None = None) -> list[str]:
-    """One line a run, more below it where there is more to say."""
+    """One line per run, followed by indented lines for error, trend, tags and unreadable files."""
     lines = [f"{store.root}: {store.problem or summary(runs)}"]
     for run in runs:
         step = f"step {human(run.step)}" + (f" of {human(run.total)}" if run.total else "") if run.step is not None else ""
@@ -65,14 +65,14 @@ def plain_lines(store: Store, runs: list[Run], machine: Machine | None = None) -
 def host_lines(machine: Machine) -> list[str]:
     lines = []
     for g in machine.gpus:
-        more = [f"{g['percent']} %" if g["percent"] is not None else "", f"{size(g['used'])} of {size(g['total'])}"]
+        more = [f"{g['percent']}%" if g["percent"] is not None else "", f"{size(g['used'])} of {size(g['total'])}"]
         more += [f"{g['degrees']} °C" if g["degrees"] is not None else "", f"{g['watts']:.0f} W" if g["watts"] else ""]
         lines.append(f"GPU {g['index']} {g['name']}: " + ", ".join(m for m in more if m))
     if machine.gpu_note:
         lines.append(machine.gpu_note)
     if h := machine.host:
         memory = f"memory {size(h['used'])} of {size(h['total'])}"
-        lines.append(f"CPU {h['cpu']:.0f} % of {h['cores']:.0f} cores, {memory}, disk {size(h['disk'])} free")
+        lines.append(f"CPU {h['cpu']:.0f}% of {h['cores']:.0f} cores, {memory}, disk {size(h['disk'])} free")
     return lines
 
 
@@ -80,7 +80,7 @@ def host_lines(machine: Machine) -> list[str]:
 
 
 def metrics_csv(runs: Iterable[Run]) -> str:
-    """Every logged value, one a line: run, metric, step, seconds, value (empty where it was not finite)."""
+    """All values in metrics.jsonl, one per row: run, metric, step, seconds, value (empty if not finite)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "metric", "step", "seconds", "value"])
@@ -96,7 +96,7 @@ def _exact(x: float) -> str:
 
 
 def row(run: Run) -> dict[str, str]:
-    """What a paper's table says of a run, by column."""
+    """A run's row in a results table, by column."""
     last, cells = run.last, {"run": clean(run.name), "method": run.method, "dataset": run.dataset}
     cells["seed"] = "" if run.seed is None else str(run.seed)
     if last:
@@ -108,7 +108,7 @@ def row(run: Run) -> dict[str, str]:
 
 
 def tables(runs: Iterable[Run]) -> list[list[list[str]]]:
-    """[[head, row, ...], ...]: a table for each network that scored, because their numbers do not compare."""
+    """[[head, row, ...], ...]: one table per scoring network, because their scores are not comparable."""
     groups: dict[tuple, list[list[str]]] = {}
     for run in runs:
         cells = row(run)
@@ -124,7 +124,7 @@ def markdown(runs: Iterable[Run]) -> str:
 
 
 def latex(runs: Iterable[Run]) -> str:
-    """Rows of a LaTeX table; the head as a comment."""
+    """Rows of a LaTeX table, with the head as a comment."""
     line = lambda cells: " & ".join(map(_tex, cells)) + " \\\\\n"  # noqa: E731
     return "\n".join("% " + line(head) + "".join(line(cells) for cells in rows) for head, *rows in tables(runs))
 
@@ -146,7 +146,7 @@ img{image-rendering:pixelated;max-width:100%}"""
 
 
 def html_report(runs: list[Run], title: str) -> str:
-    """Scores, curves, samples, architectures and configurations of some runs in one file without links to the outside."""
+    """A self-contained HTML report of some runs: scores, curves, samples, architectures, configurations."""
     body = [f"<h1>{_h(title)}</h1>"]
     for head, *rows in tables(runs):
         cells = "".join(f"<th>{_h(c)}</th>" for c in head)
@@ -186,7 +186,7 @@ def _h(text: object) -> str:
 
 
 def curves_svg(curves: list[tuple], width: int = 900, height: int = 260) -> str:
-    """Curves (colour, name, x, y) as a small SVG with its own axes."""
+    """Curves (colour, name, x, y) as an SVG chart."""
     from ui.draw import ticks
 
     good = [(c, n, [(a, b) for a, b in zip(x.tolist(), y.tolist(), strict=True) if math.isfinite(a)]) for c, n, x, y in curves]

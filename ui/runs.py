@@ -1,7 +1,7 @@
-"""Run directories as the terminal UI sees them. They are data from outside: read with limits, never trusted.
+"""Reading run directories. Their contents are untrusted: reads are limited in size, and Run never raises on bad data.
 
-Nothing here writes, except `Store.tag` (tags.json) and `Store.trash`. Nothing here imports torch; numpy comes in where
-curves are needed, so that the first screen does not wait for it.
+Only `Store.tag` (tags.json), `Store.trash` and `Store.restore` write. torch is never imported, and numpy only where
+arrays are needed, so that the first screen appears quickly.
 """
 
 import json
@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-SLICE = 256 << 10  # bytes of one file read at a time; a longer line is skipped and counted
+SLICE = 256 << 10  # bytes read from a file at a time; longer lines are skipped and counted as bad
 LIVE = ("starting", "running", "paused", "stalled", "stopping")
 STATES = ("queued", *LIVE, "done", "stopped", "failed", "lost")
 
-# ---- files that may be anything ---------------------------------------------------------------------------------------
+# ---- untrusted files --------------------------------------------------------------------------------------------------
 
 
 def open_regular(path: Path) -> int:
-    """A file descriptor of a regular file. OSError: no such file, a link, a pipe, a device, a folder."""
+    """Open a regular file. OSError: it does not exist or is a link, pipe, device or folder."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -42,7 +42,7 @@ def open_regular(path: Path) -> int:
 
 
 def read_bytes(path: Path, limit: int = 1 << 20) -> bytes:
-    """A whole small file. OSError: see open_regular; or longer than limit bytes."""
+    """Read a small file. OSError: as open_regular, or the file is longer than `limit` bytes."""
     fd = open_regular(path)
     try:
         data = os.pread(fd, limit + 1, 0)
@@ -54,19 +54,19 @@ def read_bytes(path: Path, limit: int = 1 << 20) -> bytes:
 
 
 def parse(data: bytes) -> dict:
-    """A JSON object. ValueError: anything else, however nested."""
+    """Parse a JSON object. ValueError: anything else, or nested too deeply."""
     try:
         value = json.loads(data)
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError(f"a {type(value).__name__}, not an object")
+        raise ValueError(f"a {type(value).__name__} instead of an object")
     return value
 
 
 def parse_lines(lines: list[bytes]) -> tuple[list[dict], int]:
-    """The objects of JSON lines, and how many lines were none."""
-    try:  # all at once is about twice as fast
+    """Parse JSON lines: (objects, number of bad lines)."""
+    try:  # parsing all lines at once is about twice as fast
         rows = json.loads(b"[" + b",".join(lines) + b"]")
         if len(rows) == len(lines) and all(type(r) is dict for r in rows):
             return rows, 0
@@ -82,7 +82,7 @@ def parse_lines(lines: list[bytes]) -> tuple[list[dict], int]:
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None."""
+    """The value as a finite float, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -92,7 +92,7 @@ def number(value: object) -> float | None:
 
 
 def get(value: object, *keys: object) -> Any:
-    """value[key][key]..., or None where something on the way is missing or of another kind."""
+    """value[key][key]..., or None if a key is missing or a value has the wrong type."""
     for key in keys:
         if isinstance(value, dict):
             value = value.get(key)
@@ -104,7 +104,7 @@ def get(value: object, *keys: object) -> Any:
 
 
 def clean(value: object, longest: int = 400) -> str:
-    """Text of any origin for a terminal: one line, no control or invisible characters, no lone surrogates."""
+    """Make untrusted text safe to display: one line, no control or invisible characters, no lone surrogates."""
     text = value if isinstance(value, str) else "" if value is None else str(value)
     text = text[:longest]
     if text.isascii() and text.isprintable():
@@ -113,12 +113,12 @@ def clean(value: object, longest: int = 400) -> str:
 
 
 class Tail:
-    """The new whole lines of a growing file. A truncated, replaced or rewritten file is read again from its start."""
+    """Reads new complete lines of a growing file. A truncated or replaced file is reread from the start."""
 
     def __init__(self, path: Path, longest: int = SLICE) -> None:
         self.path, self.longest = path, longest
-        self.bad = 0  # lines that were too long
-        self.more = False  # whether another read would bring more at once
+        self.bad = 0  # number of lines skipped because they were too long
+        self.more = False  # whether another read would return more right away
         self._reset(None)
 
     def _reset(self, key: tuple | None) -> None:
@@ -126,7 +126,7 @@ class Tail:
         self.mtime = 0.0
 
     def read(self) -> tuple[bool, list[tuple[int, bytes]]]:
-        """(whether it begins anew, [(offset, line)]): at most `longest` bytes a call."""
+        """(whether the file is reread from the start, [(offset, line)]). Reads at most `longest` bytes."""
         try:
             st = os.lstat(self.path)
         except OSError:
@@ -147,7 +147,7 @@ class Tail:
             return anew, []
         try:
             if self.mark and os.pread(fd, len(self.mark), self.offset - len(self.mark)) != self.mark:
-                anew = True  # cut back and grown again, as a resumed run does
+                anew = True  # truncated and appended to, as a resumed run does
                 self._reset(self.key)
                 self.size, self.mtime = st.st_size, st.st_mtime
             data = os.pread(fd, self.longest, self.offset)
@@ -159,7 +159,7 @@ class Tail:
         self.more = end > 0 and start + end < self.size
         if not end:
             if len(data) < self.longest:
-                return anew, []  # a line that is still being written
+                return anew, []  # incomplete line
             self.bad += not self.skipping
             self.skipping, self.offset, self.mark, self.more = True, start + len(data), data[-64:], True
             return anew, []
@@ -167,7 +167,7 @@ class Tail:
         lines, at = [], start
         for line in data[: end - 1].split(b"\n"):
             if self.skipping:
-                self.skipping = False  # the end of the line that was too long
+                self.skipping = False  # the rest of a line that was too long
             elif line.strip():
                 lines.append((at, line))
             at += len(line) + 1
@@ -178,7 +178,7 @@ class Tail:
 
 
 def fid_label(net: object, what: str = "FID") -> str:
-    """How a score of this network is named: FID, FID-768, FID(compact); never one for another."""
+    """Name of a score by this network: FID, FID-768, FID(compact). Scores of different networks never share a name."""
     net = clean(net, 40) or "unknown network"
     if net == "inception-2048" or (what == "IS" and net.startswith("inception-")):
         return what
@@ -186,7 +186,7 @@ def fid_label(net: object, what: str = "FID") -> str:
 
 
 class Evaluations:
-    """The evaluations of a run, in little memory; each is handed out as a dict."""
+    """The evaluations of a run, stored compactly; indexing returns a dict."""
 
     NUMBERS, WORDS = ("step", "t", "fid", "is", "is_std"), ("phase", "net", "what", "n", "ema", "bn")
 
@@ -213,12 +213,12 @@ class Evaluations:
 
 
 class Columns:
-    """metrics.jsonl as columns of doubles: per key, the rows that have it and their values."""
+    """metrics.jsonl as columns: for each key, the indices of the rows that have it, and the values."""
 
     def __init__(self) -> None:
         self.step, self.t = array("d"), array("d")
         self.keys: dict[str, tuple[array, array]] = {}
-        self.breaks: dict[str, list[int]] = {}  # of a score: where another phase begins, so that another thing is measured
+        self.breaks: dict[str, list[int]] = {}  # score -> indices at which a new phase begins
         self.phases: dict[str, object] = {}
         self.stages: list[tuple[float, str]] = []  # (first step, name), in order
         self.evals = Evaluations()
@@ -266,11 +266,11 @@ class Columns:
 
 
 class Run:
-    """One directory. Every attribute has a value whatever the files hold. `problems`: what could not be read, and why."""
+    """One run directory. All attributes are valid whatever the files contain. problems: {unreadable file: reason}."""
 
     def __init__(self, path: Path, record: dict | None = None) -> None:
         self.path, self.name = path, path.name
-        self.record = record  # how it was launched, if from here (ui.launch)
+        self.record = record  # launch record, if launched from the UI (ui.launch)
         self.config: dict = {}
         self.status: dict = {}
         self.tags: dict = {}
@@ -279,21 +279,21 @@ class Run:
         self.problems: dict[str, str] = {}
         self.exit: int | None = None
         self.exit_time = self.status_time = 0.0
-        self.watched: float | None = None  # when a change of status.json was last seen happen
+        self.watched: float | None = None  # when status.json was last seen to change
         self.seen: dict[str, tuple] = {}
         self.columns, self.search = Columns(), Search(path / "search.jsonl")
         self.tail = Tail(path / "metrics.jsonl")
-        self.peeked: dict | None = None  # the last evaluation, from the end of metrics.jsonl, until all of it is read
-        self.varieties: dict[Path, float | None] = {}  # of pictures in samples/ (ui.pages)
+        self.peeked: dict | None = None  # last evaluation and step, until metrics.jsonl has been read
+        self.varieties: dict[Path, float | None] = {}  # sample variety by image (ui.pages)
         self.loaded = False
-        self.progress = 0.0  # newest modification of metrics.jsonl, search.jsonl, log.txt
+        self.progress = 0.0  # latest mtime of metrics.jsonl, search.jsonl, log.txt
         self.state, self.why = "lost", ""
-        self.lock, self.loading = threading.Lock(), threading.Lock()  # of the columns; of the tails
+        self.lock, self.loading = threading.Lock(), threading.Lock()  # guard the columns, the tails
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def refresh(self) -> bool:
-        """Read the small files that changed; judge the state. Whether anything changed."""
+        """Reread small files that changed and update the state. Returns whether anything changed."""
         before = (self.state, self.why, self.progress, len(self.problems))
         changed = False
         for name in ("config", "status", "tags", "result", "genotype"):
@@ -347,7 +347,7 @@ class Run:
         return True
 
     def peek(self) -> None:
-        """The last evaluation, from the last 8 kB of metrics.jsonl, so that a list of many runs need not read them whole."""
+        """Get the last evaluation from the last 8 kB of metrics.jsonl, so that the list appears before all is read."""
         self.peeked = {}
         try:
             fd = open_regular(self.path / "metrics.jsonl")
@@ -368,7 +368,7 @@ class Run:
         }
 
     def load(self, seconds: float = 0.05) -> bool:
-        """Read on in metrics.jsonl and search.jsonl for about so long. Whether there was anything new."""
+        """Continue reading metrics.jsonl and search.jsonl for about `seconds`. Returns whether there was new data."""
         with self.loading:
             return self._load(seconds)
 
@@ -390,7 +390,7 @@ class Run:
         return new
 
     def column(self, key: str) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
-        """(step, seconds, value) of a metric, as arrays of float64; empty where there is none."""
+        """(step, seconds, value) of a metric as float64 arrays, empty if the run does not have it."""
         import numpy as np
 
         with self.lock:
@@ -405,7 +405,7 @@ class Run:
             c.cache[key] = (np.array(c.step)[rows], np.array(c.t)[rows], np.array(c.keys[key][1]))
             return c.cache[key]
 
-    # -- facts --------------------------------------------------------------------------------------------------------
+    # -- values -------------------------------------------------------------------------------------------------------
 
     @property
     def method(self) -> str:
@@ -465,7 +465,7 @@ class Run:
 
     @property
     def last(self) -> dict:
-        """The last evaluation: fid, is, net, and where known n, step, what. {} if there was none."""
+        """The last evaluation: fid, is, net, and if known n, step, what. {} if there was none."""
         if len(self.columns.evals):
             return self.columns.evals[-1]
         if get(self.peeked, "eval"):
@@ -476,13 +476,13 @@ class Run:
         return {}
 
     def best(self) -> dict:
-        """The evaluation with the lowest FID by the network of the last one, in the last phase that evaluated."""
+        """The evaluation with the lowest FID among those with the network and phase of the last one."""
         net, phase = self.last.get("net"), self.last.get("phase")
         found = [e for e in self.columns.evals if (e["net"], e["phase"]) == (net, phase) and e["fid"] is not None]
         return min(found, key=lambda e: e["fid"], default={})
 
     def score(self, label: str) -> float | None:
-        """The last value under this name ("FID", "IS(compact)", ...), or None: another network's is another score."""
+        """The last score of this name ("FID", "IS(compact)", ...). None: the last evaluation used another network."""
         last = self.last
         for what in ("fid", "is"):
             if last and fid_label(last.get("net"), what.upper()) == label:
@@ -495,7 +495,7 @@ class Run:
 
     @property
     def eta(self) -> float | None:
-        """Seconds left, of a running run: what it says itself, or from the last 20 % of its rows."""
+        """Seconds left if running: from status.json, else estimated from the last 20% of the rows."""
         if self.state not in ("running", "stopping"):
             return None
         eta = number(self.status.get("eta_s"))
@@ -511,7 +511,7 @@ class Run:
 
     @property
     def memory(self) -> float | None:
-        """Bytes: on the GPU if it says so, else the peak of the host."""
+        """Bytes of GPU memory if reported, else peak memory."""
         return number(self.status.get("gpu_mem")) or number(self.status.get("peak_mem"))
 
     @property
@@ -520,7 +520,7 @@ class Run:
 
     @property
     def error(self) -> str:
-        """Why it failed, in a line: its own word, or the last line of what it printed."""
+        """Why the run failed, in one line: its error message, or the last line of its output."""
         message = get(self.status, "error", "message")
         if message and self.state == "failed":
             return clean(message)
@@ -528,11 +528,11 @@ class Run:
 
     @property
     def output(self) -> Path:
-        """What it wrote to its terminal, when launched from here."""
+        """stdout and stderr of a run launched from the UI."""
         return Path(self.record["dir"]) / "output.txt" if self.record else self.path / "output.txt"
 
     def files(self, folder: str, suffix: str) -> list[tuple[int, Path]]:
-        """[(step, path)] of samples/<step>.png or genotypes/<step>.json, in order."""
+        """[(step, path)] of samples/<step>.png or genotypes/<step>.json, sorted."""
         try:
             with os.scandir(self.path / folder) as entries:
                 found = [
@@ -548,7 +548,7 @@ class Run:
         return sorted(found)
 
     def genotype_at(self, step: float | None) -> dict:
-        """genotype.json, or the newest of genotypes/ that is not after `step`."""
+        """genotype.json, or with a step the latest one in genotypes/ at or before it."""
         if step is None:
             return self.genotype
         before = [path for s, path in self.files("genotypes", ".json") if s <= step]
@@ -558,7 +558,7 @@ class Run:
             return {}
 
     def source(self) -> dict[str, str]:
-        """The texts of source/, by their names."""
+        """The files in source/: {name: text}."""
         found = {}
         for pattern in ("*.py", "common/*.py"):
             for path in sorted((self.path / "source").glob(pattern))[:50]:
@@ -577,7 +577,7 @@ def mtime(path: Path) -> float:
 
 
 def last_line(path: Path) -> str:
-    """The last line with something in it."""
+    """The last non-empty line of a file."""
     try:
         fd = open_regular(path)
     except OSError:
@@ -590,11 +590,11 @@ def last_line(path: Path) -> str:
     return clean(lines[-1].strip()) if lines else ""
 
 
-# ---- what only one method writes --------------------------------------------------------------------------------------
+# ---- method-specific data ---------------------------------------------------------------------------------------------
 
 
 class Search:
-    """search.jsonl: where each row lies, its series for charts, and EAGAN's populations whole. Rows are read on demand."""
+    """search.jsonl: row offsets, series for charts, EAGAN's populations. Other row contents are read on demand."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.tail = path, Tail(path, longest=1 << 20)
@@ -633,9 +633,10 @@ class Search:
             self.kind = "evolution"
             self.rounds.append(population(row))
             self._point(step, "front", len(self.rounds[-1]["front"]))
-            fids = [x["fid"] for x in self.rounds[-1]["population"] if x["fid"] is not None]
-            if fids:
-                self._point(step, "median FID of the population", median(fids))
+            people = self.rounds[-1]["population"]
+            for key in numeric_keys(people):
+                label = {"fid": "FID", "is": "IS"}.get(key, key)
+                self._point(step, f"median {label} of the population", median(x[key] for x in people if x.get(key) is not None))
         elif isinstance(row.get("probabilities"), dict):
             self.kind = "probabilities"
             for net in ("G", "D"):
@@ -649,9 +650,6 @@ class Search:
                     self._point(step, f"flips {net}", flips)
         elif "reward" in row or "policy" in row or "beam" in row:
             self.kind = "controller"
-            for key in ("reward", "baseline"):
-                if (value := number(row.get(key))) is not None:
-                    self._point(step, key, value)
             values = (
                 [h for v in row.get("entropy") or () if (h := number(v)) is not None]
                 if isinstance(row.get("entropy"), list)
@@ -660,19 +658,19 @@ class Search:
             if values:
                 self._point(step, "entropy", sum(values) / len(values))
         for key, value in row.items():
-            if "/" in key and not key.startswith("eval/") and (value := number(value)) is not None:
+            if key != "step" and (value := number(value)) is not None:
                 self._point(step, clean(key, 60), value)
         self.rows.append((at, length))
         self.steps.append(step)
 
     def _point(self, step: float, key: str, value: float) -> None:
-        if key in self.series or len(self.series) < 50:
+        if key in self.series or len(self.series) < 200:
             steps, values = self.series.setdefault(key, ([], []))
             steps.append(step)
             values.append(value)
 
     def row(self, i: int) -> dict:
-        """Row i, read from the file. {} if it is no longer there."""
+        """Row i, read from the file; {} if it cannot be read."""
         if not -len(self.rows) <= i < len(self.rows):
             return {}
         i %= len(self.rows)
@@ -691,21 +689,26 @@ class Search:
         return self.cache[i]
 
     def at(self, step: float | None) -> int:
-        """Index of the last row, or of the last that is not after `step`; -1 where there is none."""
+        """Index of the last row, or with a step of the last row at or before it; -1 if there is none."""
         if step is None:
             return len(self.rows) - 1
         return sum(s <= step for s in self.steps) - 1
 
 
 def population(row: dict) -> dict:
-    """A round of EAGAN with whatever is missing filled in: stage, round, best, population, front, kept."""
+    """A round of EAGAN with missing values filled in: stage, round, best, population, front, kept.
+
+    Individuals keep all numeric keys, also those in `scores`, so new objectives of a copied script are shown.
+    """
     people = []
     for x in row["population"][:2000]:
         if isinstance(x, dict):
-            parents = x.get("parents")
+            parents, scores = x.get("parents"), x.get("scores")
+            items = [*x.items(), *(scores.items() if isinstance(scores, dict) else ())]
+            numbers = {clean(k, 20): v for k, value in items[:50] if (v := number(value)) is not None}
             people.append(
-                {"id": clean(x.get("id"), 20), "how": clean(x.get("how"), 60), "genotype": x.get("genotype")}
-                | {k: number(x.get(k)) for k in ("fid", "is", "params")}
+                {"fid": None, "is": None, "params": None, **numbers}
+                | {"id": clean(x.get("id"), 20), "how": clean(x.get("how"), 60), "genotype": x.get("genotype")}
                 | {"parents": [clean(p, 20) for p in parents] if isinstance(parents, list) else []}
             )
     ids = {k: {clean(i, 20) for i in row[k]} if isinstance(row.get(k), list) else set() for k in ("front", "kept")}
@@ -714,6 +717,11 @@ def population(row: dict) -> dict:
         **{"stage": clean(row.get("stage"), 10), "round": number(row.get("round")), "step": number(row.get("step"))},
         **{"population": people, **ids, "best": clean(row.get("best"), 20), "net": row.get("eval/net"), "n": row.get("eval/n")},
     }
+
+
+def numeric_keys(people: list[dict]) -> list[str]:
+    """Keys under which at least one individual has a number, at most 20."""
+    return list(dict.fromkeys(k for x in people for k, v in x.items() if number(v) is not None))[:20]
 
 
 def edges(row: dict, net: str) -> dict[str, dict[str, float]]:
@@ -731,12 +739,12 @@ def edges(row: dict, net: str) -> dict[str, dict[str, float]]:
 
 
 def entropy(p: dict[str, float]) -> float:
-    """In nats."""
+    """Entropy in nats."""
     return -sum(v * math.log(v) for v in p.values() if v > 0)
 
 
 def front(people: list[dict]) -> set[str]:
-    """Ids that no other individual dominates: FID and size low, IS high. Those without a score are left out."""
+    """Ids of individuals that no other dominates (lower FID, higher IS, fewer parameters). Unscored ones are left out."""
     points = []
     for x in people:
         if x["fid"] is not None:
@@ -749,7 +757,7 @@ def front(people: list[dict]) -> set[str]:
 
 
 def hypervolume(people: list[dict], reference: tuple[float, float]) -> float:
-    """Area that FID and IS dominate up to (FID, IS) of `reference`; the larger the better."""
+    """Area dominated by the (FID, IS) points relative to the reference point; larger is better."""
     points = sorted((x["fid"], x["is"]) for x in people if x["fid"] is not None and x["is"] is not None)
     area, high = 0.0, reference[1]
     for fid, is_ in points:
@@ -772,11 +780,11 @@ def boot_id() -> str:
 HOST = (socket.gethostname(), boot_id())
 
 
-STOPPED = ("T", "t")  # letters of a process that is paused
+STOPPED = ("T", "t")  # state letters of a paused process
 
 
 def process_stat(pid: int) -> tuple[str, int] | None:
-    """(state letter, kernel start time) of a process; None: there is none, or only its zombie."""
+    """(state letter, kernel start time) of a process; None if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else (fields[0], int(fields[19]))
@@ -785,7 +793,7 @@ def process_stat(pid: int) -> tuple[str, int] | None:
 
 
 def identity(process: dict) -> tuple[int, int] | None:
-    """(pid, start time) of a process on this host since its last boot; None for anything else."""
+    """Unique process identity (pid, start time); None if not on this host or from before its last boot."""
     pid, start = process.get("pid"), process.get("start_time")
     here = (process.get("host"), process.get("boot_id")) == HOST
     if not here or type(pid) is not int or type(start) is not int or pid <= 1:
@@ -794,7 +802,7 @@ def identity(process: dict) -> tuple[int, int] | None:
 
 
 def alive(process: dict) -> str | None:
-    """The state letter of exactly this process (T: stopped), or None: it has ended, or is not of this host."""
+    """The state letter of this process (T: stopped); None if it has ended or is not on this host."""
     who = identity(process)
     found = process_stat(who[0]) if who else None
     return found[0] if found and found[1] == who[1] else None
@@ -809,14 +817,14 @@ def age(stamp: object) -> float | None:
 
 
 def patience(run: Run) -> float:
-    """Seconds without a new line after which a living run is called stalled."""
+    """Seconds without new output after which a live run counts as stalled."""
     t = run.columns.t[-100:]
     gaps = [b - a for a, b in pairwise(t) if b > a]
     return max(120.0, 8 * median(gaps)) if gaps else 120.0
 
 
 def judge(run: Run) -> tuple[str, str]:
-    """(state, why) of a run, from what is on disk and from its process."""
+    """(state, reason) of a run, from its files and its process."""
     said, record = run.status.get("state"), run.record or {}
     here = identity(run.process)
     begun = record.get("run") or (here and here == identity(record.get("child", {})))
@@ -836,7 +844,7 @@ def judge(run: Run) -> tuple[str, str]:
             return ended(run.exit if run.exit_time >= run.status_time - 2 else None)
         return _progress(run, said)
     quiet = age(run.status.get("updated"))
-    if run.watched is not None:  # clocks of two hosts differ: what was seen to change counts
+    if run.watched is not None:  # host clocks may differ; trust the changes we have seen
         quiet = min(quiet if quiet is not None else math.inf, time.monotonic() - run.watched)
     if not run.status:
         if run.exit is not None:
@@ -849,25 +857,25 @@ def judge(run: Run) -> tuple[str, str]:
         return ended(run.exit)
     host = clean(run.process.get("host"), 40) or "unknown host"
     if quiet is None or quiet > 900:
-        return "lost", f"no sign from {host}"
+        return "lost", f"no heartbeat from {host}"
     if quiet > 60:
-        return "stalled", f"no sign from {host}"
+        return "stalled", f"no heartbeat from {host}"
     return _progress(run, said)
 
 
 def _progress(run: Run, said: object) -> tuple[str, str]:
     if said == "stopping":
-        return "stopping", "checkpoint…"
+        return "stopping", "saving…"
     if said == "starting":
         return "starting", ""
     quiet = time.time() - max(run.progress, run.status_time if not run.progress else 0)
-    return ("stalled", "no new line") if quiet > patience(run) else ("running", "")
+    return ("stalled", "no new output") if quiet > patience(run) else ("running", "")
 
 
 def ended(code: float | None) -> tuple[str, str]:
-    """State and reason by the exit code of a process that said nothing more."""
+    """(state, reason) from the exit code of a process that did not report how it ended."""
     if code is None:
-        return "lost", "no process, no exit code"
+        return "lost", "no process and no exit code"
     if code == 0:
         return "done", ""
     if code == 130:
@@ -877,20 +885,20 @@ def ended(code: float | None) -> tuple[str, str]:
     return "failed", f"exit {code:.0f}"
 
 
-# ---- all of them ------------------------------------------------------------------------------------------------------
+# ---- all runs ---------------------------------------------------------------------------------------------------------
 
 
 class Store:
-    """The runs of one folder, by name. `scan` and `refresh` are for one thread; readers may be others."""
+    """The runs in one folder, by name. Call `scan` and `refresh` from one thread only; others may read."""
 
     def __init__(self, root: Path, records: Callable[[Path], list[dict]] = lambda root: []) -> None:
         self.root, self.records = root, records
         self.runs: dict[str, Run] = {}
-        self.became: dict[str, str] = {}  # what was listed as a launch until its run directory was there: the run's name
-        self.problem = ""  # why the folder cannot be listed
+        self.became: dict[str, str] = {}  # launch name -> run name, once the run directory exists
+        self.problem = ""  # why the folder cannot be read
 
     def scan(self) -> set[str]:
-        """Look for new and vanished runs; the names of those."""
+        """Look for new and deleted runs. Returns their names."""
         found: dict[str, Path] = {}
         try:
             with os.scandir(self.root) as entries:
@@ -910,7 +918,7 @@ class Store:
             changed.add(name)
         processes = {who: n for n in names if (who := identity(self.runs[n].process))}
         launched, pending = {}, {}
-        for r in self.records(self.root):  # the newest last
+        for r in self.records(self.root):  # oldest first
             run = r.get("run") or processes.get(identity(r["child"]))
             if run is None and r.get("resumes") and r.get("exit") is None:
                 run = r["resumes"]
@@ -934,16 +942,16 @@ class Store:
         return changed
 
     def refresh(self) -> set[str]:
-        """Reread the small files; the names of runs of which anything changed."""
+        """Reread the small files. Returns the names of runs that changed."""
         return {name for name, run in list(self.runs.items()) if run.refresh()}
 
     def ordered(self) -> list[Run]:
         return list(self.runs.values())
 
-    # -- the only writing -----------------------------------------------------------------------------------------------
+    # -- writing --------------------------------------------------------------------------------------------------------
 
     def tag(self, run: Run, **changes: object) -> None:
-        """Change tags, note or pinned in tags.json, replaced whole. OSError: cannot be written."""
+        """Change tags, note or pinned in tags.json, atomically. OSError: cannot be written."""
         value = {k: v for k, v in {**run.tags, **changes}.items() if v not in (None, [], "", False)}
         path = run.path / "tags.json"
         tmp = path.with_name(f"tags.json.{os.getpid()}.tmp")
@@ -954,10 +962,10 @@ class Store:
         run.refresh()
 
     def trash(self, run: Run) -> Path:
-        """Move an ended run to .trash/. ValueError: it is not an ended one."""
+        """Move a finished run to .trash/. ValueError: it is still live or queued."""
         run.refresh()
         if run.live or run.state == "queued":
-            raise ValueError(f"{run.name} is {run.state}: stop it first")
+            raise ValueError(f"{run.name} is {run.state}; stop it first")
         bin_ = self.root / ".trash"
         bin_.mkdir(exist_ok=True)
         to, n = bin_ / run.path.name, 1
@@ -969,7 +977,7 @@ class Store:
         return to
 
     def restore(self, trashed: Path, original: Path) -> None:
-        """Undo `trash`. OSError: its place is taken, or it is gone."""
+        """Undo `trash`. OSError: the name is taken, or the run is no longer in the trash."""
         if os.path.lexists(original):
             raise FileExistsError(f"{original.name} exists again")
         os.rename(trashed, original)
@@ -983,17 +991,17 @@ def _is_dir(entry: os.DirEntry) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Whoever started it: a folder with any of the files that a run begins with."""
+    """Whether a folder is a run: it has one of the files that a run writes first."""
     return any(os.path.lexists(path / name) for name in ("config.json", "status.json", "metrics.jsonl", "exit"))
 
 
 def color_index(name: str, taken: Iterable[int], n: int = 8) -> int:
-    """The colour of a run: the same wherever it is shown, unless another run that is shown has it."""
+    """The colour of a run, derived from its name; the next free one if it is taken."""
     first, taken = zlib.crc32(name.encode("utf-8", "replace")) % n, set(taken)
     return next((c for k in range(n) if (c := (first + k) % n) not in taken), first)
 
 
-# ---- queries and order ------------------------------------------------------------------------------------------------
+# ---- queries and sorting ----------------------------------------------------------------------------------------------
 
 TERM = re.compile(r"(-?)([\w/().-]+)(<=|>=|!=|[<>=:])(.+)")
 NUMBERS: dict[str, Callable[[Run], float | None]] = {
@@ -1007,9 +1015,9 @@ WORDS: dict[str, Callable[[Run], list[str]]] = {
 
 
 def query(text: str) -> Callable[[Run], bool]:
-    """A filter from `cifar10 fid<15 state=running tag:paper -seed=3 g_lr>1e-4 /regex/`; all terms must hold.
+    """Compile a filter such as `cifar10 fid<15 state=running tag:paper -seed=3 g_lr>1e-4 /regex/`. All terms must match.
 
-    fid and is are the Inception network's; others by name: `fid(compact)<2`. ValueError: a term that means nothing.
+    fid and is are by the Inception network; name others explicitly: `fid(compact)<2`. ValueError: an invalid term.
     """
     tests = [_term(word) for word in text.split()]
     return lambda run: all(test(run) for test in tests)
@@ -1029,10 +1037,10 @@ def _term(word: str) -> Callable[[Run], bool]:
     no, key, op, value = found[1] == "-", found[2], found[3], found[4]
     if key.lower() in WORDS:
         if op not in (":", "=", "!="):
-            raise ValueError(f"{word}: {key} is text; use = != or :")
+            raise ValueError(f"{word}: {key} is text; use =, != or :")
         words = WORDS[key.lower()]
         if key.lower() == "state" and value not in STATES:
-            raise ValueError(f"state {value}: one of {', '.join(STATES)}")
+            raise ValueError(f"unknown state {value}; use one of {', '.join(STATES)}")
         if op == ":":
             return lambda run: no != any(value.lower() in w.lower() for w in words(run))
         return lambda run: no != ((op == "=") == any(value.lower() == w.lower() for w in words(run)))
@@ -1067,7 +1075,7 @@ def _compare(a: float | None, op: str, b: float) -> bool:
 
 
 def ordered(runs: Iterable[Run], key: Callable[[Run], Any], reverse: bool = False) -> list[Run]:
-    """Pinned first, then by key, those without a value last in either order."""
+    """Sort runs: pinned first, then by key; runs without a value come last in either order."""
     have, lack = [], []
     for run in runs:
         (lack if key(run) is None else have).append(run)
@@ -1077,7 +1085,7 @@ def ordered(runs: Iterable[Run], key: Callable[[Run], Any], reverse: bool = Fals
 
 
 def same_but_seed(run: Run) -> str:
-    """Equal for runs that differ in the seed alone."""
+    """A key that is equal for runs that differ only in the seed."""
     differs = {"seed", "resume", "device", "runs_dir", "data_dir", "dry_run"}
     return json.dumps([run.script, {k: v for k, v in sorted(run.args.items()) if k not in differs}], default=str)
 
@@ -1086,7 +1094,7 @@ def same_but_seed(run: Run) -> str:
 
 
 class Ema:
-    """Debiased moving average of a growing column: what is drawn once never changes. NaN stays NaN and is passed over."""
+    """Debiased moving average of a growing column. New values never change earlier output. NaN stays NaN and is skipped."""
 
     def __init__(self, beta: float) -> None:
         import numpy as np
@@ -1098,7 +1106,7 @@ class Ema:
         self.mix = np.tril(beta ** np.maximum(k[:, None] - k[None], 0.0)) * (1 - beta)
 
     def extend(self, values: "np.ndarray") -> "np.ndarray":
-        """Smooth the values behind those already smoothed; returns all. values: the whole column."""
+        """Smooth values added since the last call. values: the whole column. Returns the whole smoothed column."""
         import numpy as np
 
         new = values[len(self.out) :]
@@ -1109,7 +1117,7 @@ class Ema:
         x = new[good]
         blocks = np.zeros((-(-len(x) // 64), 64))
         blocks.ravel()[: len(x)] = x
-        local = blocks @ self.mix.T  # each block as if nothing had been before it
+        local = blocks @ self.mix.T  # each block as if it were the first
         s, carries = self.sum, np.empty(len(blocks))
         for i, last in enumerate(local[:, -1].tolist()):
             carries[i] = s
@@ -1126,7 +1134,7 @@ class Ema:
 # ---- logs -------------------------------------------------------------------------------------------------------------
 
 ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
-ONE_LINE = re.compile(r"\\[sSDWnrAZ]|\[\^|\(\?|\\x|\\0")  # patterns that a bulk search could match over a line's end
+ONE_LINE = re.compile(r"\\[sSDWnrAZ]|\[\^|\(\?|\\x|\\0")  # patterns that could match across lines in a bulk search
 
 
 def plain_bytes(data: bytes) -> str:
@@ -1134,9 +1142,9 @@ def plain_bytes(data: bytes) -> str:
 
 
 class Log:
-    """A text file of any size by lines: where each begins; only those shown are read. Grows with the file."""
+    """Line access to a growing text file of any size. Only line offsets are kept; text is read when shown."""
 
-    CAP = 4096  # bytes of a line that are shown
+    CAP = 4096  # bytes shown per line
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -1147,15 +1155,15 @@ class Log:
 
         self.key: tuple | None = None
         self.end = 0
-        self.starts = np.zeros(1, np.int64)  # of every line, the last one perhaps still being written
+        self.starts = np.zeros(1, np.int64)  # line offsets; the last line may be incomplete
         self.count = 1
 
     def __len__(self) -> int:
-        """Lines, an unfinished last one included."""
+        """Number of lines, including an incomplete last one."""
         return self.count - (int(self.starts[self.count - 1]) == self.end)
 
     def update(self, limit: int = 64 << 20) -> bool:
-        """Find the new lines, of at most so many bytes. Whether there is more, or it began anew."""
+        """Index new lines, at most `limit` bytes. Returns whether lines were added or the file was replaced."""
         import numpy as np
 
         try:
@@ -1187,7 +1195,7 @@ class Log:
             os.close(fd)
 
     def lines(self, wanted: Iterable[int]) -> list[str]:
-        """The texts of lines by their numbers from 0: without escape codes, what a progress bar left, at most CAP bytes."""
+        """Text of lines (counted from 0): no escape codes, only the last state of progress bars, at most CAP bytes each."""
         try:
             fd = open_regular(self.path)
         except OSError:
@@ -1212,9 +1220,9 @@ class Log:
         return clean(text, self.CAP) + (f" … {(end - start) / 1e6:.1f} MB" if long else "")
 
     def matching(self, pattern: str, first: int = 0, stop: Callable[[], bool] = lambda: False) -> list[int]:
-        """Numbers of the lines from `first` on in which a regular expression is found, as grep finds them.
+        """Numbers of the lines from `first` on that match a regular expression, as with grep.
 
-        ValueError: not a regular expression. stop: asked between slices; True ends the search.
+        ValueError: invalid pattern. stop: called between slices; True aborts the search.
         """
         try:
             regex = re.compile(pattern.encode(), re.M)

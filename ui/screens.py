@@ -1,4 +1,4 @@
-"""The screens that look at runs: the list, one run, two runs."""
+"""The screens that show runs: the list, one run, a comparison of two."""
 
 import contextlib
 import json
@@ -22,23 +22,23 @@ from ui.widgets import Doc, LogView, Table
 
 
 class Runs(Page):
-    """All runs: the list, their curves laid over each other, the machine."""
+    """All runs: list, overlaid curves, GPUs and host."""
 
     BINDINGS: ClassVar = [
         Binding("n", "new", "new run"),
-        Binding("space", "overlay", "overlay"),
+        Binding("space", "overlay", "overlay: add or remove this run's curves"),
         Binding("enter", "open", "open"),
         Binding("slash", "query", "filter"),
-        Binding("s", "sort", "sort"),
-        Binding("c", "compare", "compare: two overlaid, or one with the cursor's"),
+        Binding("s", "sort", "sort: by the next column"),
+        Binding("c", "compare", "compare: two overlaid runs"),
         *ACTS,
         *CURVES,
         Binding("0", "clear", "clear the overlay", show=False),
-        Binding("i", "reverse", "reverse the order", show=False),
+        Binding("i", "reverse", "reverse the sort order", show=False),
         Binding("u", "group", "group seeds: mean and spread", show=False),
-        Binding("p", "pin", "pin on top", show=False),
-        Binding("number_sign", "tags", "tags and note", show=False),
-        Binding("h", "hide", "hide or show again", show=False),
+        Binding("p", "pin", "pin to the top", show=False),
+        Binding("number_sign", "tags", "edit tags and note", show=False),
+        Binding("h", "hide", "hide or unhide this run", show=False),
         Binding("a", "hidden", "show hidden runs", show=False),
         *MOVES,
     ]
@@ -67,7 +67,7 @@ class Runs(Page):
     # -- the list
 
     def columns(self, runs: list[Run], width: int) -> list[tuple[str, int, list[str], str]]:
-        """(title, width, texts of the runs, sort key) of the columns that fit, the more important ones first kept."""
+        """(title, width, cells, sort key) of the columns that fit. Columns with a low rank get space first."""
         labels = self.app.labels()
         wanted: list[tuple[float, str, Callable[[Run], str], str]] = [  # rank, title, text, sort key
             (0, "step", lambda r: f"{human(r.step)}/{human(r.total)}" if r.total else human(r.step), "step"),
@@ -95,7 +95,7 @@ class Runs(Page):
         return sorted(chosen, key=lambda c: order.index(c[0]))
 
     def left(self, run: Run) -> str:
-        """What the ETA column says: time left, or how it ended."""
+        """The ETA column: time left, or how the run ended."""
         if run.state in ("running", "stopping"):
             return duration(run.eta) if run.eta is not None else run.state if run.state == "stopping" else "—"
         if run.state == "failed":
@@ -140,18 +140,18 @@ class Runs(Page):
         if app.store.runs:
             return [
                 [],
-                [(f"  no run matches {app.filter_text or 'what is shown'}", "warn")],
-                [("  / changes the filter, a shows hidden runs", "dim")],
+                [(f"  no runs match {app.filter_text}" if app.filter_text else "  all runs are hidden", "warn")],
+                [("  / edits the filter, a shows hidden runs", "dim")],
             ]
         if not app.scanned:
-            return [[], [("  looking for runs…", "dim")]]
+            return [[], [("  scanning for runs…", "dim")]]
         why = f" ({app.store.problem})" if app.store.problem else ""
-        start = "read-only: nothing can be started here" if app.readonly else "press n to start one"
+        start = "read-only mode: runs cannot be started" if app.readonly else "press n to start one"
         lines = [
             f"no runs in {app.store.root}/{why}",
             start,
-            "or point me elsewhere: python tui.py DIR",
-            "? lists every key, q quits",
+            "or open another folder: python tui.py DIR",
+            "? lists all keys, q quits",
         ]
         return [[], *([(f"  {text}", "" if i == 0 else "dim")] for i, text in enumerate(lines))]
 
@@ -168,7 +168,7 @@ class Runs(Page):
             self.app.sort = key
             self.fill()
 
-    # -- lines around it
+    # -- status lines
 
     def top_line(self, width: int, _: int) -> list[Line]:
         app = self.app
@@ -195,11 +195,11 @@ class Runs(Page):
         left = [label for label in app.labels() if label.startswith("FID")]
         fits = {c[0] for c in self.columns(app.listed(), self.query_one(Table).size.width)}
         hidden = [label for label in left if label not in fits]
-        words += [f"no room for {', '.join(hidden)}"] if hidden else []
+        words += [f"hidden columns: {', '.join(hidden)}"] if hidden else []
         return [[(fit(" " + " · ".join(words), width), "dim")]]
 
     def preview(self, width: int, height: int) -> list[Line]:
-        """The run at the cursor in a few lines: what it is and the end of its log."""
+        """A preview of the selected run: summary and end of the log."""
         run = self.run_now()
         if run is None or height < 2:
             return []
@@ -214,7 +214,7 @@ class Runs(Page):
         return lines
 
     def host(self, width: int, height: int) -> list[Line]:
-        """A line a GPU and one for the host; in one line where there is no room."""
+        """One line per GPU and one for the host, or a single line if height is 1."""
         machine, lines = self.app.machine, []
         for g in machine.gpus:
             used = g["used"] / g["total"] if g["total"] else 0
@@ -236,7 +236,7 @@ class Runs(Page):
     # -- curves
 
     def drawn(self) -> list[tuple[Run, str, str]]:
-        """The runs whose curves are shown, the one at the cursor last, so on top."""
+        """Runs whose curves are shown. The selected run comes last, so it is drawn on top."""
         here = self.run_now()
         runs = [r for name in self.app.overlay if (r := self.app.store.runs.get(name))] or ([here] if here else [])
         runs = [r for r in runs if r is not here] + ([here] if here in runs else [])
@@ -244,7 +244,7 @@ class Runs(Page):
         return [(r, style or f"s{color_index(r.name, ())}", letter) for r, letter, style in marks]
 
     def right(self, width: int, height: int) -> list[Line]:
-        """The charts; beside the list with a line between."""
+        """The charts, with a separator line if they are next to the list."""
         if self.has_class("-narrow"):
             return self.charts(width, height)
         lines = self.charts(width - 1, height)
@@ -253,16 +253,16 @@ class Runs(Page):
     def charts(self, width: int, height: int) -> list[Line]:
         drawn, metric, curves = self.drawn(), self.app.metric, self.app.curves
         if not drawn:
-            return [[(" curves of the runs appear here", "dim")]]
+            return [[(" curves will appear here", "dim")]]
         for run, _, _ in drawn:
             self.app.want(run)
         if not any(metric in pages.metrics(r) for r, _, _ in drawn):
             metric = next((m for r, _, _ in drawn for m in pages.metrics(r)), metric)
         legend: Line = []
-        share = width // len(drawn) - 4  # of the names, where they fit into one line when cut
+        share = width // len(drawn) - 4  # per name, if shortened names fit on one line
         for run, style, letter in sorted(drawn, key=lambda d: d[2]):
             has = metric in pages.metrics(run)
-            name = self.app.short(run) + ("" if has else " (has none)")
+            name = self.app.short(run) + ("" if has else " (no data)")
             if height < 20 and share > 12:
                 name = draw.fit_middle(name, min(share, draw.cell_len(name)))
             legend.append((f" ▌{letter}{' ' if letter else ''}{name}", style if has else "dim"))
@@ -298,7 +298,7 @@ class Runs(Page):
             return []
         low, high = min(float(x[0]) for x in xs), max(float(x[-1]) for x in xs)
         at = low + curves.inspect * (high - low)
-        lines: list[Line] = [[(f" at {curves.axis} {human(at, 5)}", "bold"), ("  ← → move, v off", "dim")]]
+        lines: list[Line] = [[(f" at {curves.axis} {human(at, 5)}", "bold"), ("  ← → move, v closes", "dim")]]
         for run, style, letter in drawn[-8:]:
             texts = [f"{m} {score(pages.value_at(run, m, at, curves.axis))}" for m in (metric, second) if m]
             lines.append([(f" ▌{letter} ", style), (fit(self.app.short(run), 24) + "  " + "  ".join(texts), "")])
@@ -380,7 +380,7 @@ class Runs(Page):
                 self.app.write_tags(run, tags=list(dict.fromkeys(tags.split())), note=note.strip())
                 return ""
 
-            self.app.ask("tags | note", text, done, hint=f"of {run.name}: words, then | and a note")
+            self.app.ask("tags | note", text, done, hint=f"{run.name}: tags separated by spaces, then | and a note")
 
     def action_compare(self) -> None:
         runs = [r for name in self.app.overlay if (r := self.app.store.runs.get(name))]
@@ -388,7 +388,7 @@ class Runs(Page):
         if len(runs) == 1 and here and here is not runs[0]:
             runs.append(here)
         if len(runs) < 2:
-            self.app.notify("overlay two runs with space first, or one and put the cursor on the other", severity="warning")
+            self.app.notify("overlay two runs with space, or overlay one and select the other", severity="warning")
         else:
             self.app.push_screen(Compare(runs[0], runs[1]))
 
@@ -409,31 +409,31 @@ TABS = ("charts", "log", "samples", "architecture", "search", "config")
 
 
 class OneRun(Page):
-    """One run in six tabs; `,` and `.` turn all of them back to an earlier step."""
+    """One run: charts, log, samples, architecture, search, config."""
 
     BINDINGS: ClassVar = [
         Binding("escape", "back", "back"),
         *(Binding(str(i), f"tab('{t}')", t, show=False) for i, t in enumerate(TABS, 1)),
-        Binding("comma", "scrub(-1)", "earlier: an earlier step in all tabs"),
-        Binding("full_stop", "scrub(1)", "later: a later step, past the last now"),
-        Binding("asterisk", "best", "the step of the lowest FID", show=False),
+        Binding("comma", "scrub(-1)", "earlier: an earlier step, in all tabs"),
+        Binding("full_stop", "scrub(1)", "later: a later step, then the live state"),
+        Binding("asterisk", "best", "show the step with the lowest FID", show=False),
         Binding("left_square_bracket", "pick(-1)", "previous: cell, edge or individual"),
         Binding("right_square_bracket", "pick(1)", "next: cell, edge or individual"),
-        Binding("o", "other", "other: generator or discriminator, log or output, axes"),
+        Binding("o", "other", "switch: G/D, log/output, plot axes"),
         Binding("plus", "size(1)", "fewer, larger samples", show=False),
         Binding("minus", "size(-1)", "more, smaller samples", show=False),
         Binding("f", "follow", "follow the log"),
-        Binding("slash", "find", "search"),
+        Binding("slash", "find", "search: the log (regular expression)"),
         Binding("n", "match(1)", "next match"),
         Binding("N", "match(-1)", "previous match", show=False),
-        Binding("ampersand", "only", "only: lines that match"),
+        Binding("ampersand", "only", "filter: show only matching lines"),
         Binding("exclamation_mark", "trouble", "next error"),
-        Binding("ctrl+g", "line", "go to a line", show=False),
+        Binding("ctrl+g", "line", "go to a line number", show=False),
         *ACTS,
         *CURVES,
         *MOVES,
     ]
-    USE: ClassVar = {  # in which tabs a key means something; others: in all
+    USE: ClassVar = {  # tabs in which an action is available; actions not listed work in all tabs
         **dict.fromkeys(("metric", "ema", "log", "axis", "zoom", "band", "inspect"), ("charts",)),
         **dict.fromkeys(("follow", "find", "match", "only", "trouble", "line"), ("log",)),
         **{"size": ("samples",), "pick": ("architecture", "search"), "other": ("log", "architecture", "search")},
@@ -445,9 +445,9 @@ class OneRun(Page):
         super().__init__()
         self.run, self.tab = run, tab
         self.view = pages.View()
-        self.first = 0  # of the charts shown
+        self.first = 0  # index of the first chart shown
         self.across = 8
-        self.pictured: tuple = ()  # what #pixels shows
+        self.pictured: tuple = ()  # the picture and zoom that #pixels shows
         self.wants_output = False
 
     def body(self) -> ComposeResult:
@@ -497,7 +497,7 @@ class OneRun(Page):
         if not self.run.loaded:
             right = "reading… "
         texts = [f"{i} {title}" for i, title in enumerate(self.titles(), 1)]
-        if sum(len(t) + 3 for t in texts) + 2 + len(right) > width:  # only the open one by its name
+        if sum(len(t) + 3 for t in texts) + 2 + len(right) > width:  # spell out only the open tab
             texts = [t if name == self.tab else t[0] for t, name in zip(texts, TABS, strict=True)]
         line: Line = [(" ", "")]
         self.tab_spots = []
@@ -543,7 +543,7 @@ class OneRun(Page):
         return pages.search(self.run, width, height, self.view)
 
     def sets(self) -> list[tuple[str, ...]]:
-        """The charts of this run: metrics that belong into one are together."""
+        """The charts of this run, each a tuple of metrics drawn together."""
         found = pages.metrics(self.run)
         together = [("loss/g", "loss/d"), ("entropy G", "entropy D"), ("flips G", "flips D"), ("reward", "baseline")]
         together.append(("loss/rec", "loss/mean_image"))
@@ -554,6 +554,7 @@ class OneRun(Page):
             if group not in made:
                 made.append(group)
         rank = {"entropy G": 3, "reward": 3, "front": 8, "perf/img_s": 9}
+        rank |= dict.fromkeys(("stage", "round", "iteration", "epoch", "batch", "resets", "eval/n"), 10)  # counters
         return sorted(
             made,
             key=lambda g: (
@@ -590,7 +591,7 @@ class OneRun(Page):
 
     def samples(self, width: int, height: int) -> list[Line]:
         if self.app.pixels and (found := sample_at(self.run, self.view.at)):
-            with contextlib.suppress(ValueError):  # what cannot be shown is said in the line above
+            with contextlib.suppress(ValueError):  # sample_lines reports the error
                 if self.pictured != (now := (found[1], self.across)):
                     self.query_one("#pixels").image = draw.part(draw.open_image(found[1]), self.across)
                     self.pictured = now
@@ -634,7 +635,7 @@ class OneRun(Page):
             super().action_sideways(by)
 
     def moments(self) -> list[float]:
-        """Steps at which the open tab has something."""
+        """Steps for which the open tab has data."""
         run = self.run
         steps: dict[str, Callable[[], list[float]]] = {
             "samples": lambda: [s for s, _ in run.files("samples", ".png")],
@@ -703,7 +704,7 @@ class OneRun(Page):
             log.pattern = pattern
             return self.jump(pattern, 1, start=log.number(log.top) - 1 if len(log) else -1) if pattern else ""
 
-        self.app.ask("search the log", log.pattern, done, hint="a regular expression; n next, N previous")
+        self.app.ask("search the log", log.pattern, done, hint="regular expression; n next, N previous")
 
     def action_match(self, by: int) -> None:
         log = self.query_one(LogView)
@@ -714,10 +715,10 @@ class OneRun(Page):
         log = self.query_one(LogView)
         problem = self.jump(r"[Ee]rror|ERROR|Traceback|[Ff]ailed|\bnan\b|NaN|diverged", 1, log.hit)
         if problem:
-            self.app.notify("no error in this log", markup=False)
+            self.app.notify("no errors in this log", markup=False)
 
     def jump(self, pattern: str, by: int, start: int) -> str:
-        """Go to the next or previous line that matches, around the ends. Returns what is wrong, or nothing."""
+        """Go to the next or previous matching line, wrapping around. Returns an error message or ""."""
         log = self.query_one(LogView)
         try:
             hits = log.log_file.matching(pattern) if log.log_file else []
@@ -726,7 +727,7 @@ class OneRun(Page):
         if log.shown is not None:
             hits = [h for h in hits if h in set(log.shown)]
         if not hits:
-            return f"nothing matches {pattern}"
+            return f"no match for {pattern}"
         after = [h for h in hits if h > start] if by > 0 else [h for h in hits if h < start]
         log.show_line((after or hits)[0 if by > 0 else -1])
         self.update("tabs")
@@ -748,14 +749,14 @@ class OneRun(Page):
             self.update("tabs")
             return ""
 
-        self.app.ask("only: lines that match", log.filter, done, hint="a regular expression; empty: all lines")
+        self.app.ask("show only lines matching", log.filter, done, hint="regular expression; empty shows all lines")
 
     def action_line(self) -> None:
         log = self.query_one(LogView)
 
         def done(text: str) -> str:
             if not text.strip().isdecimal() or not 0 < int(text) <= len(log.log_file or ()):
-                return f"a number from 1 to {len(log.log_file or ())}"
+                return f"enter a number from 1 to {len(log.log_file or ())}"
             log.show_line(int(text) - 1)
             return ""
 
@@ -776,27 +777,27 @@ class OneRun(Page):
 
 
 def sample_at(run: Run, at: float | None) -> tuple[int, Path] | None:
-    """(step, path) of the newest grid of samples that is not after `at`."""
+    """(step, path) of the latest sample grid at or before step `at`."""
     return next((f for f in reversed(run.files("samples", ".png")) if at is None or f[0] <= at), None)
 
 
 def sample_lines(run: Run, at: float | None, width: int, height: int, across: int, images: bool) -> list[Line]:
-    """The newest grid of samples that is not after `at`, with a line about it."""
+    """The latest sample grid at or before step `at`, under a line that describes it."""
     files, found = run.files("samples", ".png"), sample_at(run, at)
     if not found:
-        return [[(" no samples" + (" yet" if not files else f" before step {human(at)}"), "dim")]]
+        return [[(" no samples" + (" yet" if not files else f" up to step {human(at)}"), "dim")]]
     step, path = found
     try:
         image = draw.open_image(path)
     except ValueError as e:
-        return [[(f" {path.name} cannot be shown: {e}", "bad")]]
+        return [[(f" cannot display {path.name}: {e}", "bad")]]
     n, _ = draw.grid_of(image)
     facts = f" step {human(step)} · {files.index(found) + 1} of {len(files)} · {image.shape[1]} x {image.shape[0]} pixels"
-    facts += f" · {min(n, across)} of {n} a row" if n > 1 else ""
+    facts += f" · {min(n, across)} of {n} per row" if n > 1 else ""
     hint = "   + - size   , . step   * best"
     head: Line = [(facts, "bold"), (hint if len(facts + hint) < width else "", "dim")]
     if not images:
-        return [head, [], [(f" no colours here: open {path}", "dim")]]
+        return [head, [], [(f" colours are off (NO_COLOR); open {path}", "dim")]]
     if width < 60:
         head = [(f" step {human(step)}", "bold")]
     return [crop(head, width), *draw.half_blocks(image, width - 1, height - 1, across)]
@@ -806,13 +807,13 @@ def sample_lines(run: Run, at: float | None, width: int, height: int, across: in
 
 
 class Compare(Page):
-    """Two runs side by side: curves, samples, differences of arguments, genotypes, sizes and sources."""
+    """Two runs side by side, with their differences."""
 
     BINDINGS: ClassVar = [
         Binding("escape", "back", "back"),
-        Binding("p", "sources", "sources: how they differ"),
+        Binding("p", "sources", "sources: diff of the saved scripts"),
         Binding("comma", "scrub(-1)", "earlier: an earlier step"),
-        Binding("full_stop", "scrub(1)", "later: a later step, past the last now"),
+        Binding("full_stop", "scrub(1)", "later: a later step, then the live state"),
         Binding("s", "swap", "swap A and B"),
         *CURVES,
         *MOVES,

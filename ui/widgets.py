@@ -1,6 +1,6 @@
-"""Textual widgets on the line API: a document of lines, the table of runs, the view of a log.
+"""Textual widgets using the line API: a text document, the run table, the log viewer.
 
-They compare new lines with those on the screen and redraw only what changed: over SSH every byte counts.
+They redraw only lines that changed, to save bandwidth over SSH.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from ui.runs import Log, clean
 
 # ---- styles -----------------------------------------------------------------------------------------------------------
 
-TOL_LIGHT = ["#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#dddddd"]  # for a dark ground
+TOL_LIGHT = ["#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#dddddd"]  # for dark backgrounds
 OKABE_ITO = [
     "#0072b2",
     "#b36b00",
@@ -30,7 +30,7 @@ OKABE_ITO = [
     "#3a8fc4",
     "#b84700",
     "#666666",
-]  # darkened, for a light one
+]  # darkened, for light backgrounds
 DARK = {
     **{f"s{i}": color for i, color in enumerate(TOL_LIGHT)},
     **{"dim": "#8a8f98", "faint": "#4a505a", "key": "#56b4e9", "info": "#8ab4f8", "good": "#4cc38a", "warn": "#e6a700"},
@@ -71,7 +71,7 @@ def style_of(words: str) -> Style:
 
 
 def to_strip(line: Line, width: int, base: str = "") -> Strip:
-    """The line on exactly `width` cells; whatever its texts hold, nothing of it reaches the terminal as a command."""
+    """The line as exactly `width` cells. Control characters are replaced, so no text can send terminal commands."""
     under, segments, left = style_of(base), [], width
     for text, style in line:
         if not text.isprintable():
@@ -93,7 +93,7 @@ def to_strip(line: Line, width: int, base: str = "") -> Strip:
 
 
 class Doc(Widget, can_focus=False):
-    """Lines that a function makes for a size. `show` redraws what differs. Scrolls by lines; says what is below."""
+    """Scrollable lines from make(width, height). Redraws only what changed; the last row says how many lines are below."""
 
     def __init__(self, make: Callable[[int, int], list[Line]] | None = None, base: str = "", **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -139,7 +139,7 @@ class Doc(Widget, can_focus=False):
         self.refresh()
 
     def restyle(self) -> None:
-        """After another palette: nothing on the screen holds."""
+        """Redraw everything after the palette changed."""
         self.strips = []
         self._draw()
         self.refresh()
@@ -158,7 +158,7 @@ class Doc(Widget, can_focus=False):
 
     @property
     def text(self) -> str:
-        """What is on the screen, for tests and copies."""
+        """The visible text, for tests and copying."""
         return "\n".join(strip.text.rstrip() for strip in self.strips)
 
 
@@ -166,17 +166,17 @@ class Doc(Widget, can_focus=False):
 
 
 class Table(Widget, can_focus=False):
-    """Rows of texts under a head. rows: (key, [(text, style), ...]) with the cells already as wide as the columns."""
+    """Rows under a header. rows: (key, [(text, style), ...]), with the cells already padded to the column widths."""
 
     class Picked(Message):
-        """The cursor moved; entered: it was clicked a second time."""
+        """The cursor moved; entered: the selected row was clicked again."""
 
         def __init__(self, entered: bool = False) -> None:
             super().__init__()
             self.entered = entered
 
     class Sorted(Message):
-        """The head was clicked at this cell."""
+        """The header was clicked at column x."""
 
         def __init__(self, x: int) -> None:
             super().__init__()
@@ -195,7 +195,7 @@ class Table(Widget, can_focus=False):
         return self.rows[self.cursor][0] if self.rows else None
 
     def show(self, head: Line, rows: list[tuple[str, Line]], became: dict[str, str] | None = None) -> None:
-        """New contents; the cursor stays on its key, or on what that became."""
+        """Replace the contents. The cursor stays on its key, or on the key's new name in `became`."""
         key = (became or {}).get(self.key, self.key)
         self.rows, self.head = rows, head
         if key is not None and (self.cursor >= len(rows) or rows[self.cursor][0] != key):
@@ -277,17 +277,17 @@ BAD_WORDS = ("error", "traceback", "exception", "failed", "nan", "diverged", "ou
 
 
 class LogView(Widget, can_focus=False):
-    """A log of any size: follows its end until the user scrolls, and then nothing but the user moves it."""
+    """Log viewer for files of any size. Follows the end until the user scrolls up; after that, only the user moves it."""
 
     def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.log_file: Log | None = None
         self.follow, self.top, self.left = True, 0, 0
-        self.digits = 0  # of line numbers; they do not widen while the view is paused
+        self.digits = 0  # width of the line numbers; does not grow while the view is paused
         self.pattern = self.filter = ""
-        self.shown: Sequence[int] | None = None  # line numbers, when lines that do not match are hidden
-        self.searched = 0  # lines that the filter has seen
-        self.seen = 0  # lines when the user last followed
+        self.shown: Sequence[int] | None = None  # numbers of the matching lines if a filter is on
+        self.searched = 0  # number of lines already filtered
+        self.seen = 0  # number of lines when the view last followed
         self.hit = -1
         self.strips: list[Strip] = []
 
@@ -302,7 +302,7 @@ class LogView(Widget, can_focus=False):
         return self.shown[row] if self.shown is not None else row
 
     def tick(self) -> None:
-        """Look for new lines and draw."""
+        """Check for new lines and redraw."""
         log = self.log_file
         if log is None:
             return
@@ -310,13 +310,13 @@ class LogView(Widget, can_focus=False):
         if anew and self.filter and self.shown is not None:
             if self.searched > len(log):
                 self.shown, self.searched = [], 0
-            first = max(0, self.searched - 1)  # the last one may have been unfinished
+            first = max(0, self.searched - 1)  # the last line may have been incomplete
             self.shown = [i for i in self.shown if i < first] + log.matching(self.filter, first)
             self.searched = len(log)
         self.draw()
 
     def set_filter(self, pattern: str, lines: list[int] | None) -> None:
-        """Show only these lines; None: all."""
+        """Show only these lines; None: show all."""
         at = self.number(self.top) if len(self) else 0
         self.filter, self.shown = pattern, lines
         self.searched = len(self.log_file) if self.log_file else 0
@@ -348,7 +348,7 @@ class LogView(Widget, can_focus=False):
             body = text[self.left :] if self.left else text
             strips.append(to_strip([(f"{number + 1:>{digits}} ", "dim"), (body, style)], w))
         if not strips:
-            strips = [to_strip([(" nothing here yet" if not self.filter else f" no line matches {self.filter}", "dim")], w)]
+            strips = [to_strip([(" the log is empty" if not self.filter else f" no lines match {self.filter}", "dim")], w)]
         old, self.strips = self.strips, strips
         if len(old) != len(strips):
             self.refresh()
@@ -390,7 +390,7 @@ class LogView(Widget, can_focus=False):
         self.draw()
 
     def show_line(self, number: int) -> None:
-        """Bring a line into view and mark it; the view no longer follows."""
+        """Scroll to a line and highlight it. The view stops following."""
         self.follow, self.hit = False, number
         row = number if self.shown is None else next((k for k, i in enumerate(self.shown) if i >= number), 0)
         if not self.top <= row < self.top + self.size.height:
@@ -409,7 +409,7 @@ class LogView(Widget, can_focus=False):
     def status(self) -> str:
         total = len(self.log_file) if self.log_file else 0
         mode = "FOLLOW" if self.follow else f"PAUSED +{max(0, len(self) - self.seen)} lines"
-        only = f" · only {len(self)} that match {clean(self.filter, 30)}" if self.shown is not None else ""
+        only = f" · {len(self)} match {clean(self.filter, 30)}" if self.shown is not None else ""
         side = f" · from column {self.left + 1}" if self.left else ""
         return f"{mode} · {total} lines{only}{side}"
 
