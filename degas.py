@@ -54,9 +54,7 @@ class Args(CommonArgs):
 
     n: int = opt(1, "Normal maps before each up-sampling. [paper §3]", "Search", min=1, max=8)
     normal_ops: Literal["9", "7"] = opt("9", "Normal ops; 7: those of DARTS. [9, 7: paper §3]", "Search")
-    search_size: int = opt(
-        0, "Image side in the search, a multiple of 8; 0: --size. [paper, ablation]", "Search", min=0
-    )
+    search_size: int = opt(0, "Search image side, a multiple of 8; 0: --size. [paper, ablation]", "Search", min=0)
     search_images: int = opt(0, "Random subset of images to search on; 0: all. [ours]", "Search", min=0)
     search_epochs: int = opt(50, "Search epochs, of (z, w) steps. [DARTS]", "Search", min=1)
     search_batch: int = opt(64, "Images per search step, over all processes. [DARTS]", "Search", min=2)
