@@ -49,7 +49,7 @@ from common.run import Run
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    genotype: str | None = opt(None, "Skip the search, train this: A, B, C, sngan, a vector, a file. [paper §4.1]")
+    genotype: str | None = opt(None, "Skip the search and train A, B, C, sngan, a vector or file. [paper §4.1]")
     dataset: str = opt("cifar10", "[paper §4]")
     size: int = opt(0, "Image side in pixels, a multiple of 2^cells; 0: the data set's own. [paper §4]")
 

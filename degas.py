@@ -47,8 +47,8 @@ from common.run import Run
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    genotype: str | None = opt(None, "Skip the search, train this: a genotype.json, or baseline (CT-GAN's G). [ours]")
-    random_arch: bool = opt(False, "Skip the search, prune random alpha ~ N(0, 1). [paper, ablation]", "Run")
+    genotype: str | None = opt(None, "Skip the search and train a genotype.json or baseline, CT-GAN's G. [ours]")
+    random_arch: bool = opt(False, "Skip the search and prune random alpha ~ N(0, 1). [paper, ablation]", "Run")
     dataset: str = opt("cifar10", "[paper §4]")
     size: int = opt(0, "[paper §4]")
 

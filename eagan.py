@@ -66,7 +66,7 @@ from common.run import Run
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    genotype: str | None = opt(None, "Skip the search, train this G: name, .json or .npy. [paper §5.2]")
+    genotype: str | None = opt(None, "Skip the search and train this G: a name, .json or .npy. [paper §5.2]")
     d_genotype: str | None = opt(None, "D of --genotype, or plain; default: its file's or EAGAN's. [paper §5.2]", "Run")
 
     stages: Literal["g+d", "g", "d", "coupled"] = opt(
@@ -80,8 +80,8 @@ class Args(CommonArgs):
     population: int = opt(32, "Population size, P. [paper §5.1]", "Search", min=2)
     p_crossover: float = opt(0.3, "Crossover probability. [paper §4.3]", "Search", min=0, max=1)
     p_mutation: float = opt(0.5, "Mutation probability. [paper §4.3]", "Search", min=0.01, max=1)
-    objectives: str = opt("is,fid,size", "Objectives: any of is, fid, size. [paper Table 1]", "Search")
-    selection: Literal["nsga2", "cars"] = opt("nsga2", "cars: authors', near random. [paper §4.3; code]", "Search")
+    objectives: str = opt("is,fid,size", "Objectives to minimise: any of is, fid, size. [paper Table 1]", "Search")
+    selection: Literal["nsga2", "cars"] = opt("nsga2", "cars: nearly random. [paper §4.3; code]", "Search")
     mu_plus_lambda: bool = opt(False, "Stage 1: select P of P parents and P children. [authors' code]", "Search")
     weight_reset: bool = opt(True, "Stage 2: reset all G to the best one's weights. [paper §4.2]", "Search")
     init_g: str | None = opt(None, "Initialise stage 1 with this G and mutants of it. [authors' code]", "Search")

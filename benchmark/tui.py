@@ -56,7 +56,7 @@ def cpu(do: Callable[[], object], repeats: int = 7) -> float:
 
 
 def many_runs(root: Path) -> None:
-    """Create RUNS runs; the rows of the first one are copied to the others."""
+    """Create RUNS runs; the metrics of the first one are copied to the others."""
     first = make_run(root, seed=0, rows=ROWS, samples=1)
     lines = (first / "metrics.jsonl").read_text()
     for seed in range(1, RUNS):

@@ -39,10 +39,10 @@ class CommonArgs:
     phase: Literal["all", "search", "train", "eval"] = opt(
         "all", "Phase to run; train needs --genotype, eval needs --weights. [ours]", "Run"
     )
-    genotype: str | None = opt(None, "Skip the search, train this genotype: name or file. [paper]", "Run")
+    genotype: str | None = opt(None, "Skip the search and train this genotype: a name or file. [paper]", "Run")
     weights: Path | None = opt(None, "weights.pt of a run, for --phase eval. [ours]", "Run")
     resume: Path | None = opt(None, "Resume this run directory. [ours]", "Run")
-    dry_run: bool = opt(False, "Print schedule, sizes and estimated time; exit. [ours]", "Run")
+    dry_run: bool = opt(False, "Print schedule, sizes and estimated time, then exit. [ours]", "Run")
     seed: int = opt(0, "Random seed. [ours]", "Run", min=0)
     device: str = opt("auto", "Device: auto, cpu, cuda or cuda:N. [ours]", "Run")
     runs_dir: Path = opt(Path("runs"), "Parent directory of the runs. [ours]", "Run")
@@ -51,7 +51,7 @@ class CommonArgs:
     sample_every: int = opt(2500, "G updates between sample grids. [ours]", "Run", min=1)
 
     dataset: str = opt("cifar10", "shapes, cifar10, stl10, celeba, a folder, .zip or .npz. [paper]", "Data")
-    data_dir: Path = opt(Path("data"), "Downloads and cached statistics. [ours]", "Data")
+    data_dir: Path = opt(Path("data"), "Directory for downloads and cached statistics. [ours]", "Data")
     size: int = opt(0, "Image side in pixels; 0: the data set's own. [paper]", "Data", min=0)
 
     epoch_batches: int = opt(0, "D batches per epoch; 0: all images once. [ours]", "Search", min=0)
@@ -78,7 +78,7 @@ class CommonArgs:
     ref_n: int = opt(0, "Real images in the reference; 0: all. [authors' code]", "Eval", min=0)
     eval_n: int = opt(50_000, "Generated images per evaluation. [paper]", "Eval", min=2)
     eval_every: int = opt(5, "Epochs between evaluations. [authors' code]", "Eval", min=1)
-    eval_after: int = opt(0, "Epochs before the first of these. [ours]", "Eval", min=0)
+    eval_after: int = opt(0, "Epochs before periodic evaluation starts. [ours]", "Eval", min=0)
 
     @property
     def g_shape(self) -> tuple[int, int, int]:
