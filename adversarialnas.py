@@ -10,8 +10,8 @@ Derive: keep the strongest operation of each edge, and make sure that every node
 Then the derived G is trained from scratch against AutoGAN's discriminator (or the searched one).
 
 Published (CIFAR-10, 50,000 images): IS 8.74, FID 10.87 after one GPU day. Not yet run at paper scale here.
-All convolutions of a node's outgoing edges are merged into one (`merge`), which takes 60% of the time on
-a CPU. Tags: PAPER: specified by the paper; CODE: follows the authors' code; DEVIATES: differs from both.
+All convolutions of a node's outgoing edges are merged into one (`merge`): 60% of the time on a CPU.
+Tags: PAPER (specified by the paper), CODE (follows the authors' code), DEVIATES (differs from both).
 """
 
 import random
@@ -244,7 +244,7 @@ class Logits(nn.Module):
         return found
 
     def mix(self, job: Job, tau: float, *name: object) -> Mix:
-        """Mixing weights, with one noise sample per edge for the whole batch. name: of the noise's stream."""
+        """Mixing weights, with one noise sample per edge for the whole batch. name: random stream of the noise."""
         noise = stream(job.args.seed, "gumbel", self.space.name, *name, device=job.ranks.device)
         return self.by_op(mix_weights(logits, tau, job.args.gumbel, noise) for logits in self.tables)
 
@@ -275,8 +275,8 @@ def mix_weights(logits: Tensor, tau: float, form: str, noise: torch.Generator) -
 def derive(space: Space, p: list[dict[str, dict[str, float]]]) -> Genotype:
     """Keep the strongest op of each edge, then repair nodes without an input. [authors' code]
 
-    p: [cell][edge][op]. Such a node gets its edge with the smallest p(none), the first one if equal,
-    with the strongest op other than none.
+    p: [cell][edge][op]. For such a node, the incoming edge with the smallest p(none), the first one if
+    equal, gets its strongest op other than none.
     """
     names, genotype = [edge.name for edge in space.edges], []
     for cell in p:
@@ -611,7 +611,7 @@ def arch_adam(job: Job, logits: Logits) -> torch.optim.Adam:
 
 
 def d_pass(job: Job, G: Net, D: Net, real: Tensor, *name: object) -> Tensor:
-    """Loss of D on real images and equally many fakes. name: of the latents' stream."""
+    """Loss of D on real images and equally many fakes. name: random stream of the latents."""
     with torch.no_grad():
         fake = G(latent(job, len(real), *name))
     # DEVIATES 1: one pass over both, which is faster; both then share one noise sample for Super-D and one
@@ -621,7 +621,7 @@ def d_pass(job: Job, G: Net, D: Net, real: Tensor, *name: object) -> Tensor:
 
 
 def g_pass(job: Job, G: Net, D: Net, n: int, *name: object) -> Tensor:
-    """Loss of G on n fakes. name: of the latents' stream."""
+    """Loss of G on n fakes. name: random stream of the latents."""
     return g_loss(D(G(latent(job, n, *name))).float())
 
 

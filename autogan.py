@@ -15,8 +15,8 @@ It is then fully trained from scratch, against the same discriminator at twice t
 
 Published (CIFAR-10, 50,000 images): IS 8.55, FID 12.42 after 43 hours. Not yet run at paper scale here.
 The authors' code ranks candidates on weights wiped by a reset, resets its baseline every iteration, fails
-with more than one architecture per step, and lacks the other rewards and baseline searches. Tags: PAPER:
-specified by the paper; CODE: follows the authors' code; DEVIATES: differs from both.
+with more than one architecture per step, and lacks the other rewards and baseline searches. Tags:
+PAPER (specified by the paper), CODE (follows the authors' code), DEVIATES (differs from both).
 """
 
 import sys
@@ -745,7 +745,7 @@ def take_beam(job: Job, state: State, G: Generator, controller: Controller) -> N
         row = Score(best.fid, best.is_mean, None, args.reward_n, net, job.evaluator.ref).row()
         how = {"eval/ema": False, "eval/bn": "recalibrated" if args.bn_batches else "shared"}
         run.evaluated(state.step, row, **how, **{"eval/what": "best of the search"})
-    run.print(f"stage {state.s}: beam ranked by {args.reward}, {net}, {args.reward_n} images:")
+    run.print(f"stage {state.s}: beam, ranked by {args.reward} ({net}, {args.reward_n} images):")
     for x in state.beam:
         run.print(f"  {text_of(x.vector)}  {x.score:.4g}  {x.params / 1e6:.3f}M")
 
@@ -877,7 +877,7 @@ def derive(job: Job, state: State) -> None:
     run.genotype(state.step, genotype_json(args, state.G, chosen))
     if correlation:
         found = "rho {rho:.3f} (p {p:.2g}, {n} architectures)".format(**correlation)
-        run.print(f"rank correlation of the scores with shared weights and after short training, Spearman's {found}")
+        run.print(f"correlation of scores with shared weights and after short training: Spearman's {found}")
     run.print(f"best of {n}: {text_of(state.G)}\n{table(state.G)}")
 
 

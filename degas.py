@@ -16,8 +16,8 @@ CT-GAN: Wasserstein loss, gradient penalty, and consistency of the critic under 
 --conditional is given.
 
 Published (CIFAR-10, 50,000 images): IS 8.37, FID 12.01; with labels 8.85, 9.83. Not yet run at paper
-scale here. Tags: PAPER: specified by the paper; DARTS, GLO, CT-GAN: follows the code of this work;
-OURS: not specified; DEVIATES: differs from one of them.
+scale here. Tags: PAPER (specified by the paper), DARTS, GLO, CT-GAN (follows the code of that work),
+OURS (not specified), DEVIATES (differs from one of these).
 """
 
 import sys
@@ -166,8 +166,8 @@ def consistency(d1: Tensor, d2: Tensor, f1: Tensor, f2: Tensor, slack: float = C
 def reconstruction_loss(made: Tensor, images: Tensor, levels: int, reduction: str = "mean") -> Tensor:
     """||x - x'||^2 + sum_j 2^(2j) |L^j(x) - L^j(x')|_1, averaged over the batch. [paper §3.2]
 
-    Level j has 4^-j of the pixels, so the factor gives each level its mean: divided by the values per
-    image (reduction "mean"), the loss is the MSE plus the sum of the levels' mean absolute differences.
+    Level j has 4^-j of the pixels, so the factor gives all levels equal weight. Divided by the number of
+    values per image (reduction "mean"), this is the MSE plus the mean absolute difference of each level.
     """
     # DEVIATES 1: "mean" by default. Gradients of the sum are too large to learn at a rate of 0.3
     difference = made.float() - images
@@ -776,7 +776,7 @@ def search(job: Job, state: State) -> None:
     loss, mean_loss = state.scores["loss/rec"], state.scores["loss/mean_image"]
     if loss > LEFT_MEAN * mean_loss:
         run.print(
-            f"WARNING: the reconstruction loss, {loss:.4f}, is not below that of the mean image, {mean_loss:.4f}: "
+            f"WARNING: the reconstruction loss, {loss:.4f}, is no better than the mean image's, {mean_loss:.4f}: "
             "alpha has learned nothing, and the genotype is no better than random; use more --search-epochs, "
             "a larger --search-ch, --z-init pca or another --w-lr"
         )

@@ -13,8 +13,8 @@ Stage 2, one-to-one: P discriminators from a supernet, each with its own copy of
 Then the pair (G*, D*) is trained from scratch and evaluated.
 
 Published (CIFAR-10, 50,000 images): IS 8.81, FID 9.91 after 1.2 GPU days. Not yet run at paper scale here.
-Tags: PAPER: specified by the paper; CODE: not in the paper, follows the authors' code;
-DEVIATES: differs from both.
+Tags: PAPER (specified by the paper), CODE (not in the paper, follows the authors' code),
+DEVIATES (differs from both).
 """
 
 import sys
@@ -393,7 +393,7 @@ def mutate(space: Space, genotype: Genotype, rng: Random) -> Genotype:
     """Change the op of a uniformly chosen edge, keeping the cell valid. [paper §4.3]"""
     while True:
         cell, column = rng.randrange(space.cells), rng.randrange(len(space.edges))
-        if column not in space.together[1:] or genotype[cell][column] != "none":  # else none follows the first one
+        if column not in space.together[1:] or genotype[cell][column] != "none":  # else it is tied to the first one
             break
     options = []
     for op in space.edges[column].ops:
@@ -406,7 +406,7 @@ def mutate(space: Space, genotype: Genotype, rng: Random) -> Genotype:
 
 
 def crossover(space: Space, a: Genotype, b: Genotype, rng: Random) -> Genotype:
-    """Copy one edge of b into a, uniform over edges that differ and are valid; a itself without any."""
+    """Copy one edge of b into a, uniform over edges that differ and stay valid; a itself if there are none."""
     children = []
     for cell in range(space.cells):
         for column in range(len(space.edges)):
@@ -613,7 +613,7 @@ def score_all(job: Job, individuals: People, score_one: ScoreOne, n: int) -> Non
 
 
 def unscored(individuals: People) -> People:
-    """Copies without scores: the weights keep changing, so scores expire."""
+    """Copies without scores: the weights keep changing, so old scores become invalid."""
     return [replace(x, is_mean=None, fid=None) for x in individuals]
 
 

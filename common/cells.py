@@ -133,7 +133,7 @@ class Down(nn.Module):
         return count_params(self) * side**2
 
 
-# Op name -> module constructor, called with the channels. An edge may also be "none", without module.
+# Op name -> module constructor, called with the channels. An edge may also be "none" (no module).
 OPS_NORMAL = {name: partial(Normal, name) for name in ("skip_connect", *CONVS)}
 OPS_UP = {name: partial(Up, name) for name in ("nearest", "bilinear", "conv_transpose")}
 OPS_DOWN = {name: partial(Down, name) for name in ("avg_pool", "max_pool", *CONVS) if name != "conv_1x1"}
@@ -269,7 +269,7 @@ class Space:
     """A cell-based search space: the candidate ops of each edge, and the nodes that need an input.
 
     nodes: {node: columns of its incoming edges}; at least one of them must not be "none".
-    together: columns of the down-sampling edges; either all of them are "none", or no one is.
+    together: columns of the down-sampling edges, which must be all "none" or all ops.
     first: edges of cell 1, if their candidates differ from those of the other cells.
     leaving: {node: columns of its outgoing edges}; if all of them are "none", it needs no input.
     """
@@ -359,8 +359,8 @@ class Space:
 def named(name: str, space: Space, published: dict[str, dict[str, list]], flag: str = "") -> Genotype | None:
     """Load a genotype by its published name, from a genotype.json or from an .npy of the authors.
 
-    published: {"G": {name: codes}, "D": {...}}. A .json without a genotype for this space returns None,
-    or raises if `flag` is given. UserError: unknown name, unreadable file, not in this space.
+    published: {"G": {name: codes}, "D": {...}}. For a .json without a genotype of this space, returns
+    None, or raises if `flag` is given. UserError: unknown name, unreadable file, not in this space.
     """
     names = published[space.name]
     if name in names:

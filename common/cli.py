@@ -100,7 +100,7 @@ def options(args_class: type) -> list[tuple[dataclasses.Field, dict]]:
 
 def combined(base: dict, given: dict) -> dict:
     """Metadata of an overridden field."""
-    if not given or not base or given["panel"]:  # not overridden, or completely
+    if not given or not base or given["panel"]:  # not overridden, or overridden in full
         return dict(given or base)
     words = given["help"]
     if words.startswith("["):  # only a source

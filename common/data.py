@@ -45,10 +45,10 @@ class Dataset:
 def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
     """Load a data set of SIZES (celeba: train, stl10: train + unlabeled), a folder, .zip or .npz.
 
-    size: side in pixels; 0: SIZES or, for a path, the shorter side (all images alike). Other sizes are
-    resized (shorter side, bilinear, antialiased) and centre-cropped; alpha is dropped. Class folders
-    become labels in sorted order; a single top-level folder is ignored. Downloads go to data_dir; with
-    several processes, call it on one first. UserError: not found, unreadable, unsupported size.
+    size: side in pixels; 0: from SIZES or, for a path, the images' shorter side, if all have one size.
+    Other images are resized (shorter side, bilinear, antialiased) and centre-cropped; alpha is dropped.
+    Class folders become labels in sorted order; a single top-level folder is ignored. Downloads go to
+    data_dir; with several processes, call this on one first. UserError: not found, unreadable, bad size.
     """
     if size and (size < 16 or size % 8):
         raise UserError(f"--size {size}: use a multiple of 8, 16 or more, or 0 for the data set's own size")
@@ -146,7 +146,7 @@ def _zip(path: Path, size: int) -> Dataset:
 
     def read(file: PurePosixPath) -> bytes:
         if members[file].file_size > MEMBER_LIMIT:
-            raise ValueError(f"{members[file].file_size} bytes uncompressed, over the limit of {MEMBER_LIMIT}")
+            raise ValueError(f"inflates to {members[file].file_size} bytes, over the limit of {MEMBER_LIMIT}")
         return archive.read(members[file].filename)
 
     with archive:
@@ -171,9 +171,9 @@ def _image_files(
             if image.mode[0] in "IF":  # Pillow clips these instead of scaling them
                 raise ValueError("more than 8 bits per channel, convert it to 8")
             return ImageOps.exif_transpose(image).convert("RGB")
-        except Exception as error:  # Pillow and zipfile raise many types on damaged files
+        except Exception as error:  # Pillow and zipfile raise various errors on damaged files
             raise UserError(
-                f"{path}: {files[i]}: not a readable image ({_line(error)}); replace or remove it"
+                f"{path}: {files[i]}: not readable as an image ({_line(error)}); replace or remove it"
             ) from error
 
     own = size == 0
@@ -211,14 +211,14 @@ def _npz(path: Path, size: int) -> Dataset:
             "create it with numpy.savez(path, images=..., labels=...)"
         ) from error
     if images is None:
-        raise UserError(f"{path}: no array named 'images', only {found}; save it as images=...")
+        raise UserError(f"{path}: no array 'images', only {found}; save it as images=...")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         raise UserError(f"{path}: images is {images.dtype} {images.shape}, must be non-empty uint8 (N, H, W, 3)")
     if labels is not None:
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-            raise UserError(f"{path}: labels is {labels.dtype} {labels.shape}, must be integer ({len(images)},)")
+            raise UserError(f"{path}: labels is {labels.dtype} {labels.shape}, must be integers ({len(images)},)")
         if labels.min() < -1 or labels.max() >= 2**31:
-            raise UserError(f"{path}: labels are {labels.min()} to {labels.max()}; use 0, 1, ..., -1 for unlabelled")
+            raise UserError(f"{path}: labels are {labels.min()} to {labels.max()}, must be 0, 1, ... or -1 for none")
         labels = torch.from_numpy(labels.astype(np.int64))
     tensor, note = _resize(images, size, path)
     return _dataset(path.stem, tensor, labels, note)

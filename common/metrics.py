@@ -17,7 +17,7 @@ from common.data import Dataset
 from common.files import UserError, first_line, replacing, stream
 
 IS_SPLITS = 10  # splits of the Inception Score
-CACHE_VERSION = 1  # increment when the reference statistics change their meaning
+CACHE_VERSION = 1  # increment when the meaning of the reference statistics changes
 COMPACT_RECIPE = 1  # increment when the compact network or its training changes
 COMPACT_STEPS = (300, 2000)  # minimum and maximum training steps
 
@@ -124,7 +124,7 @@ class Inception(nn.Module):
     """The Inception network of FID and IS. [pytorch-fid; logits without bias as in Salimans' IS code]
 
     forward: uint8 (B,3,H,W) -> features (B,dims) and, if `want_is`, logits (B,1008), else None.
-    weights: file of a state dict with pytorch-fid's names; None: use pytorch-fid's download.
+    weights: file with a state dict in pytorch-fid's naming; None: use pytorch-fid's download.
     UserError: the weights are unavailable, of another network, or without a required layer.
     """
 
@@ -203,7 +203,7 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"--inception-weights {path}: no such file; pass {FID_FILE}, or use --evaluator compact")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types on foreign files
+    except Exception as error:  # torch.load raises various errors on other files
         raise UserError(
             f"--inception-weights {path} is not the FID Inception network: not a file of tensors "
             f"({first_line(error)}); pass {FID_FILE}"
@@ -399,7 +399,7 @@ class Evaluator:
         resize = "no" if self.net == "compact" else "bilinear 299"
         key = (
             f"version {CACHE_VERSION}, data {self.dataset.digest}, size {size}, images {self.ref_n}, net {self.net} "
-            f"{self.network.digest}, resize {resize}, device {self.device.type}"  # may differ by TF32
+            f"{self.network.digest}, resize {resize}, device {self.device.type}"  # TF32 or not
         )
         reference = self._cached(f"reference-{self.net}", key, self._reference)
         self.reference = {name: value.to(self.device) for name, value in reference.items()}
