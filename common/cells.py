@@ -307,7 +307,7 @@ class Space:
         """Describe what is wrong with a row of known ops; "" if it is valid."""
         for node, columns in self.nodes.items():
             if self.starved(row, node):
-                edges = ", ".join(self.edges[c].name for c in columns)
+                edges = " and ".join(self.edges[c].name for c in columns)
                 one = "at least one of the edges" if len(columns) > 1 else "edge"
                 return f"node {node} has no input: {one} {edges} must not be 'none'"
         if len({row[c] == "none" for c in self.together}) > 1:
