@@ -6,21 +6,20 @@
 #   "nvidia-ml-py>=12.0",
 # ]
 # ///
-"""AdversarialNAS: architectures of G and D searched against each other (Gao et al., CVPR 2020).
+"""AdversarialNAS: adversarial architecture search for G and D (Gao et al., CVPR 2020).
 
 Paper: arXiv 1912.02037. Authors' code: chengaopro/AdversarialNAS at d7ea5e0. Details: docs/adversarialnas.md.
 
-Search (Algorithm 1): Super-G and Super-D hold every candidate operation of every edge, mixed by
-softmax weights of alpha (G) and beta (D) with Gumbel noise. Every iteration steps beta, then D's
-weights, and every n_critic-th one alpha, then G's weights, all by the GAN's own hinge loss: no
-score is in the loop.
-Derive: the strongest operation of each edge, and no node without an input.
+Search (Algorithm 1): Super-G and Super-D contain every candidate operation of every edge, mixed by
+softmax weights of alpha (G) and beta (D) with Gumbel noise. Each iteration updates beta and then D's
+weights; every n_critic-th iteration also updates alpha and then G's weights. All four updates use the
+hinge loss of the GAN; no metric is computed in the loop.
+Derive: keep the strongest operation of each edge, and make sure that every node has an input.
 Then the derived G is trained from scratch against AutoGAN's discriminator (or the searched one).
 
-Published (CIFAR-10, 50,000 images): IS 8.74, FID 10.87 after one GPU day. Here, at paper scale: not run.
-All convolutions of an edge, and of the edges that leave the same node, are one weighted sum of
-kernels (`merge`): the same sum in 60% of the time on a CPU. Tags: PAPER where a choice comes from,
-CODE where only the authors' code tells, DEVIATES where this script differs from both.
+Published (CIFAR-10, 50,000 images): IS 8.74, FID 10.87 after one GPU day. Not yet run at paper scale here.
+All convolutions of a node's outgoing edges are merged into one (`merge`): 60% of the time on a CPU.
+Tags: PAPER (specified by the paper), CODE (follows the authors' code), DEVIATES (differs from both).
 """
 
 import random
@@ -77,58 +76,58 @@ from common.run import Run
 @dataclass(frozen=True)
 class Args(CommonArgs):
     d_genotype: str = opt(
-        "autogan", "D of the training: autogan, a name, a file, or searched: the one found with G. [paper §4.1]", "Run"
+        "autogan", "D to train against: autogan, a name, a file, or searched: the D found with G. [paper §4.1]", "Run"
     )
 
     search: Literal["adversarial", "random"] = opt(
-        "adversarial", "random: the best of some random genotypes. [paper Table 3]", "Search"
+        "adversarial", "random: the best of --candidates random genotypes. [paper Table 3]", "Search"
     )
     fixed_d: Literal["none", "sngan", "autogan", "super"] = opt(
-        "none", "SingalNAS: search G alone, against this; super: beta frozen. [paper Table 3]", "Search"
+        "none", "SingalNAS: search only G, against this D; super: beta frozen. [paper Table 3]", "Search"
     )
-    candidates: int = opt(5, "Genotypes that a random search tries; 1: take it untried. [ours]", "Search", min=1)
-    search_epochs: int = opt(25, "Epochs of the search, the first untrained. [authors' code]", "Search", min=2)
+    candidates: int = opt(5, "Genotypes in a random search; 1: no comparison. [ours]", "Search", min=1)
+    search_epochs: int = opt(25, "Search epochs; the first trains nothing. [authors' code]", "Search", min=2)
     search_batch: int = opt(
-        120, "Images of a D step, half each for beta and weights, and of a G step. [code; paper 100]", "Search", min=2
+        120, "Images per G step and per D step (half beta, half weights). [code; paper 100]", "Search", min=2
     )
     search_g_ch: int = opt(160, "Channels of Super-G. [authors' code]", "Search", min=1)
     search_d_ch: int = opt(80, "Channels of Super-D or the fixed D. [authors' code]", "Search", min=1)
     arch_lr: float = opt(3e-4, "Adam learning rate of alpha, beta. [paper §4.1]", "Search", min=0)
-    arch_beta1: float = opt(0.5, "Adam beta 1 of alpha, beta. [paper §4.1]", "Search", min=0, max=1)
-    arch_beta2: float = opt(0.999, "Adam beta 2 of alpha, beta. [authors' code; paper 0.9]", "Search", min=0, max=1)
-    arch_decay: float = opt(1e-4, "L2 penalty of alpha and beta. [paper §4.1]", "Search", min=0)
+    arch_beta1: float = opt(0.5, "Adam beta1 of alpha, beta. [paper §4.1]", "Search", min=0, max=1)
+    arch_beta2: float = opt(0.999, "Adam beta2 of alpha, beta. [authors' code; paper 0.9]", "Search", min=0, max=1)
+    arch_decay: float = opt(1e-4, "L2 penalty on alpha and beta. [paper §4.1]", "Search", min=0)
     gumbel: Literal["prob", "log", "off"] = opt(
-        "prob", "Noise on probabilities (paper), their logarithms (Gumbel-softmax) or none. [paper Eq. 2]", "Search"
+        "prob", "Noise on probabilities (paper), log-probabilities (Gumbel-softmax) or off. [paper Eq. 2]", "Search"
     )
     tau_max: float = opt(5.0, "Temperature at epoch 0. [authors' code]", "Search", min=1e-3)
-    tau_min: float = opt(0.1, "Temperature at the end. [authors' code]", "Search", min=1e-3)
-    mixed: Literal["merged", "plain"] = opt("merged", "An edge as few convolutions, or op by op. [ours]", "Search")
-    derive_every: int = opt(26, "D batches between snapshots. [authors' code]", "Search", min=1)
+    tau_min: float = opt(0.1, "Temperature at the last epoch. [authors' code]", "Search", min=1e-3)
+    mixed: Literal["merged", "plain"] = opt("merged", "merged: fused convolutions; plain: op by op. [ours]", "Search")
+    derive_every: int = opt(26, "D batches between derived genotypes. [authors' code]", "Search", min=1)
     search_eval_every: int = opt(10, "Epochs between scores of Super-G; 0: none. [authors' code]", "Search", min=0)
-    ref_ema_overwrite: bool = opt(False, "Scoring leaves Super-G at its average: a bug. [authors' code]", "Search")
+    ref_ema_overwrite: bool = opt(False, "Bug: evaluation replaces Super-G by its EMA. [authors' code]", "Search")
 
     train_epochs: int = opt(600, "Epochs of training from scratch. [authors' code; paper 500]", "Train", min=1)
     g_ch: int = opt(256, "Channels of G; STL-10: 270. [authors' code]")
-    g_params: float = opt(0.0, "Parameters to fit --g-ch to; 0: off. [paper §4.2.3]", "Train", min=0, max=1e9)
-    z_dim: int = opt(120, "Latent size, in equal parts. [authors' code]", "Train", min=2)
-    chunks: int = opt(0, "Parts of the latent, one a cell; 0: 3, at 48 px 2. [authors' code]", "Train", min=0, max=3)
-    g_batch: int = opt(80, "Latents of a G step, STL-10: 256. [authors' code; paper 40]")
-    d_batch: int = opt(40, "Real images of a D step, STL-10: 128. [authors' code; paper 20]")
-    grad_clip: float = opt(0.0, "Gradient norm limit in training; 0: none, STL-10: 50. [EAGAN's code]", "Train", min=0)
-    amp: bool = opt(False, "bfloat16 autocast of G and D, not in steps of alpha and beta. [ours]")
+    g_params: float = opt(0.0, "Parameter count to match by --g-ch; 0: off. [paper §4.2.3]", "Train", min=0, max=1e9)
+    z_dim: int = opt(120, "Latent dimension, split over --chunks. [authors' code]", "Train", min=2)
+    chunks: int = opt(0, "Latent parts, one per cell; 0: 3, at 48 px 2. [authors' code]", "Train", min=0, max=3)
+    g_batch: int = opt(80, "Latents per G step; STL-10: 256. [authors' code; paper 40]")
+    d_batch: int = opt(40, "Real images per D step; STL-10: 128. [authors' code; paper 20]")
+    grad_clip: float = opt(0.0, "Gradient norm limit in training; 0: none; STL-10: 50. [EAGAN's code]", "Train", min=0)
+    amp: bool = opt(False, "bfloat16 autocast for G and D, except when updating alpha and beta. [ours]")
 
     def shape(self, ch: int) -> tuple[int, int, int, int]:
-        """What a generator takes beside its genotype: channels, latent size, side, parts of the latent."""
+        """Generator arguments after the genotype: channels, latent dimension, image side, latent parts."""
         return ch, self.z_dim, self.size, self.chunks
 
     def tau(self, epoch: int) -> float:
-        """The temperature: from tau_max exponentially to tau_min. [authors' code]"""
+        """Temperature, decaying exponentially from tau_max to tau_min. [authors' code]"""
         part = epoch / self.search_epochs
         return max(self.tau_min, self.tau_max * (self.tau_min / self.tau_max) ** part)
 
     @property
     def search_d(self) -> Literal["sngan", "autogan"] | None:
-        """What the search is against: a fixed discriminator or, of None, Super-D."""
+        """The search's discriminator: a fixed one, or Super-D (None)."""
         return self.fixed_d if self.fixed_d in ("sngan", "autogan") else None
 
 
@@ -155,14 +154,14 @@ def d_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def g_loss(fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """-E[D(G(z))]. real: scores of real images, for losses that compare with them."""
+    """-E[D(G(z))]. real: scores of real images, for relativistic losses; unused here."""
     return -fake.mean()
 
 
 # ---- search space (paper §3.3, Fig. 2) -----------------------------------------------------------
 
 NORMAL, UP, DOWN = ("none", *OPS_NORMAL), tuple(OPS_UP), tuple(OPS_DOWN)
-G_OPS = [OPS_UP] * 2 + [OPS_NORMAL] * 5  # the modules of each edge's ops
+G_OPS = [OPS_UP] * 2 + [OPS_NORMAL] * 5  # for each edge: op name -> module
 D_OPS = [OPS_NORMAL] * 5 + [OPS_DOWN] * 2
 G_SPACE = Space(
     "G",
@@ -183,13 +182,13 @@ D_SPACE = Space(
     "D",
     cells=4,
     edges=D_EDGES,
-    # CODE: the image has 3 channels, so what leaves it is a convolution; not in the paper's text
+    # CODE: only convolutions on the edges from the image, which has 3 channels; not in the paper's text
     first=(*(EdgeSpec(edge.name, tuple(CONVS)) for edge in D_EDGES[:3]), *D_EDGES[3:]),
     nodes={2: (1, 3), 3: (2, 4), 1: (0,)},
     leaving={1: (3, 4)},
 )
 
-PUBLISHED = {  # the authors' integers, one row a cell, one column an edge
+PUBLISHED = {  # the authors' integer codes, one row per cell, one column per edge
     "G": {
         "adversarialnas-g": [[1, 1, 1, 0, 3, 3, 1], [1, 1, 0, 1, 3, 3, 3], [0, 1, 0, 3, 3, 0, 3]],  # paper Table 1
         "animation-g": [[1, 1, 3, 3, 3, 3, 1], [1, 1, 2, 2, 3, 3, 3], [1, 1, 3, 3, 3, 3, 3]],  # CODE: another run
@@ -203,7 +202,7 @@ PUBLISHED = {  # the authors' integers, one row a cell, one column an edge
 
 
 def random_genotype(space: Space, rng: random.Random) -> Genotype:
-    """Uniform over the valid genotypes."""
+    """Sample uniformly from the valid genotypes."""
     rows = []
     while len(rows) < space.cells:
         row = tuple(rng.choice(edge.ops) for edge in space.edges_of(len(rows)))
@@ -215,21 +214,21 @@ def random_genotype(space: Space, rng: random.Random) -> Genotype:
 # ---- continuous relaxation (paper §3.2) ----------------------------------------------------------
 
 CellMix = dict[str, dict[str, Tensor]]  # edge -> op -> weight: mix["1->3"]["conv_3x3"]
-Mix = list[CellMix]  # of all cells
-MERGED = ("conv_1x1", "conv_3x3", "conv_5x5", "dil_conv_3x3", "dil_conv_5x5")  # those that `merge` knows
+Mix = list[CellMix]  # one per cell
+MERGED = ("conv_1x1", "conv_3x3", "conv_5x5", "dil_conv_3x3", "dil_conv_5x5")  # handled by `merge`
 
 
 class Logits(nn.Module):
-    """alpha of G or beta of D: one number for each op of each edge of each cell.
+    """alpha of G or beta of D: one logit for each op of each edge of each cell.
 
-    Edges with equally many ops share a table (cells, edges, ops). G: (3, 2, 3) and (3, 5, 7), 123
-    numbers. D: (4, 5, 7) and (4, 2, 6), 188, six of them dead: three edges of cell 1 hold 5 ops in
-    place of 7. [authors' code]
+    Edges with the same number of ops share a table (cells, edges, ops). G: (3, 2, 3) and (3, 5, 7), 123
+    logits. D: (4, 5, 7) and (4, 2, 6), 188 logits, six of them unused: three edges of cell 1 have 5 ops
+    instead of 7. [authors' code]
     """
 
     def __init__(self, space: Space) -> None:
         super().__init__()
-        self.space, self.names = space, {}  # names: length of a row -> the edges of its table
+        self.space, self.names = space, {}  # names: number of ops -> edges of that table
         for column, edge in enumerate(space.edges):
             length = max(len(space.edges_of(cell)[column].ops) for cell in range(space.cells))
             self.names.setdefault(length, []).append(edge.name)
@@ -237,7 +236,7 @@ class Logits(nn.Module):
         self.tables = nn.ParameterList(1e-3 * torch.randn(shape) for shape in shapes)
 
     def rows(self, tables: Iterable) -> list[dict[str, Any]]:
-        """[cell][edge]: its row, dead numbers included. tables: like self.tables, or as nested lists."""
+        """[cell][edge]: its row, including unused logits. tables: shaped like self.tables, or nested lists."""
         cells = [{} for _ in range(self.space.cells)]
         for names, numbers in zip(self.names.values(), tables, strict=True):
             for cell, rows in zip(cells, numbers, strict=True):
@@ -245,7 +244,7 @@ class Logits(nn.Module):
         return cells
 
     def by_op(self, tables: Iterable) -> list[dict[str, dict[str, Any]]]:
-        """[cell][edge][op]: its number. What a row has beyond the ops of its edge is dead."""
+        """[cell][edge][op]: its value, without unused logits."""
         found = []
         for cell, rows in enumerate(self.rows(tables)):
             edges = self.space.edges_of(cell)
@@ -253,7 +252,7 @@ class Logits(nn.Module):
         return found
 
     def mix(self, job: Job, tau: float, *name: object) -> Mix:
-        """Mixing weights: one draw of the noise, by this name, for all edges and the whole batch."""
+        """Mixing weights, with one noise sample per edge for the whole batch. name: random stream of the noise."""
         noise = stream(job.args.seed, "gumbel", self.space.name, *name, device=job.ranks.device)
         return self.by_op(mix_weights(logits, tau, job.args.gumbel, noise) for logits in self.tables)
 
@@ -262,7 +261,7 @@ class Logits(nn.Module):
         return self.by_op(logits.softmax(-1).tolist() for logits in self.tables)
 
     def entropy(self) -> list[dict[str, float]]:
-        """Of softmax(alpha), [cell][edge], in nats, dead numbers included."""
+        """Entropy of softmax(alpha) in nats, [cell][edge], including unused logits."""
         cells = self.rows(logits.detach().softmax(-1).cpu() for logits in self.tables)
         return [{edge: torch.special.entr(p).sum().item() for edge, p in rows.items()} for rows in cells]
 
@@ -270,9 +269,9 @@ class Logits(nn.Module):
 def mix_weights(logits: Tensor, tau: float, form: str, noise: torch.Generator) -> Tensor:
     """softmax((p + o) / tau) over the last axis, p = softmax(logits), o ~ Gumbel(0, 1). [paper Eq. 2]
 
-    form "log": log p in place of p, the Gumbel-softmax proper; "off": p itself. The noise has a
-    deviation of 1.28, p lies within 0..1: in the paper's form even a certain op is the strongest of
-    seven in only 31 of 100 draws.
+    form "log": log p instead of p, the standard Gumbel-softmax; "off": p itself. The noise has a standard
+    deviation of 1.28 while p is in 0..1: in the paper's form, an op with p = 1 is the strongest of seven
+    in only 31% of the samples.
     """
     if form == "off":
         return logits.softmax(-1)
@@ -282,10 +281,10 @@ def mix_weights(logits: Tensor, tau: float, form: str, noise: torch.Generator) -
 
 
 def derive(space: Space, p: list[dict[str, dict[str, float]]]) -> Genotype:
-    """The strongest op of each edge, then an input for each node that needs one. [authors' code]
+    """Keep the strongest op of each edge, then repair nodes without an input. [authors' code]
 
-    p: [cell][edge][op]. A node without an input gets the edge whose p(none) is smallest, the first
-    of equals, with its best other op.
+    p: [cell][edge][op]. For such a node, the incoming edge with the smallest p(none), the first one if
+    equal, gets its strongest op other than none.
     """
     names, genotype = [edge.name for edge in space.edges], []
     for cell in p:
@@ -303,14 +302,14 @@ def derive(space: Space, p: list[dict[str, dict[str, float]]]) -> Genotype:
 
 
 class MixedEdge(nn.ModuleDict):
-    """The ops of an edge by name: all in a supernet; one, or for "none" no op, in a derived network."""
+    """Ops of an edge by name: all in a supernet; one, or zero for "none", in a derived network."""
 
     def __init__(self, name: str, ops: dict[str, nn.Module]) -> None:
         super().__init__(ops)
         self.name = name
 
     def forward(self, x: Tensor, mix: CellMix | None) -> Tensor | None:
-        """sum_k w_k op_k(x) [paper Eq. 1]; without a mix the only op, None where there is none."""
+        """sum_k w_k op_k(x) [paper Eq. 1]; without a mix, the derived op, or None for "none"."""
         if mix is None:
             ops = list(self.values())
             return ops[0](x) if ops else None
@@ -318,18 +317,18 @@ class MixedEdge(nn.ModuleDict):
 
 
 def merge(edge: MixedEdge, w: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The weighted sum of an edge's convolutions as one kernel, in three pieces, and its bias.
+    """Merge the weighted convolutions of an edge into one kernel of three parts, and a bias.
 
-    conv is linear in its kernel, so sum_k w_k conv(x, K_k) = conv(x, sum_k w_k pad(K_k)). It has 41
-    taps: a dense 5x5, which the 1x1, 3x3, 5x5, the dilated 3x3 and the middle of the dilated 5x5
-    fall into; and the ring of the dilated 5x5 at offset 4, its rows dy = -4, 4 as 2x5 and the rest
-    of its columns dx = -4, 4 as 3x2. [ours; measured: benchmark/mixed_edge.py]
+    Convolution is linear in its kernel: sum_k w_k conv(x, K_k) = conv(x, sum_k w_k pad(K_k)). The merged
+    kernel has 41 taps: a dense 5x5, which covers the 1x1, 3x3, 5x5, the dilated 3x3 and the centre of
+    the dilated 5x5; and the outer ring of the dilated 5x5, at offset 4: its rows dy = -4, 4 as 2x5, the
+    rest of its columns dx = -4, 4 as 3x2. [ours; measured: benchmark/mixed_edge.py]
     """
     convs = {op: edge[op].conv for op in MERGED if op in edge}
     kernels = {op: w[op] * conv.weight for op, conv in convs.items()}
     bias = add(*(w[op] * conv.bias for op, conv in convs.items()))
     dense = kernels["conv_5x5"] + F.pad(kernels["conv_3x3"], (1, 1, 1, 1))
-    if "conv_1x1" in kernels:  # a down edge has none
+    if "conv_1x1" in kernels:  # not on down edges
         dense = dense + F.pad(kernels["conv_1x1"], (2, 2, 2, 2))
     wide = kernels["dil_conv_5x5"]
     spread = torch.zeros_like(dense)
@@ -340,28 +339,28 @@ def merge(edge: MixedEdge, w: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor
 def leave(
     x: Tensor | None, edges: Sequence[MixedEdge], mix: CellMix | None, merged: bool, stride: int = 1, relu: bool = True
 ) -> list[Tensor | None]:
-    """What the edges that leave a node carry: the sums by a mix or, without one, of their only ops.
+    """Outputs of a node's outgoing edges: weighted by the mix or, without one, of their derived ops.
 
-    merged: all convolutions of all these edges as one wide one in three pieces. One ReLU and one
-    input serve them all, so that a node's activation is kept once for the backward pass, not once
-    an op. relu: False for the image.
+    merged: compute all convolutions of all these edges as one wide convolution in three parts. They
+    share one ReLU and one input, so a node's activation is stored once for the backward pass instead
+    of once per op. relu: False for the image.
     """
     if x is None:
         return [None] * len(edges)
     if mix is None or not merged:
         return [edge(x, mix) for edge in edges]
     source = x.relu() if relu else x
-    with torch.autocast(x.device.type, enabled=False):  # kernels, and their spectral norms, in float32
+    with torch.autocast(x.device.type, enabled=False):  # kernels and spectral norms in float32
         kernels = [merge(edge, mix[edge.name]) for edge in edges]
         dense, rows, columns, bias = map(torch.cat, zip(*kernels, strict=True))
     out = F.conv2d(source, dense, bias, stride, padding=2)
-    if max(x.shape[-2:]) > 4:  # on a smaller map the ring meets nothing but padding
+    if max(x.shape[-2:]) > 4:  # on smaller maps the ring only covers padding
         out = out + conv2d(source, rows, None, stride, padding=(4, 4), dilation=(8, 2))
         out = out + conv2d(source, columns, None, stride, padding=(2, 4), dilation=(2, 8))
     carried = []
     for edge, y in zip(edges, out.chunk(len(edges), 1), strict=True):
         others = (mix[edge.name][op] * edge[op](x) for op in edge if op not in MERGED)
-        carried.append(add(y, *others))  # the identity, or the pools
+        carried.append(add(y, *others))  # identity or pooling
     return carried
 
 
@@ -380,22 +379,22 @@ class UpCell(nn.Module):
 
     def forward(self, x: Tensor, mix: CellMix | None, skips: list[Tensor]) -> tuple[Tensor, Tensor]:
         e01, e02, e13, e23, e14, e24, e34 = self.edges
-        # derived: a node that feeds nothing is not computed
+        # derived network: skip unused nodes
         node1 = e01(x, mix) if len(e13) or len(e14) else None
         node2 = e02(x, mix) if len(e23) or len(e24) else None
         x13, x14 = leave(node1, (e13, e14), mix, self.merged)
         x23, x24 = leave(node2, (e23, e24), mix, self.merged)
         node3 = add(x13, x23)
         for to_skip, skip in zip(self.skips, skips, strict=True):
-            # 1x1 first: it commutes with both resizings. CODE: later cells get node 3 with these in it,
-            # which the authors add in place to a map already handed out
+            # 1x1 first: it commutes with resizing. CODE: later cells get node 3 including these skips,
+            # because the authors add them in place
             node3 = node3 + F.interpolate(to_skip(skip), size=node3.shape[-2:], mode=self.resize)
         (x34,) = leave(node3, (e34,), mix, self.merged)
         return node3, add(x14, x24, x34)
 
 
 class Generator(nn.Module):
-    """z: (B, z_dim) -> (B, 3, size, size) in [-1, 1]. Without a genotype: Super-G, which takes a mix."""
+    """z: (B, z_dim) -> (B, 3, size, size) in [-1, 1]. genotype None: Super-G, forward takes a mix."""
 
     def __init__(
         self, genotype: Genotype | None, ch: int = 256, z_dim: int = 120, size: int = 32, chunks: int = 3,
@@ -404,10 +403,10 @@ class Generator(nn.Module):
         super().__init__()
         self.genotype, self.ch, self.bottom = genotype, ch, size // 8
         widths = [self.bottom * 2**i for i in range(chunks)]
-        # CODE: a part of z enters each cell, of STL-10's G each of the first two; not in the paper
+        # CODE: each cell gets a part of z, for STL-10 only the first two cells; not in the paper
         self.latent = nn.ModuleList(nn.Linear(z_dim // chunks, ch * w * w) for w in widths)
         self.cells = nn.ModuleList(UpCell(ch, genotype, i, merged) for i in range(3))
-        self.bn = nn.BatchNorm2d(ch)  # the only normalisation of G
+        self.bn = nn.BatchNorm2d(ch)  # the only normalisation in G
         self.to_rgb = Conv(ch, 3, 3, padding=1)
         init_weights(self)
 
@@ -424,13 +423,13 @@ class Generator(nn.Module):
 
     @classmethod
     def saved(cls, weights: dict) -> "Generator":
-        """The one whose weights.pt this is, but for its weights."""
+        """Build the generator of a weights.pt; its weights are not loaded."""
         genotype = G_SPACE.check(weights["genotype"]["G"], "genotype")
         return cls(genotype, *(int(weights[k]) for k in ("g_ch", "z_dim", "size", "chunks")))
 
     @staticmethod
     def cost(genotype: Genotype | None, ch: int = 256, z_dim: int = 120, size: int = 32, chunks: int = 3) -> Cost:
-        """Linears, skip convolutions, BatchNorm, RGB and ops of the network with these arguments."""
+        """Cost of the generator with these arguments, or of Super-G (None)."""
         total = Cost(2 * ch) + conv_cost(ch, 3, 3, size)
         for i in range(chunks):
             total += conv_cost(z_dim // chunks, ch * (size // 8 * 2**i) ** 2, 1, 1)
@@ -443,19 +442,19 @@ class Generator(nn.Module):
 
 
 def g_shape(args: Args, genotype: Genotype) -> tuple[int, int, int, int]:
-    """args.shape in training: of --g-ch channels, or as many as come nearest to --g-params."""
+    """args.shape for training, with --g-ch channels or those that come closest to --g-params."""
 
     def params(ch: int) -> int:
         return Generator.cost(genotype, *args.shape(ch)).params
 
     if not args.g_params:
         return args.shape(args.g_ch)
-    below = max(1, bisect(range(1, 1 << 15), args.g_params, key=params))  # the widest that is not above
+    below = max(1, bisect(range(1, 1 << 15), args.g_params, key=params))  # the largest that does not exceed it
     return args.shape(min(below, below + 1, key=lambda ch: abs(params(ch) - args.g_params)))
 
 
 class DownCell(nn.Module):
-    """(B, C, H, W) -> (B, C, H/2, W/2). The first one's x is the image: its edges have no ReLU."""
+    """(B, C, H, W) -> (B, C, H/2, W/2). The input of the first cell is the image: no ReLU there."""
 
     def __init__(self, ch: int, genotype: Genotype | None, cell: int, merged: bool = True) -> None:
         super().__init__()
@@ -468,7 +467,7 @@ class DownCell(nn.Module):
 
     @staticmethod
     def op(name: str, ch: int, column: int, image: bool) -> nn.Module:
-        """An op whose convolution is replaced by a Xavier-uniform one under spectral norm."""
+        """Build an op with a Xavier-initialised, spectrally normalised convolution."""
         op = OPS_NORMAL[name](ch, relu=False) if image else D_OPS[column][name](ch)
         if name in CONVS:
             op.conv = xavier_sn(conv(3 if image else ch, ch, name, stride=2 if column > 4 else 1))
@@ -484,7 +483,7 @@ class DownCell(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x: (B, 3, H, W) -> (B, 1). Without a genotype it is Super-D: forward then takes a mix."""
+    """x: (B, 3, H, W) -> (B, 1). genotype None: Super-D, forward takes a mix."""
 
     def __init__(self, genotype: Genotype | None, ch: int = 128, merged: bool = True) -> None:
         super().__init__()
@@ -494,7 +493,7 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, mix: Mix | None = None) -> Tensor:
         for i, cell in enumerate(self.cells):
             x = cell(x, mix and mix[i])
-        return self.out(x.relu().sum(dim=(2, 3)))  # CODE: a sum, whose scale grows with the image
+        return self.out(x.relu().sum(dim=(2, 3)))  # CODE: a sum, so it grows with the image
 
     @staticmethod
     def cost(genotype: Genotype | None, ch: int = 128, size: int = 32) -> Cost:
@@ -509,9 +508,9 @@ class Discriminator(nn.Module):
 
 
 class SNGANDiscriminator(nn.Module):
-    """SN-GAN's plain discriminator: x: (B, 3, size, size) -> (B, 1). [SN-GAN Table 3]
+    """SN-GAN's plain discriminator, x: (B, 3, size, size) -> (B, 1). [SN-GAN Table 3]
 
-    3x3 of stride 1 and 4x4 of stride 2 by turns, all under spectral norm; 64 to 512 channels at ch 128.
+    Alternating 3x3 stride-1 and 4x4 stride-2 convolutions with spectral norm; 64 to 512 channels for ch 128.
     """
 
     def __init__(self, ch: int = 128, size: int = 32) -> None:
@@ -529,7 +528,7 @@ class SNGANDiscriminator(nn.Module):
 
     @staticmethod
     def blocks(ch: int) -> list[tuple[int, int, bool]]:
-        """(channels in, channels out, whether a 4x4 halves the map) of each."""
+        """(input channels, output channels, whether a 4x4 halves the size) per block."""
         return [(3, ch // 2, True), (ch // 2, ch, True), (ch, 2 * ch, True), (2 * ch, 4 * ch, False)]
 
     @staticmethod
@@ -543,12 +542,12 @@ class SNGANDiscriminator(nn.Module):
         return total
 
 
-DKind = Genotype | Literal["autogan", "sngan"] | None  # what a discriminator is made after
-Net = Callable[[Tensor], Tensor]  # G or D as a function of its input alone
+DKind = Genotype | Literal["autogan", "sngan"] | None  # discriminator specification; None: Super-D
+Net = Callable[[Tensor], Tensor]  # G or D with a fixed mix
 
 
 def make_d(kind: DKind, ch: int, size: int, merged: bool = True) -> nn.Module:
-    """A discriminator: derived from a genotype, AutoGAN's, SN-GAN's or, of None, Super-D."""
+    """Build a discriminator: of a genotype, AutoGAN's, SN-GAN's, or Super-D (None)."""
     if kind == "autogan":
         return AutoGANDiscriminator(ch)
     return SNGANDiscriminator(ch, size) if kind == "sngan" else Discriminator(kind, ch, merged)
@@ -565,24 +564,24 @@ def d_cost(kind: DKind, ch: int, size: int) -> Cost:
 
 @dataclass
 class State(gan.Progress):
-    """What a resumed run needs beside the networks."""
+    """State of a run besides the networks."""
 
-    derived: int = -1  # last batch whose snapshot is written
-    scored: int = -1  # last batch at which Super-G was scored
-    flips: dict[str, int] = field(default_factory=dict)  # changes of ops from snapshot to snapshot
-    candidates: list[dict] = field(default_factory=list)  # random search: genotype, FID of those done
-    G: Genotype | None = None  # derived from the last snapshot, or given
-    D: Genotype | None = None  # the same, where one is searched or given
-    given_d: DKind = None  # --d-genotype; None: the D that is found
+    derived: int = -1  # batch of the last snapshot
+    scored: int = -1  # batch of the last evaluation of Super-G
+    flips: dict[str, int] = field(default_factory=dict)  # number of op changes between snapshots
+    candidates: list[dict] = field(default_factory=list)  # random search: genotype and FID of those done
+    G: Genotype | None = None  # from the last snapshot, or given
+    D: Genotype | None = None  # from the last snapshot, or given
+    given_d: DKind = None  # --d-genotype; None: use the searched D
 
     @property
     def opponent(self) -> DKind:
-        """What G is trained against; None: not found yet."""
+        """Discriminator to train against; None: not found yet."""
         return self.given_d or self.D
 
 
 class Supernets(Pair):
-    """What the search trains: Super-G, Super-D or a fixed D, and alpha and beta, which mix their ops."""
+    """Everything that the search trains: Super-G with alpha, and Super-D with beta or a fixed D."""
 
     def __init__(self, job: Job) -> None:
         args, merged = job.args, job.args.mixed == "merged"
@@ -591,20 +590,20 @@ class Supernets(Pair):
         super().__init__(**vars(pair_of(job, G, D)))
         self.alpha = seeded(job, lambda: Logits(G_SPACE), "alpha")
         self.alpha_opt = arch_adam(job, self.alpha)
-        self.beta = self.beta_opt = None  # if D is no supernet
+        self.beta = self.beta_opt = None  # without Super-D
         if args.search_d is None:
             self.beta = seeded(job, lambda: Logits(D_SPACE), "beta")
             self.beta_opt = arch_adam(job, self.beta)
         self.G_ema, self.alpha_ema = (deepcopy(net).requires_grad_(False) for net in (G, self.alpha))
 
     def mixed(self, job: Job, tau: float, *name: object) -> tuple[Net, Net]:
-        """G and D under one draw of the noise on alpha and on beta."""
+        """G and D with mixes from one sample of the noise."""
         G = partial(self.G, mix=self.alpha.mix(job, tau, *name))
         D = self.D if self.beta is None else partial(self.D, mix=self.beta.mix(job, tau, *name))
         return G, D
 
     def averaged(self, job: Job, tau: float) -> gan.Generate:
-        """How latents become images of the averages of Super-G and alpha, under noise as in the search."""
+        """Generate images with the EMA of Super-G and alpha, with the same noise as in the search."""
 
         def images(z: Tensor, k: int | str) -> Tensor:
             name = ("grid",) if k == "grid" else ("eval", k)
@@ -614,33 +613,33 @@ class Supernets(Pair):
 
 
 def arch_adam(job: Job, logits: Logits) -> torch.optim.Adam:
-    """Of alpha or beta; the decay is an L2 penalty within Adam."""
+    """Optimiser of alpha or beta; the decay is Adam's L2 penalty."""
     lr, decay, betas = job.args.arch_lr, job.args.arch_decay, (job.args.arch_beta1, job.args.arch_beta2)
     return torch.optim.Adam(logits.parameters(), lr, betas=betas, weight_decay=decay)
 
 
 def d_pass(job: Job, G: Net, D: Net, real: Tensor, *name: object) -> Tensor:
-    """The loss of D on real images and as many fakes. name: of the latents' stream."""
+    """Loss of D on real images and equally many fakes. name: random stream of the latents."""
     with torch.no_grad():
         fake = G(latent(job, len(real), *name))
-    # DEVIATES 1: one pass over both: faster, but Super-D is then one draw of the noise for both, in the
-    # authors' code two, and spectral norm iterates once a step, there twice
+    # DEVIATES 1: one pass over both, which is faster; both then share one noise sample for Super-D and one
+    # power iteration of spectral norm, where the authors' code has two
     of_real, of_fake = D(torch.cat([real, fake.to(real.dtype)])).float().chunk(2)
     return d_loss(of_real, of_fake)
 
 
 def g_pass(job: Job, G: Net, D: Net, n: int, *name: object) -> Tensor:
-    """The loss of G on n fakes. name: of the latents' stream."""
+    """Loss of G on n fakes. name: random stream of the latents."""
     return g_loss(D(G(latent(job, n, *name))).float())
 
 
 def search(job: Job, state: State) -> None:
-    """Alternate the four updates of Algorithm 1, then derive G and D from alpha and beta."""
+    """Alternate the four updates of Algorithm 1, then derive G and D."""
     args, run, nets = job.args, job.run, Supernets(job)
     G, D, alpha, beta = nets.G, nets.D, nets.alpha, nets.beta
     run.track(state, **{name: part for name, part in vars(nets).items() if part is not None})
-    # DEVIATES 2: a frozen Super-D keeps the noise on its beta; the paper gives no details, no code
-    beta_steps = args.fixed_d == "none"  # else only G is searched, "SingalNAS"
+    # DEVIATES 2: a frozen Super-D keeps the noise on beta; neither paper nor code specify it
+    beta_steps = args.fixed_d == "none"  # otherwise only G is searched: "SingalNAS"
     batches, n_fakes = job.batches_of(args.search_batch), args.search_batch // job.ranks.world
     epoch_length, end = search_length(job)
 
@@ -653,8 +652,8 @@ def search(job: Job, state: State) -> None:
         real = batches(i)
         half = len(real) // 2
 
-        # PAPER Alg. 1, CODE: architecture before weights, so that it meets the weights of the step
-        # before. It steps in float32 always: its gradients may be as small as 1e-7
+        # PAPER Alg. 1, CODE: architecture before weights, so it uses the weights of the previous step.
+        # Always in float32, because its gradients may be as small as 1e-7
         if beta_steps:  # 1. the architecture of D
             with frozen(alpha, D):
                 mixed_G, mixed_D = nets.mixed(job, tau, "d arch", i)
@@ -665,7 +664,7 @@ def search(job: Job, state: State) -> None:
             loss_d = d_pass(job, mixed_G, mixed_D, real[:half], "d", i)
         update(job, D, nets.d_opt, loss_d)
         state.batch += 1
-        if i % args.n_critic:  # CODE: G follows the first of n_critic batches; in Alg. 1 the last of k
+        if i % args.n_critic:  # CODE: G is updated after the first of n_critic batches; Alg. 1: after k
             continue
         with frozen(G, D, beta):  # 3. the architecture of G
             mixed_G, mixed_D = nets.mixed(job, tau, "g arch", i)
@@ -675,7 +674,7 @@ def search(job: Job, state: State) -> None:
             mixed_G, mixed_D = nets.mixed(job, tau, "g", i)
             loss_g = g_pass(job, mixed_G, mixed_D, n_fakes, "g", i)
         update(job, G, nets.g_opt, loss_g)
-        ema_update(nets.G_ema, G, args.ema)  # CODE: alpha is averaged too
+        ema_update(nets.G_ema, G, args.ema)  # CODE: EMA of alpha, too
         ema_update(nets.alpha_ema, alpha, args.ema)
         state.step += 1
         if state.step % args.log_every == 0:
@@ -689,21 +688,21 @@ def search(job: Job, state: State) -> None:
     report_found(job, state)
 
 
-# ---- what a search reports -----------------------------------------------------------------------
+# ---- reporting -----------------------------------------------------------------------------------
 
 
 def search_length(job: Job) -> tuple[int, int]:
-    """D batches of an epoch of the search, and of all of it."""
+    """D batches per search epoch, and of the whole search."""
     epoch = job.args.epoch_batches or len(job.batches_of(job.args.search_batch))
-    # CODE: epoch 0 trains nothing. With batches of 100 and 26 epochs: the paper's 2,500 G updates
+    # CODE: epoch 0 trains nothing. Batches of 100 and 26 epochs give the paper's 2,500 G updates
     return epoch, (job.args.search_epochs - 1) * epoch
 
 
 def report_if_due(job: Job, state: State, nets: Supernets) -> None:
-    """Derive and score Super-G: as --derive-every and --search-eval-every say, and at the end."""
+    """Derive genotypes and evaluate Super-G, as set by --derive-every and --search-eval-every, and at the end."""
     args, run, i = job.args, job.run, state.batch
     epoch_length, end = search_length(job)
-    done = i // epoch_length  # epochs, epoch 0 not counted
+    done = i // epoch_length  # epochs, not counting epoch 0
     if state.derived < i and (i == end or i % args.derive_every == 0):
         snapshot(job, state, nets, args.tau(done + 1))
         state.derived = i
@@ -711,7 +710,7 @@ def report_if_due(job: Job, state: State, nets: Supernets) -> None:
     if every and state.scored < i and i % epoch_length == 0 and (i == end or done % every == 0):
         run.begin("search", "search evaluation", state.step, "search")
         score_average(job, state, nets.G, nets.G_ema, "Super-G", nets.averaged(job, args.tau(done)))
-        if args.ref_ema_overwrite:  # the authors' code loads the averages to score them, and leaves them
+        if args.ref_ema_overwrite:  # the authors' code loads the EMA for evaluation and never restores
             nets.G.load_state_dict(nets.G_ema.state_dict())
             nets.alpha.load_state_dict(nets.alpha_ema.state_dict())
         state.scored = i
@@ -719,7 +718,7 @@ def report_if_due(job: Job, state: State, nets: Supernets) -> None:
 
 
 def snapshot(job: Job, state: State, nets: Supernets, tau: float) -> None:
-    """Derive, and write to search.jsonl and genotypes/ what the search looks like."""
+    """Derive genotypes and write the state of the search to search.jsonl and genotypes/."""
     row = {"step": state.step, "stage": "search", "batch": state.batch, "tau": tau}
     row |= {"probabilities": {}, "entropy": {}, "genotype": {}, "flips": {}}
     for logits in [nets.alpha, nets.beta] if job.args.fixed_d == "none" else [nets.alpha]:
@@ -736,14 +735,14 @@ def snapshot(job: Job, state: State, nets: Supernets, tau: float) -> None:
 
 
 def by_place(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """[cell][edge] as {"1/0->2": ...}."""
+    """Flatten [cell][edge] to {"1/0->2": ...}."""
     return {f"{i}/{edge}": value for i, edges in enumerate(cells, 1) for edge, value in edges.items()}
 
 
 def score_average(
     job: Job, state: State, G: Generator, G_ema: Generator, what: str, generate: gan.Generate | None = None
 ) -> float:  # fmt: skip
-    """Score the average of G amid the search. Returns its FID."""
+    """Evaluate the EMA of G during the search. Returns its FID."""
     args, run = job.args, job.run
     job.ranks.average_buffers(G)
     ema_update(G_ema, G, 1.0)
@@ -754,9 +753,9 @@ def score_average(
 
 
 def report_found(job: Job, state: State) -> None:
-    """Write the found genotypes: for people, as JSON, and as the authors' programs read them."""
+    """Write the derived genotypes to the log, as JSON, and as .npy for the authors' code."""
     args, run = job.args, job.run
-    run.begin("derive", "derivation", state.step, "training" if args.phase == "all" else "the end")
+    run.begin("derive", "derivation", state.step, "training" if args.phase == "all" else "finish")
     run.genotype(state.step, genotype_json(args, state.G, state.D))
     for space, found in ((G_SPACE, state.G), (D_SPACE, state.D)):
         if found is not None:
@@ -767,7 +766,7 @@ def report_found(job: Job, state: State) -> None:
 
 
 def genotype_json(args: Args, g: Genotype, d: Genotype | None) -> dict:
-    """What genotype.json holds; --genotype reads it back. params, macs: of the networks of the training."""
+    """Contents of genotype.json; --genotype reads it. params, macs: of the networks trained from scratch."""
     costs = {"G": Generator.cost(g, *g_shape(args, g))}
     if d is not None:
         costs["D"] = d_cost(d, args.d_ch, args.size)
@@ -778,8 +777,8 @@ def genotype_json(args: Args, g: Genotype, d: Genotype | None) -> dict:
 
 
 def search_random(job: Job, state: State) -> None:
-    """The best by FID of some genotypes drawn uniformly, which share the G updates of the search."""
-    # DEVIATES 3: the paper gives only its budget. --g-params makes all candidates equally large
+    """Choose the lowest FID of --candidates random genotypes, which share the G updates of the search."""
+    # DEVIATES 3: the paper only states the budget. --g-params gives all candidates the same size
     args, run, share = job.args, job.run, job.plan[state.stage][1] // job.args.candidates
     while len(state.candidates) < args.candidates:
         n, fid = len(state.candidates), inf
@@ -790,7 +789,7 @@ def search_random(job: Job, state: State) -> None:
             what, end = f"candidate {n + 1}", state.began + share
             run.begin("search", what, state.step, images_per_step=args.d_batch * args.n_critic)
             while state.step < end:
-                run.tick(state.step, f"its score in {end - state.step} steps")
+                run.tick(state.step, f"scoring in {end - state.step} steps")
                 train_step(job, state, nets, G_ema)
             run.begin("search", f"{what} scoring", state.step, "the next candidate")
             fid = score_average(job, state, nets.G, G_ema, what)
@@ -805,7 +804,7 @@ def search_random(job: Job, state: State) -> None:
 
 
 def from_scratch(job: Job, g: Genotype, d: DKind, *name: object) -> tuple[Pair, Generator]:
-    """The networks of a training, with their optimisers, and the average of G."""
+    """New networks for training, with their optimisers, and the EMA of G."""
     args = job.args
     G = seeded(job, lambda: Generator(g, *g_shape(args, g)), "G", *name)
     D = seeded(job, lambda: make_d(d, args.d_ch, args.size), "D", *name)
@@ -813,7 +812,7 @@ def from_scratch(job: Job, g: Genotype, d: DKind, *name: object) -> tuple[Pair, 
 
 
 def train_step(job: Job, state: State, nets: Pair, G_ema: Generator) -> None:
-    """n_critic steps of D and one of G and its average."""
+    """n_critic D steps, one G step, and an update of the EMA."""
     args, G, D = job.args, nets.G, nets.D
     for _ in range(args.n_critic):
         real = job.batches(state.batch)
@@ -821,7 +820,7 @@ def train_step(job: Job, state: State, nets: Pair, G_ema: Generator) -> None:
             loss_d = d_pass(job, G, D, real, "d", state.batch)
         update(job, D, nets.d_opt, loss_d, args.grad_clip)
         state.batch += 1
-    # DEVIATES 4: after the n_critic steps of D; the authors' first G step follows the first batch
+    # DEVIATES 4: after n_critic D steps; the authors take the G step after the first of them
     with frozen(D), job.autocast():
         loss_g = g_pass(job, G, D, job.g_batch, "g", state.step)
     update(job, G, nets.g_opt, loss_g, args.grad_clip)
@@ -832,7 +831,7 @@ def train_step(job: Job, state: State, nets: Pair, G_ema: Generator) -> None:
 
 
 def train(job: Job, state: State) -> None:
-    """Train the derived G; evaluate the average of its weights. [paper §4.1; authors' code]"""
+    """Train the derived G; evaluate the EMA of G. [paper §4.1; authors' code]"""
     args, run = job.args, job.run
     nets, G_ema = from_scratch(job, state.G, state.opponent, "train")
     run.track(state, **vars(nets), G_ema=G_ema)
@@ -841,21 +840,21 @@ def train(job: Job, state: State) -> None:
         nets.D.compile()
 
     about = {"method": "adversarialnas", "genotype": {"G": state.G, "D": state.D}, "chunks": args.chunks}
-    about["g_ch"] = nets.G.ch  # also with --g-params
+    about["g_ch"] = nets.G.ch  # may be set by --g-params
     end = state.began + job.plan[-1][1]
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
-        gan.evaluate_if_due(job, state, nets.G, G_ema, about)  # CODE reports the best of 121; here the last too
+        gan.evaluate_if_due(job, state, nets.G, G_ema, about)  # CODE: reports the best of 121; here also the last
         if state.step >= end:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
         train_step(job, state, nets, G_ema)
         if (state.step - state.began) % args.sample_every == 0:
             run.samples(state.step, gan.grid(job, G_ema))
-    run.save()  # with more --train-epochs the run can go on
+    run.save()  # can be resumed with more --train-epochs
 
 
-# ---- the command ---------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def stages_of(args: Args) -> list[str]:
@@ -867,62 +866,62 @@ def stages_of(args: Args) -> list[str]:
 
 
 def check(args: Args, world: int) -> None:
-    """Refuse what cannot run, before anything is made. UserError names flag, value and remedy."""
+    """Reject invalid flags before any work is done. UserError names the flag, value and remedy."""
     given = f"--genotype {args.genotype}" if args.genotype else ""
     gan.check_flags(args, world, given, f"one of {', '.join(PUBLISHED['G'])} or a file")
     gan.check_splits(eval_n=args.eval_n)
     batch, special = args.search_batch, "--search random" if args.search == "random" else ""
     if batch % world or batch < 2 * world:
-        raise UserError(f"--search-batch {batch}: is halved on {world} processes; use a multiple of {2 * world}")
+        raise UserError(f"--search-batch {batch}: split in halves on {world} processes; use a multiple of {2 * world}")
     if args.chunks == 1:
-        raise UserError("--chunks 1: the latent enters two or three cells; use 2 or 3")
+        raise UserError("--chunks 1: not supported; use 2 or 3, or 0 for the default")
     if args.tau_min > args.tau_max:
-        raise UserError(f"--tau-min {args.tau_min}: above --tau-max {args.tau_max}; tau falls from that to this")
+        raise UserError(f"--tau-min {args.tau_min}: above --tau-max {args.tau_max}; use a smaller value")
     if args.fixed_d != "none":
         if special:
-            raise UserError(f"--fixed-d {args.fixed_d}: is an opponent of the search; {special} has none")
+            raise UserError(f"--fixed-d {args.fixed_d}: not used by {special}; omit one of them")
         special = f"--fixed-d {args.fixed_d}"
     if special and given:
-        raise UserError(f"{given}: skips the search that {special} asks for; leave one of them out")
+        raise UserError(f"{given}: skips the search, so it conflicts with {special}; omit one of them")
     if special and args.d_genotype == "searched":
-        raise UserError(f"--d-genotype searched: {special} finds no D; leave one of them out")
+        raise UserError(f"--d-genotype searched: {special} does not search D; omit one of them")
 
 
 def check_sizes(args: Args, images: int, world: int) -> None:
-    """The same, for what depends on the data set."""
+    """Like `check`, for flags that depend on the data set."""
     first, batch, parts = stages_of(args)[0], args.search_batch, args.chunks
     if args.z_dim % parts:
-        raise UserError(f"--z-dim {args.z_dim}: enters {parts} cells in equal parts; use a multiple of {parts}")
+        raise UserError(f"--z-dim {args.z_dim}: split equally between {parts} cells; use a multiple of {parts}")
     if first != "train" and batch > images:
-        raise UserError(f"--search-batch {batch}: more than the {images} images of the data set; use {images} or fewer")
+        raise UserError(f"--search-batch {batch}: more than the {images} images of the data set; use at most {images}")
     if first == "search" and images % batch and images % batch // world == 1:
-        raise UserError(f"--search-batch {batch}: leaves 1 of {images} images, which cannot be halved; use another")
+        raise UserError(f"--search-batch {batch}: leaves 1 of {images} images, too few for a batch; change it")
     super_d = first == "search" and args.search_d is None
     if (super_d or args.d_genotype != "autogan") and args.size % 16:
-        raise UserError(f"--size {args.size}: a D of this search space halves it 4 times; use a multiple of 16")
+        raise UserError(f"--size {args.size}: D halves images four times; use a multiple of 16")
 
 
 def first_state(args: Args) -> State:
-    """What a new run begins with: the genotypes given. UserError: not genotypes."""
+    """State of a new run, with the given genotypes. UserError: invalid genotype."""
     g = named(args.genotype, G_SPACE, PUBLISHED, "--genotype") if args.genotype else None
     if args.d_genotype == "autogan":
         return State(G=g, given_d="autogan")
     if args.d_genotype != "searched":
         d = named(args.d_genotype, D_SPACE, PUBLISHED, "--d-genotype")
-        return State(G=g, D=d if g else None, given_d=d)  # without g the search finds another D
+        return State(G=g, D=d if g else None, given_d=d)  # without g, the search derives its own D
     d = named(args.genotype, D_SPACE, PUBLISHED) if (args.genotype or "").endswith(".json") else None
     if g and d is None:
-        raise UserError(f"--d-genotype searched: {args.genotype} holds no D; name one, or use autogan")
+        raise UserError(f"--d-genotype searched: {args.genotype} has no D; use a name, a file or autogan")
     return State(G=g, D=d)
 
 
 def costs_of(args: Args, state: State) -> dict[str, Cost]:
-    """What the networks of this run cost; of a G or D that is still to be found, a published one's."""
+    """Costs of the networks of this run; published ones stand in for a G or D not found yet."""
     g = state.G or named("adversarialnas-g", G_SPACE, PUBLISHED)
     d = state.opponent or named("animation-d", D_SPACE, PUBLISHED)
     costs = {
-        "G" if state.G else "G, were it adversarialnas-g": Generator.cost(g, *g_shape(args, g)),
-        "D" if state.opponent else "D, were it animation-d": d_cost(d, args.d_ch, args.size),
+        "G" if state.G else "G (as adversarialnas-g)": Generator.cost(g, *g_shape(args, g)),
+        "D" if state.opponent else "D (as animation-d)": d_cost(d, args.d_ch, args.size),
     }
     if "search" in stages_of(args):
         opponent = "Super-D" if args.search_d is None else "D of the search"
@@ -932,13 +931,13 @@ def costs_of(args: Args, state: State) -> dict[str, Cost]:
 
 
 def plan_of(job: Job, g: float, d: float) -> list[gan.Stage]:
-    """(name, G updates, multiply-adds of one with its share of scoring). g, d: multiply-adds an image."""
+    """(name, G updates, multiply-adds per update including scoring). g, d: multiply-adds per image."""
     args, plan = job.args, []
     for name in stages_of(args):
         if name == "train":
             plan.append(gan.train_stage(job, args.train_epochs, g, d))
         else:
-            steps = ceil(search_length(job)[1] / args.n_critic)  # one with the first of n_critic batches
+            steps = ceil(search_length(job)[1] / args.n_critic)  # on the first of n_critic batches
             plan.append(search_stage(args, steps) if name == "search" else random_stage(args, steps, g, d))
     return plan
 
@@ -946,13 +945,13 @@ def plan_of(job: Job, g: float, d: float) -> list[gan.Stage]:
 def search_stage(args: Args, steps: int) -> gan.Stage:
     g = Generator.cost(None, *args.shape(args.search_g_ch)).macs
     d = d_cost(args.search_d, args.search_d_ch, args.size).macs
-    if args.mixed == "merged":  # 41 taps in place of 1 + 9 + 25 + 9 + 25
+    if args.mixed == "merged":  # 41 taps instead of 1 + 9 + 25 + 9 + 25
         g *= 41 / 69
         if args.search_d is None:
             d *= 41 / 69
-    # for each image of the batch: a step of D takes half of them and as many fakes, one of G all
+    # per image of the batch: a D step uses half of them and equally many fakes, a G step all
     d_step, g_step = g / 2 + 3 * d, 3 * g + 2 * d
-    d_steps = 2 if args.fixed_d == "none" else 1  # of beta and of the weights
+    d_steps = 2 if args.fixed_d == "none" else 1  # beta and weights
     macs = args.search_batch * (args.n_critic * d_steps * d_step + 2 * g_step)
     scores = 2 + (args.search_epochs - 2) // args.search_eval_every if args.search_eval_every else 0
     return "search", steps, macs + gan.scoring_macs(args, g, scores * args.eval_n) / steps
@@ -963,14 +962,14 @@ def random_stage(args: Args, steps: int, g: float, d: float) -> gan.Stage:
     if args.candidates == 1:
         return "random", 0, 0.0
     if not share:
-        raise UserError(f"--candidates {args.candidates}: more than the {steps} G updates that they share; use fewer")
+        raise UserError(f"--candidates {args.candidates}: more than the {steps} G updates they share; use fewer")
     macs = gan.update_macs(args, g, d, args.n_critic) + gan.scoring_macs(args, g, args.eval_n) / share
     return "random", share * args.candidates, macs
 
 
 def main(args: Args) -> dict | None:
-    """Search, derive, train, evaluate. Returns the best scores of the training, if there was one."""
-    # -- everything that can be wrong is found before a run directory is made
+    """Search, derive, train, evaluate. Returns the best scores of the training phase, or None without one."""
+    # -- all checks run before the run directory is created
     ranks = start_ranks(args.device)
     check(args, ranks.world)
     has_is = args.evaluator == "compact" or args.fid_dims == "2048"

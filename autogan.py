@@ -10,21 +10,21 @@
 
 Paper: arXiv 1908.03835. Authors' code: VITA-Group/AutoGAN at a5eeef0. Details: docs/autogan.md.
 
-Search (Algorithm 1): stage s = 0, 1, 2 decides cell s + 1, on images of 8, 16, 32 px. An iteration:
-    step 1: train the shared weights of all generators and one hand-made discriminator, with a fresh
-            architecture for every batch; if the losses go flat, step 4 is a dynamic reset
+Search (Algorithm 1): stage s = 0, 1, 2 decides cell s + 1, on images of 8, 16, 32 px. Each iteration:
+    step 1: train the weights shared by all generators, and a fixed discriminator architecture, with a
+            new generator architecture for every batch; if the losses go flat, request a dynamic reset
     step 2: train the stage's controller, an LSTM, by REINFORCE; the reward is the Inception Score
-            under the shared weights
-    step 3: at a stage's end sample M candidates and keep the K best: the beam that the next stage's
-            controller goes on from
-    step 4: in a dynamic reset G and D start anew; controller and beam stay
-Derive: the K architectures of the last beam are trained briefly from scratch, the best one is taken.
-It is trained from scratch in full, against the same discriminator at twice the width, and evaluated.
+            with the shared weights
+    step 3: at the end of a stage, sample M candidates and keep the K best: the beam from which the
+            next stage's controller continues
+    step 4: for a dynamic reset, re-initialise G and D; keep controller and beam
+Derive: train the K architectures of the last beam briefly from scratch and choose the best one.
+It is then fully trained from scratch, against the same discriminator at twice the width, and evaluated.
 
-Published (CIFAR-10, 50,000 images): IS 8.55, FID 12.42 after 43 hours. Here, at paper scale: not run.
-The authors' code ranks candidates after a reset has wiped their weights, resets its baseline, crashes
-with more than one architecture a step, and has neither other rewards nor baselines. Tags: PAPER where
-a choice comes from, CODE where only the authors' code tells, DEVIATES where this differs from both.
+Published (CIFAR-10, 50,000 images): IS 8.55, FID 12.42 after 43 hours. Not yet run at paper scale here.
+The authors' code ranks candidates on weights wiped by a reset, resets its baseline every iteration, fails
+with more than one architecture per step, and lacks the other rewards and baseline searches. Tags:
+PAPER (specified by the paper), CODE (follows the authors' code), DEVIATES (differs from both).
 """
 
 import sys
@@ -57,45 +57,45 @@ from common.run import Run
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    genotype: str | None = opt(None, "Train this instead of searching: A, B, C, sngan, a vector, a file. [paper §4.1]")
+    genotype: str | None = opt(None, "Skip the search and train A, B, C, sngan, a vector or file. [paper §4.1]")
     dataset: str = opt("cifar10", "[paper §4]")
-    size: int = opt(0, "Pixels of a side, a multiple of 2^cells; 0: the data set's own. [paper §4]")
+    size: int = opt(0, "Image side in pixels, a multiple of 2^cells; 0: the data set's own. [paper §4]")
 
     search: Literal["mlas", "slas", "random-shared", "random"] = opt(
-        "mlas", "slas: one controller for all cells; random-shared, random: none. [paper §4.3]", "Search"
+        "mlas", "slas: one controller for all cells; random-shared, random: no controller. [paper §4.3]", "Search"
     )
-    cells: int = opt(3, "Cells of G, each doubles the side. [paper §4.1]", "Search", min=1, max=6)
-    iterations: int = opt(90, "Iterations, T; the released script: 65. [paper §4]", "Search", min=1)
-    grow: str = opt("25,55", "Iterations that end a stage; the released script: 15,35. [authors' code]", "Search")
-    gan_epochs: int = opt(15, "Epochs of the shared GAN an iteration. [paper §4]", "Search", min=1)
-    ctrl_steps: int = opt(30, "Controller steps an iteration. [paper §4]", "Search", min=1)
-    ctrl_batch: int = opt(1, "Architectures that a controller step scores. [authors' code]", "Search", min=1)
+    cells: int = opt(3, "Cells of G; each doubles the image side. [paper §4.1]", "Search", min=1, max=6)
+    iterations: int = opt(90, "Search iterations, T; released script: 65. [paper §4]", "Search", min=1)
+    grow: str = opt("25,55", "Iterations that end a stage; released script: 15,35. [authors' code]", "Search")
+    gan_epochs: int = opt(15, "Epochs of the shared GAN per iteration. [paper §4]", "Search", min=1)
+    ctrl_steps: int = opt(30, "Controller steps per iteration. [paper §4]", "Search", min=1)
+    ctrl_batch: int = opt(1, "Architectures scored per controller step. [authors' code]", "Search", min=1)
     ctrl_lr: float = opt(3.5e-4, "Learning rate of the controller. [paper §4]", "Search", min=0)
-    ctrl_hidden: int = opt(100, "LSTM's hidden and embedding size. [authors' code]", "Search", min=1)
+    ctrl_hidden: int = opt(100, "Hidden and embedding size of the LSTM. [authors' code]", "Search", min=1)
     controller_loss: Literal["fixed", "reference"] = opt(
         "fixed", "reference: the authors' formulas. [fixed: ours; reference: code]", "Search"
     )
-    entropy_weight: float = opt(1e-3, "Weight of the entropy; the paper: 1e-4. [authors' code]", "Search", min=0)
-    baseline_decay: float = opt(0.9, "Decay of the rewards' average a step. [authors' code]", "Search", min=0, max=1)
-    candidates: int = opt(10, "Candidates at a stage's end, M. [authors' code]", "Search", min=1)
-    beam: int = opt(5, "Of them kept, K. [authors' code]", "Search", min=1)
-    dedupe: bool = opt(True, "Candidates are distinct, if they can be. [ours]", "Search")
-    reward: str = opt("is", "is, fid (1/FID) or is-cost (IS less a price): see REWARDS. [paper §4.3]", "Search")
-    cost: Literal["params", "macs"] = opt("params", "What is-cost puts a price on. [ours]", "Search")
-    cost_weight: float = opt(1.0, "Price of a stage's largest G, in points of IS. [ours]", "Search", min=0)
-    reward_n: int = opt(5000, "Images behind a reward. [authors' code]", "Search", min=2)
-    bn_batches: int = opt(0, "Batches of 100 that re-estimate BatchNorm for a score; 0: none. [code]", "Search", min=0)
-    dynamic_reset: bool = opt(True, "G and D start anew when the losses go flat. [paper §3.3]", "Search")
-    reset_variance: float = opt(1e-3, "Variance of losses that counts as flat. [paper §4]", "Search", min=0)
-    reset_window: int = opt(500, "Losses that the variance is of. [authors' code]", "Search", min=2)
+    entropy_weight: float = opt(1e-3, "Entropy weight; paper: 1e-4. [authors' code]", "Search", min=0)
+    baseline_decay: float = opt(0.9, "Decay of the reward baseline per step. [authors' code]", "Search", min=0, max=1)
+    candidates: int = opt(10, "Candidates at the end of a stage, M. [authors' code]", "Search", min=1)
+    beam: int = opt(5, "Beam size, K. [authors' code]", "Search", min=1)
+    dedupe: bool = opt(True, "Draw distinct candidates, if possible. [ours]", "Search")
+    reward: str = opt("is", "is, fid (1/FID) or is-cost (IS minus a penalty): see REWARDS. [paper §4.3]", "Search")
+    cost: Literal["params", "macs"] = opt("params", "Cost penalised by is-cost. [ours]", "Search")
+    cost_weight: float = opt(1.0, "Penalty of a stage's largest G, in IS points. [ours]", "Search", min=0)
+    reward_n: int = opt(5000, "Images generated per reward. [authors' code]", "Search", min=2)
+    bn_batches: int = opt(0, "Batches of 100 to re-estimate BatchNorm for a score; 0: none. [code]", "Search", min=0)
+    dynamic_reset: bool = opt(True, "Re-initialise G and D when the losses go flat. [paper §3.3]", "Search")
+    reset_variance: float = opt(1e-3, "Loss variance that counts as flat. [paper §4]", "Search", min=0)
+    reset_window: int = opt(500, "Number of losses for this variance. [authors' code]", "Search", min=2)
     search_g_ch: int = opt(128, "Channels of the shared G. [authors' code]", "Search", min=1)
-    search_d_ch: int = opt(64, "Channels of D in the search. [authors' code]", "Search", min=1)
-    random_n: int = opt(0, "Architectures that a random search scores; 0: as many as mlas. [ours]", "Search", min=0)
-    derive_epochs: int = opt(30, "Epochs of each of the K before the choice; 0: none. [paper §4.3]", "Search", min=0)
-    final_n: int = opt(10_000, "Images that score it then. [ours]", "Search", min=2)
-    proxy_n: int = opt(0, "Random ones that join them, for the proxy's rank correlation. [paper §4.3]", "Search", min=0)
+    search_d_ch: int = opt(64, "Channels of D during the search. [authors' code]", "Search", min=1)
+    random_n: int = opt(0, "Architectures scored by a random search; 0: as many as mlas. [ours]", "Search", min=0)
+    derive_epochs: int = opt(30, "Epochs of short training per finalist; 0: none. [paper §4.3]", "Search", min=0)
+    final_n: int = opt(10_000, "Images generated to score a finalist. [ours]", "Search", min=2)
+    proxy_n: int = opt(0, "Random finalists for the proxy's rank correlation. [paper §4.3]", "Search", min=0)
 
-    train_epochs: int = opt(320, "Epochs of D from scratch. [authors' code]", "Train", min=1)
+    train_epochs: int = opt(320, "Epochs of training from scratch. [authors' code]", "Train", min=1)
     g_ch: int = opt(256, "[authors' code]")
     d_ch: int = opt(128, "[authors' code]")
     z_dim: int = opt(128, "[authors' code]")
@@ -103,39 +103,39 @@ class Args(CommonArgs):
     d_batch: int = opt(64, "[paper §4]")
     g_lr: float = opt(2e-4, "[paper §4]")
     d_lr: float = opt(2e-4, "[paper §4]")
-    adam_b1: float = opt(0.0, "Adam beta 1, of all optimisers. [authors' code]")
-    adam_b2: float = opt(0.9, "Adam beta 2, of all optimisers. [authors' code]")
+    adam_b1: float = opt(0.0, "Adam beta1 of all optimisers. [authors' code]")
+    adam_b2: float = opt(0.9, "Adam beta2 of all optimisers. [authors' code]")
     ema: float = opt(0.999, "[authors' code]")
     eval_n: int = opt(50_000, "[paper §4]")
     eval_every: int = opt(20, "[authors' code]")
 
     @property
     def stage_ends(self) -> list[int]:
-        """Iterations after which a beam is taken: a stage's last. Only mlas has more than one stage."""
+        """Last iteration of each stage, after which its beam is taken. Only mlas has several stages."""
         if self.search != "mlas" or not self.grow.strip():
             return [self.iterations]
         return [*map(int, self.grow.split(",")), self.iterations]
 
     @property
     def random_count(self) -> int:
-        """Architectures that a random search scores; by default as many as mlas."""
+        """Architectures scored by a random search; by default as many as mlas."""
         return self.random_n or self.iterations * self.ctrl_steps * self.ctrl_batch + self.cells * self.candidates
 
     def cells_of(self, s: int) -> range:
-        """The cells that stage s decides."""
+        """Cells decided in stage s."""
         return range(s, s + 1) if self.search == "mlas" else range(self.cells)
 
     def side(self, s: int) -> int:
-        """Pixels of a side at stage s, of generated and real images."""
-        # CODE: 2^(s + 3), whatever the size: no search at 48 px
+        """Side of generated and real images at stage s, in pixels."""
+        # CODE: 2^(s + 3) for all sizes, so no search at 48 px
         return self.size * 2 ** (s + 1) // 2**self.cells
 
     def g_cost(self, genotype: "Rows", ch: int) -> Cost:
-        """Of the G of this width that a stage has: with the first cells only, and smaller images."""
+        """Cost of a G with ch channels; with fewer cells, as in earlier stages, its images are smaller."""
         return Generator.cost(genotype, ch, self.z_dim, self.side(len(genotype) - 1))
 
     def needs(self, score: str) -> bool:
-        """Whether the rewards need this score, "is" or "fid". The compact network gives both anyway."""
+        """Whether the reward needs this score, "is" or "fid". The compact network computes both anyway."""
         return self.evaluator == "compact" or SPARED.get(self.reward) != score
 
 
@@ -162,23 +162,23 @@ def d_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def g_loss(fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """-E[D(G(z))]. real: for losses that compare with real images' scores; this one does not."""
-    return -fake.mean()  # CODE: the paper's Eq. 2 has no gradient where D(G(z)) > 0
+    """-E[D(G(z))]. real: scores of real images, for relativistic losses; unused here."""
+    return -fake.mean()  # CODE: Eq. 2 in the paper has no gradient where D(G(z)) > 0
 
 
 # ---- search space (paper §3.1, Fig. 2) -----------------------------------------------------------
 
-Vector = tuple[int, ...]  # the authors' encoding: the codes of all decisions in their order
-Row = tuple[str, ...]  # what is decided of a cell, by name: conv, norm, up, shortcut, skips
+Vector = tuple[int, ...]  # the authors' encoding: codes of all decisions, in order
+Row = tuple[str, ...]  # decisions of a cell, by name: conv, norm, up, shortcut, skips
 Genotype = tuple[Row, ...]
-Rows = tuple[Row | None, ...]  # what a network is built for; None: for every option
+Rows = tuple[Row | None, ...]  # rows that a network is built for; None: all options
 
-layer_cost = partial(conv_cost, bias_adds=False)  # PAPER: its multiply-adds leave out the biases
+layer_cost = partial(conv_cost, bias_adds=False)  # PAPER: multiply-adds without the biases
 d_cost = partial(AutoGANDiscriminator.cost, bias_adds=False)
 
-# name -> module, made by (channels). CODE: "in" is without scale, shift and running statistics
+# name -> module constructor, (channels). CODE: "in" has no scale, shift or running statistics
 NORMS = {"none": nn.Identity, "bn": nn.BatchNorm2d, "in": nn.InstanceNorm2d}
-UPS = {  # name -> cost of doubling an image of side x side pixels, by (channels, side)
+UPS = {  # name -> cost of up-sampling a side x side map by 2, (channels, side)
     "bilinear": lambda ch, side: Cost(),
     "nearest": lambda ch, side: Cost(),
     "deconv": lambda ch, side: layer_cost(ch, ch, 2, side),  # 2x2, stride 2
@@ -186,8 +186,8 @@ UPS = {  # name -> cost of doubling an image of side x side pixels, by (channels
 
 
 def decisions(cell: int) -> dict[str, Row]:
-    """What is decided of cell 0, 1, …: decision -> its options. An option's place is its code."""
-    # CODE: a skip's code is a bit mask whose highest bit is the first cell; 1 is the cell just before
+    """Decisions about a cell (0-based): name -> options. The index of an option is its code."""
+    # CODE: the code of skips is a bit mask: the highest bit is the first cell, the lowest the previous one
     masks = [[i + 1 for i in range(cell) if code >> (cell - 1 - i) & 1] for code in range(2**cell)]
     return {
         "conv": ("post", "pre"),
@@ -199,17 +199,17 @@ def decisions(cell: int) -> dict[str, Row]:
 
 
 def sources_of(skips: str) -> list[int]:
-    """The cells, counted from 1, that a skip decision reads."""
+    """Source cells (1-based) of a skip decision."""
     return [] if skips == "none" else [int(source) for source in skips.split("+")]
 
 
 def to_decide(cells: range) -> list[tuple[str, Row]]:
-    """(name, options) of every decision about these cells, but for the first cell's skips."""
+    """(name, options) of every decision about these cells; the first cell has no skips to decide."""
     return [(f"{cell + 1}/{name}", x) for cell in cells for name, x in decisions(cell).items() if len(x) > 1]
 
 
 def names_of(vector: Vector) -> Genotype:
-    """The names that the codes stand for."""
+    """Decode a vector to option names."""
     rows, codes = [], iter(vector)
     for cell in range((len(vector) + 1) // 5):
         options = decisions(cell).values()
@@ -222,40 +222,40 @@ def text_of(vector: Vector) -> str:
 
 
 def largest(cells: int) -> Genotype:
-    """The costliest architecture of so many cells."""
+    """The most expensive architecture with this many cells."""
     return tuple(("pre", "bn", "deconv", "yes", decisions(cell)["skips"][-1]) for cell in range(cells))
 
 
-# paper Fig. 3 and Table 1; A is the authors' "top 1", B and C are read off their fixed models
+# paper Fig. 3 and Table 1; A is the authors' "top 1", B and C are taken from their fixed models
 PUBLISHED = {
     "A": (1, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0, 1, 0, 3),
     "B": (1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 0, 1, 1, 3),
     "C": (1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 0, 1, 0, 3),
-    "sngan": (1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0),  # PAPER §4.1: it lies in the space
+    "sngan": (1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0),  # PAPER §4.1: part of the search space
 }
 
 
 def read_vector(name: str) -> Vector:
-    """A published vector by name, one in digits, or that of a genotype.json. UserError: none of them."""
+    """Read a vector: a published name, digits, or a genotype.json. UserError: none of these."""
     if name in PUBLISHED:
         return PUBLISHED[name]
     text, source = name, f"--genotype {name!r}"
     if name.endswith(".json"):
         text, source = read_json(Path(name), "genotype file").get("vector"), f"{name}, vector"
         if not isinstance(text, str):
-            raise UserError(f"{name}: has no vector, as a genotype.json of autogan.py has")
+            raise UserError(f"{name}: no key 'vector'; use a genotype.json of autogan.py")
     words = text.replace(",", " ").split()
     if not words or not all(word.isdecimal() for word in words):
         known = f"{', '.join(PUBLISHED)}, numbers like '{text_of(PUBLISHED['A'])}' or a .json"
         raise UserError(f"{source}: no such architecture; use {known}")
     if len(words) % 5 != 4:
-        raise UserError(f"{source}: {len(words)} numbers; the first cell takes 4 and each other 5: 14 for 3 cells")
+        raise UserError(f"{source}: {len(words)} numbers; use 4 for the first cell and 5 for each other cell")
     vector = tuple(map(int, words))
     decided = to_decide(range((len(vector) + 1) // 5))
     for i, (code, (what, names)) in enumerate(zip(vector, decided, strict=True), 1):
         if code >= len(names):
             known = f"0..{len(names) - 1} ({', '.join(names)})"
-            raise UserError(f"{source}: number {i}, {what}: {code} is not in {known}")
+            raise UserError(f"{source}: number {i}, {what}: {code} is out of range {known}")
     return vector
 
 
@@ -263,7 +263,7 @@ def read_vector(name: str) -> Vector:
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution, norm, ReLU and, in a cell's first block, up-sampling: (B, C, H, W) -> same or 2H x 2W.
+    """3x3 convolution, norm, ReLU and, in the first block, up-sampling: (B, C, H, W) -> same or (B, C, 2H, 2W).
 
     pre: norm, ReLU, up, convolution. post: up, convolution, norm, ReLU. [order: authors' code]
     """
@@ -282,7 +282,7 @@ class ConvBlock(nn.Module):
         return getattr(self, norm)(self.up_conv(x, up)).relu()
 
     def up_conv(self, x: Tensor, up: str | None) -> Tensor:
-        if up == "nearest" and x.shape[-1] >= 8:  # both together are one transposed 4x4 convolution: faster
+        if up == "nearest" and x.shape[-1] >= 8:  # faster as one transposed 4x4 convolution
             w = self.conv.weight.flip(2, 3).transpose(0, 1)
             w = F.pad(w, (0, 1, 0, 1)) + F.pad(w, (1, 0, 0, 1)) + F.pad(w, (0, 1, 1, 0)) + F.pad(w, (1, 0, 1, 0))
             return F.conv_transpose2d(x, w, self.conv.bias, stride=2, padding=1)
@@ -294,13 +294,13 @@ class ConvBlock(nn.Module):
 
     @staticmethod
     def cost(ch: int, norms: Row, ups: Row, side: int) -> Cost:
-        """side: of the output. Norms count no multiply-adds."""
+        """Cost with output side x side, without multiply-adds of the norms."""
         norm = Cost(sum(count_params(NORMS[name](ch)) for name in norms))
         return sum((UPS[name](ch, side // 2) for name in ups), layer_cost(ch, ch, 3, side) + norm)
 
 
 class Projection(nn.Module):
-    """Of a shortcut or a skip: up-sampling by 2^doublings and a 1x1 convolution."""
+    """Shortcut or skip: up-sampling by 2^doublings and a 1x1 convolution."""
 
     def __init__(self, ch: int, doublings: int, ups: Row) -> None:
         super().__init__()
@@ -315,16 +315,16 @@ class Projection(nn.Module):
 
     @staticmethod
     def cost(ch: int, doublings: int, ups: Row, side: int) -> Cost:
-        """side: of the output."""
+        """Cost with output side x side."""
         sides = [side // 2**i for i in range(1, doublings + 1)]
         return sum((UPS[name](ch, before) for name in ups for before in sides), layer_cost(ch, ch, 1, side))
 
 
 class Cell(nn.Module):
-    """x: (B, C, H, W), taps of the earlier cells -> its own tap and its output, both (B, C, 2H, 2W).
+    """x: (B, C, H, W), taps of earlier cells -> own tap and output, both (B, C, 2H, 2W).
 
-    row None builds it for every architecture. Shared are then: convolution and BatchNorm by (conv, block),
-    the deconvolution of the first block by conv, projections by their source alone. [authors' code]
+    row None: build all options with shared weights: one convolution and BatchNorm per (conv, block), one
+    deconvolution per conv in the first block, one projection per source. [authors' code]
     """
 
     def __init__(self, ch: int, cell: int, row: Row | None) -> None:
@@ -338,16 +338,16 @@ class Cell(nn.Module):
     def forward(self, x: Tensor, taps: list[Tensor], row: Row) -> tuple[Tensor, Tensor]:
         conv, norm, up, shortcut, skips = row
         h = self.block1[conv](x, norm, up)
-        for i in sources_of(skips):  # out of place: += would overwrite what ReLU's backward pass needs
+        for i in sources_of(skips):  # out of place: += would overwrite a tensor that ReLU's backward pass needs
             h = h + self.skips[str(i)](taps[i - 1], up)
         out = self.block2[conv](h, norm, None)
         if shortcut == "yes":
             out = out + self.shortcut(x, up)
-        return h, out  # CODE: the tap is what the second block sees; in Fig. 3 it leaves before the skips
+        return h, out  # CODE: the tap is the input of the second block; in Fig. 3, before the skips
 
     @staticmethod
     def options(cell: int, row: Row | None) -> list[Row]:
-        """By decision, what it is built for: the row's choice or, of None, all options and all skips."""
+        """Options to build per decision: those of the row, or all options and all skips (None)."""
         if row:
             return [(name,) for name in row]
         *others, skips = decisions(cell).values()
@@ -355,7 +355,7 @@ class Cell(nn.Module):
 
     @staticmethod
     def cost(ch: int, cell: int, row: Row | None, side: int) -> Cost:
-        """side: of the output."""
+        """Cost with output side x side."""
         convs, norms, ups, shortcuts, (skips,) = Cell.options(cell, row)
         total = Cost()
         for _ in convs:
@@ -368,10 +368,10 @@ class Cell(nn.Module):
 
 
 class Generator(nn.Module):
-    """z: (B, z_dim) -> (B, 3, size, size) in [-1, 1], of a genotype of one cell or more.
+    """z: (B, z_dim) -> (B, 3, size, size) in [-1, 1].
 
-    A genotype of Nones builds the shared weights of all generators. Forward then takes a genotype, which
-    may have fewer cells: of n cells come images of bottom * 2^n pixels.
+    A genotype of Nones builds the shared weights of all generators; forward then takes a genotype, which
+    may have fewer cells: n cells give images of side bottom * 2^n.
     """
 
     def __init__(self, genotype: Rows, ch: int = 256, z_dim: int = 128, size: int = 32) -> None:
@@ -393,20 +393,20 @@ class Generator(nn.Module):
 
     @classmethod
     def saved(cls, weights: dict) -> "Generator":
-        """The one whose weights.pt this is, but for its weights."""
+        """Build the generator of a weights.pt; its weights are not loaded."""
         if weights.get("tap", "after") != "after":
-            raise UserError("made with --tap before, which is no more; use the version that made it")
+            raise UserError("created with --tap before, which was removed; use the version that created it")
         genotype = weights["genotype"]["G"]
         for cell, row in enumerate(genotype):
             for name, options in zip(row, decisions(cell).values(), strict=True):
                 if name not in options:
-                    raise UserError(f"cell {cell + 1}: {name!r:.20} is none of {', '.join(options)}")
+                    raise UserError(f"cell {cell + 1}: unknown option {name!r:.20}; use {', '.join(options)}")
         G = cls(genotype, *(int(weights[k]) for k in ("g_ch", "z_dim", "size")))
         return G.to(memory_format=torch.channels_last)
 
     @staticmethod
     def cost(genotype: Rows, ch: int = 256, z_dim: int = 128, size: int = 32) -> Cost:
-        """Linear, cells, BatchNorm and RGB of the network with these arguments."""
+        """Cost of the generator with these arguments."""
         bottom = size // 2 ** len(genotype)
         total = layer_cost(z_dim, ch * bottom**2, 1, 1)
         for i, row in enumerate(genotype):
@@ -419,36 +419,36 @@ class Generator(nn.Module):
 
 @dataclass
 class Candidate:
-    """An architecture and what is known of it."""
+    """An architecture and its scores."""
 
     vector: Vector
-    h: Tensor | None = None  # the controller's state after the last decision
+    h: Tensor | None = None  # LSTM state after the last decision
     c: Tensor | None = None
     score: float | None = None  # the reward
     is_mean: float | None = None
     fid: float | None = None
     params: int = 0
-    how: str = ""  # it became a finalist: beam, proxy or random
-    shared: float | None = None  # its reward under the shared weights; `score` is then that after training
+    how: str = ""  # origin of a finalist: beam, proxy or random
+    shared: float | None = None  # of a finalist: reward with the shared weights; `score`: after training
 
     def row(self) -> dict:
-        """As search.jsonl has it."""
+        """Entry in search.jsonl."""
         about = {"how": self.how, "shared": self.shared} if self.how else {"params": self.params}
         scores = {} if self.score is None else {"score": self.score, "is": self.is_mean, "fid": self.fid}
         return {"vector": text_of(self.vector), **scores, **about}
 
 
 class Drawn(NamedTuple):
-    """n architectures that a controller drew, and the distributions of its decisions."""
+    """n architectures sampled by a controller, and the distributions of its decisions."""
 
     candidates: list[Candidate]
-    logp: Tensor  # (n, decisions), log-probability of the options chosen
+    logp: Tensor  # (n, decisions), log-probabilities of the chosen options
     entropy: Tensor  # (n, decisions), nats
-    policy: list[Tensor]  # per decision (n, options)
+    policy: list[Tensor]  # (n, options) per decision
 
 
 class Controller(nn.Module):
-    """An LSTM that decides a stage's cells, each decision on the sight of those before. On the CPU."""
+    """LSTM that decides the cells of a stage, conditioned on earlier decisions. Runs on the CPU."""
 
     def __init__(self, options: list[int], hidden: int = 100) -> None:
         super().__init__()
@@ -457,7 +457,7 @@ class Controller(nn.Module):
         self.decoders = nn.ModuleList(nn.Linear(hidden, n) for n in options)
 
     def forward(self, n: int, rng: torch.Generator, beam: list[Candidate]) -> Drawn:
-        """Draw n; each goes on from a member of the beam, drawn uniformly with replacement."""
+        """Sample n architectures, each continuing a random member of the beam (with replacement)."""
         x = h = c = self.lstm.weight_hh.new_zeros(n, self.lstm.hidden_size)
         prefixes: list[Vector] = [()] * n
         if beam:  # CODE: x stays zero; in Fig. 1 it is the last cell's last token
@@ -482,15 +482,15 @@ class Controller(nn.Module):
 
 
 def controller_loss(args: Args, rewards: Tensor, drawn: Drawn, baseline: list | None) -> tuple[Tensor, list]:
-    """REINFORCE: the loss of rewards (n,), and the baseline after them. [paper §3.3.2]"""
+    """REINFORCE loss for rewards (n,), and the updated baseline. [paper §3.3.2]"""
     keep, weight = args.baseline_decay, args.entropy_weight
     if args.controller_loss == "reference":
-        # CODE: the entropy enters the advantage undetached, so that minimising pushes it down; the
-        # baseline already holds this reward; a (1, D) row times a (D, 1) column
+        # CODE: the entropy in the advantage is not detached, so minimising the loss lowers it; the
+        # baseline already includes this reward; a (1, D) row times a (D, 1) column
         r = rewards[:, None] + weight * drawn.entropy
         b = r if baseline is None else keep * torch.tensor(baseline) + (1 - keep) * r
         return -drawn.logp.sum() * (r - b).sum(), b[0].tolist()
-    # DEVIATES 1: the entropy is a bonus, as the paper means it; the baseline is what came before
+    # DEVIATES 1: the entropy is a bonus, as the paper intends; the baseline uses earlier rewards only
     mean = rewards.mean().item()
     b = mean if baseline is None else baseline[0]
     loss = -((rewards - b) * drawn.logp.sum(1)).mean() - weight * drawn.entropy.sum(1).mean()
@@ -499,19 +499,19 @@ def controller_loss(args: Args, rewards: Tensor, drawn: Drawn, baseline: list | 
 
 # ---- rewards (paper §3.3.2, §4.3) ----------------------------------------------------------------
 
-# name -> what is maximised, by (score, genotype, price); a line of your own is enough.
-# price: the --cost of this G in parts of that of its stage's largest, times --cost-weight
+# name -> reward, (score, genotype, price); add your own here.
+# price: --cost-weight times the --cost of this G, relative to the largest G of its stage
 REWARDS = {
     "is": lambda score, genotype, price: score.is_mean,
     "fid": lambda score, genotype, price: 1 / score.fid if score.fid > 0 else 0.0,  # PAPER §4.3.2
     "is-cost": lambda score, genotype, price: score.is_mean - price,
 }
-SPARED = {"is": "fid", "is-cost": "fid", "fid": "is"}  # the score that a reward does without, if any
-WORST = Score(inf, 0.0, None, 0, "", "")  # where a network's images give none
+SPARED = {"is": "fid", "is-cost": "fid", "fid": "is"}  # score not needed by a reward
+WORST = Score(inf, 0.0, None, 0, "", "")  # replaces a score that is not finite
 
 
 def reward_of(args: Args, score: Score, genotype: Genotype, ch: int) -> float:
-    """The reward of a G of this width; where it is not finite, that of the worst and dearest G."""
+    """Reward of a G with ch channels; if it is not finite, that of the worst and most expensive G."""
     own, most = args.g_cost(genotype, ch), args.g_cost(largest(len(genotype)), ch)
     price = args.cost_weight * getattr(own, args.cost) / getattr(most, args.cost)
     value = REWARDS[args.reward](score, genotype, price)
@@ -523,18 +523,18 @@ def reward_of(args: Args, score: Score, genotype: Genotype, ch: int) -> float:
 
 @dataclass
 class State(gan.Progress):
-    """What a resumed run needs beside the networks."""
+    """State of a run besides the networks."""
 
     s: int = 0  # the paper's stage: cell s + 1 is being decided
-    iteration: int = 0  # of the search
-    turn: int = 0  # G updates of this iteration
-    ctrl: int = 0  # controller steps of this iteration
-    reset: bool = False  # this iteration ends in a dynamic reset
-    resets: int = 0  # so many there were
-    skipped: dict[int, int] = field(default_factory=dict)  # stage -> G updates cut off by resets
-    windows: dict[str, list[float]] = field(default_factory=lambda: {"g": [], "d": []})  # last losses
-    baseline: list[float] | None = None  # of the stage
-    scored: list[Candidate] = field(default_factory=list)  # of this stage's candidates
+    iteration: int = 0  # search iteration
+    turn: int = 0  # G updates in this iteration
+    ctrl: int = 0  # controller steps in this iteration
+    reset: bool = False  # this iteration ends with a dynamic reset
+    resets: int = 0  # number of resets so far
+    skipped: dict[int, int] = field(default_factory=dict)  # stage -> G updates skipped by resets
+    windows: dict[str, list[float]] = field(default_factory=lambda: {"g": [], "d": []})  # latest losses
+    baseline: list[float] | None = None  # reward baseline of the stage
+    scored: list[Candidate] = field(default_factory=list)  # candidates of this stage scored so far
     beam: list[Candidate] = field(default_factory=list)
     finalists: list[Candidate] = field(default_factory=list)
     G: Vector | None = None  # the architecture, once found or given
@@ -548,7 +548,7 @@ class State(gan.Progress):
         super().load_state_dict({**saved, **lists})
 
     def genotype(self, args: Args) -> Genotype:
-        """The architecture; until it is found A or, with other than three cells, the largest."""
+        """The architecture; until it is found, A (three cells) or the largest one."""
         if self.G:
             return names_of(self.G)
         return names_of(PUBLISHED["A"]) if args.cells == 3 else largest(args.cells)
@@ -558,14 +558,14 @@ class State(gan.Progress):
         return {"step": self.step, "stage": self.s, "iteration": self.iteration, "kind": kind, **more}
 
     def watch(self, job: Job, losses: list[Tensor]) -> None:
-        """Put the losses of a gan_step into the windows. They live on over iterations and stages."""
+        """Add the losses of a gan_step to the windows, which continue across iterations and stages."""
         everyone = job.ranks.gather(torch.stack(losses).tolist())
         means = [sum(x) / len(x) for x in zip(*everyone, strict=True)]
         for name, new in (("d", means[:-1]), ("g", means[-1:])):
             self.windows[name] = [*self.windows[name], *new][-job.args.reset_window :]
 
     def window_row(self) -> dict:
-        """Variances of the losses in the windows, None before the first."""
+        """Variances of the losses in the windows; None if empty."""
         row: dict = {"n": len(self.windows["g"])}
         for name, losses in self.windows.items():
             losses = torch.tensor(losses, dtype=torch.float64)
@@ -573,7 +573,7 @@ class State(gan.Progress):
         return row
 
     def collapsed(self, args: Args) -> bool:
-        """Whether G's window is full and one loss has gone flat, as a collapsed pair's do. [paper §3.3]"""
+        """Whether G's window is full and a loss has gone flat, a sign of collapse. [paper §3.3]"""
         if len(self.windows["g"]) < args.reset_window:
             return False
         row = self.window_row()  # PAPER §4, CODE: variance; §3.3 says standard deviation
@@ -581,7 +581,7 @@ class State(gan.Progress):
 
 
 def stages_of(args: Args) -> list[str]:
-    """The stages of the run, in order. The paper's stages are all in "search"."""
+    """The stages of the run, in order. "search" comprises the paper's stages."""
     if args.genotype:
         return ["train"]
     search = ["derive"] if args.search == "random" else ["search", "derive"]
@@ -589,12 +589,12 @@ def stages_of(args: Args) -> list[str]:
 
 
 def d_step(job: Job, nets: Pair, batch: int, genotype: Genotype | None = None, stage: int = 2) -> Tensor:
-    """One step of D on a real batch and as many fakes."""
+    """One D step on a real batch and equally many fakes."""
     real = job.batches(batch)
     with job.autocast():
         with torch.no_grad():
             fake = nets.G(latent(job, len(real), "d", batch), genotype)
-        # DEVIATES 2: one pass over both, faster; spectral norm then iterates once a step, not twice
+        # DEVIATES 2: one pass over both, faster; one power iteration per step, two in the authors' code
         d_real, d_fake = nets.D(torch.cat([real, fake.to(real.dtype)]), stage).chunk(2)
     loss = d_loss(d_real.float(), d_fake.float())
     update(job, nets.D, nets.d_opt, loss)
@@ -602,17 +602,17 @@ def d_step(job: Job, nets: Pair, batch: int, genotype: Genotype | None = None, s
 
 
 def g_step(job: Job, nets: Pair, step: int, genotype: Genotype | None = None, stage: int = 2) -> Tensor:
-    """One step of G."""
+    """One G step."""
     with frozen(nets.D):
         with job.autocast():
             fake = nets.D(nets.G(latent(job, job.g_batch, "g", step), genotype), stage)
         loss = g_loss(fake.float())
-        update(job, nets.G, nets.g_opt, loss)  # DEVIATES 3: Adam leaves ops that were not sampled alone
+        update(job, nets.G, nets.g_opt, loss)  # DEVIATES 3: Adam does not update ops that were not sampled
     return loss.detach()
 
 
 def gan_step(job: Job, state: State, nets: Pair, controller: Controller | None = None) -> list[Tensor]:
-    """n_critic steps of D, in the search each on a new architecture, and one of G. Returns the losses."""
+    """n_critic D steps, each with a new architecture in the search, and one G step. Returns the losses."""
     genotype, stage, losses = None, 2, []
     for _ in range(job.args.n_critic):
         if controller is not None:
@@ -620,7 +620,7 @@ def gan_step(job: Job, state: State, nets: Pair, controller: Controller | None =
             genotype, stage = names_of(path.vector), state.s
         losses.append(d_step(job, nets, state.batch, genotype, stage))
         state.batch += 1
-    # DEVIATES 6: after n_critic steps of D; the authors' first G step follows the first batch
+    # DEVIATES 6: after n_critic D steps; the authors take the G step after the first of them
     losses.append(g_step(job, nets, state.step, genotype, stage))
     state.step += 1
     if state.step % job.args.log_every == 0:
@@ -629,13 +629,13 @@ def gan_step(job: Job, state: State, nets: Pair, controller: Controller | None =
 
 
 def uniform(args: Args, n: int, *name: object) -> list[Candidate]:
-    """n architectures, each uniform over the whole space."""
+    """Sample n architectures uniformly from the whole space."""
     rng, decided = rng_of(args.seed, *name), to_decide(range(args.cells))
     return [Candidate(tuple(rng.randrange(len(x)) for _, x in decided)) for _ in range(n)]
 
 
 def draw(args: Args, state: State, controller: Controller, n: int, *name: object) -> list[Candidate]:
-    """n architectures of this stage: by the controller, without gradients, or uniform."""
+    """Sample n architectures of this stage, from the controller (without gradients) or uniformly."""
     if args.search == "random-shared":
         return uniform(args, n, *name)
     with torch.no_grad():
@@ -643,8 +643,8 @@ def draw(args: Args, state: State, controller: Controller, n: int, *name: object
 
 
 def collect(n: int, distinct: bool, draw_more: Callable[[int, int], list[Candidate]]) -> list[Candidate]:
-    """n candidates, distinct as far as 50 n draws give such. draw_more(n, i): the i-th n draws."""
-    # DEVIATES 4: the authors take what comes: of a trained policy, about two architectures among ten
+    """n candidates, distinct if possible within 50 n draws; padded with duplicates. draw_more(n, i): i-th n draws."""
+    # DEVIATES 4: the authors keep duplicates; a trained policy gives about two distinct ones in ten
     if not distinct:
         return draw_more(n, 0)
     found: dict[Vector, Candidate] = {}
@@ -659,24 +659,24 @@ def collect(n: int, distinct: bool, draw_more: Callable[[int, int], list[Candida
 
 
 def score_shared(job: Job, G: Generator, x: Candidate) -> Candidate:
-    """The candidate with its score under the shared weights."""
+    """Score a candidate with the shared weights."""
     args, genotype, ch = job.args, names_of(x.vector), job.args.search_g_ch
     with own_batch_norm(job, G, genotype, args.bn_batches):
-        # DEVIATES 5: of the same latents for all; the authors draw new ones each time
+        # DEVIATES 5: the same latents for all; the authors draw new ones each time
         found = gan.score(job, G, args.reward_n, gan.along(G, genotype))
     reward, params = reward_of(args, found, genotype, ch), args.g_cost(genotype, ch).params
     return replace(x, score=reward, is_mean=found.is_mean, fid=found.fid, params=params)
 
 
 def new_pair(job: Job, genotype: Rows, g_ch: int, d_ch: int, *name: object) -> Pair:
-    """A new G and D of these widths with their optimisers."""
+    """Build G and D with their optimisers."""
     G = seeded(job, lambda: Generator(genotype, g_ch, job.args.z_dim, job.args.size), "G", *name)
     D = seeded(job, lambda: AutoGANDiscriminator(d_ch), "D", *name)
     return pair_of(job, G, D)
 
 
 def new_controller(job: Job, state: State) -> tuple[Controller, Optimizer]:
-    """The controller of this stage and its optimiser; in random-shared they stay idle."""
+    """Build this stage's controller and its optimiser; unused in random-shared."""
     args, on_cpu = job.args, replace(job, ranks=Ranks(torch.device("cpu")))
     options = [len(options) for _, options in to_decide(args.cells_of(state.s))]
     controller = seeded(on_cpu, lambda: Controller(options, args.ctrl_hidden), "controller", state.s)
@@ -684,12 +684,12 @@ def new_controller(job: Job, state: State) -> tuple[Controller, Optimizer]:
 
 
 def at_stage(job: Job, s: int) -> Job:
-    """The job on real images of a stage's size, with an evaluator of its own for the rewards."""
+    """The job with real images of a stage's size, and its own evaluator for the rewards."""
     side, data = job.args.side(s), job.data
-    if side != data.images.shape[-1]:  # CODE: bilinear with antialiasing, as PIL does it
+    if side != data.images.shape[-1]:  # CODE: bilinear with antialiasing, as in PIL
         parts = [F.interpolate(x, (side, side), mode="bilinear", antialias=True) for x in data.images.split(256)]
         data = replace(data, images=torch.cat(parts), name=f"{data.name} {side} px")
-    evaluator = copy(job.evaluator)  # CODE: Inception is fed the small images; compact is trained on them
+    evaluator = copy(job.evaluator)  # CODE: Inception gets the small images; compact is trained on them
     evaluator.want_fid = job.args.needs("fid")
     evaluator.use(data)
     job.ranks.first(evaluator.prepare)
@@ -697,23 +697,23 @@ def at_stage(job: Job, s: int) -> Job:
 
 
 def plan_reset(job: Job, state: State, left: int) -> None:
-    """The losses have gone flat: this iteration ends in a reset; `left` G updates of it fall away."""
+    """Schedule a reset at the end of this iteration, whose `left` G updates are skipped."""
     window, place = state.window_row(), f"stage {state.s} iteration {state.iteration + 1}"
     state.reset, state.windows = True, {"g": [], "d": []}
     state.skipped[state.s] = state.skipped.get(state.s, 0) + left
     job.plan = plan_of(job, state)
     job.run.replan(job.plan)
     job.run.search_row(state.row("reset", window=window, resets=state.resets + 1))
-    job.run.print(f"{place}: losses have gone flat ({window}); at its end G and D start anew")
+    job.run.print(f"{place}: losses are flat ({window}); re-initialising G and D at its end")
 
 
 def controller_step(job: Job, state: State, G: Generator, controller: Controller, c_opt: Optimizer) -> None:
-    """Score what the controller draws, and one step of REINFORCE with these rewards."""
+    """Sample architectures, score them, and take a REINFORCE step with these rewards."""
     args = job.args
     drawn = controller(args.ctrl_batch, stream(args.seed, "controller", state.iteration, state.ctrl), state.beam)
     scored = [score_shared(job, G, x) for x in drawn.candidates]
     if state.ctrl == 0 and args.controller_loss == "reference":
-        state.baseline = None  # CODE: it is forgotten at every iteration
+        state.baseline = None  # CODE: reset at every iteration
     rewards = torch.tensor([x.score for x in scored])
     loss, state.baseline = controller_loss(args, rewards, drawn, state.baseline)
     c_opt.zero_grad()
@@ -721,7 +721,7 @@ def controller_step(job: Job, state: State, G: Generator, controller: Controller
     c_opt.step()
     state.ctrl += 1
 
-    with torch.no_grad():  # what it would decide now
+    with torch.no_grad():  # the updated policy
         now = controller(64, stream(args.seed, "policy", state.iteration, state.ctrl), state.beam)
     decided = to_decide(args.cells_of(state.s))
     job.run.search_row(state.row(
@@ -733,7 +733,7 @@ def controller_step(job: Job, state: State, G: Generator, controller: Controller
 
 
 def take_beam(job: Job, state: State, G: Generator, controller: Controller) -> None:
-    """Score the candidates of a stage's end; the K best become the beam."""
+    """Score the candidates at the end of a stage; the K best become the beam."""
     args, run, net = job.args, job.run, job.evaluator.net
     count = args.random_count if args.search == "random-shared" else args.candidates
     drawn = collect(count, args.dedupe, lambda n, i: draw(args, state, controller, n, "candidates", state.s, i))
@@ -749,23 +749,23 @@ def take_beam(job: Job, state: State, G: Generator, controller: Controller) -> N
     with own_batch_norm(job, G, genotype, args.bn_batches):
         run.samples(state.step, gan.grid(job, G, gan.along(G, genotype)))
     run.genotype(state.step, genotype_json(args, best.vector, best))
-    if state.s == args.cells - 1:  # at full size only: a stage's scores are its own
+    if state.s == args.cells - 1:  # only at full size: scores of other stages are not comparable
         row = Score(best.fid, best.is_mean, None, args.reward_n, net, job.evaluator.ref).row()
         how = {"eval/ema": False, "eval/bn": "recalibrated" if args.bn_batches else "shared"}
         run.evaluated(state.step, row, **how, **{"eval/what": "best of the search"})
-    run.print(f"stage {state.s}, the beam, scored by {args.reward} with {net} on {args.reward_n} images:")
+    run.print(f"stage {state.s}: beam, ranked by {args.reward} ({net}, {args.reward_n} images):")
     for x in state.beam:
         run.print(f"  {text_of(x.vector)}  {x.score:.4g}  {x.params / 1e6:.3f}M")
 
 
 def search(job: Job, state: State) -> None:
-    """Grow the generator stage by stage (Algorithm 1); the last beam goes into state.finalists."""
+    """Grow the generator stage by stage (Algorithm 1); the last beam becomes state.finalists."""
     args, run, guided = job.args, job.run, job.args.search != "random-shared"
     after = "controller" if guided else "next iteration"
     if args.search != "mlas":
-        state.s = args.cells - 1  # the one stage, at full size
+        state.s = args.cells - 1  # a single stage, at full size
     stages = {s: at_stage(job, s) for s in range(state.s, args.cells)}
-    shared = (None,) * args.cells, args.search_g_ch, args.search_d_ch  # built for every architecture
+    shared = (None,) * args.cells, args.search_g_ch, args.search_d_ch  # for all architectures
     nets = new_pair(job, *shared, state.resets)
     controller, c_opt = new_controller(job, state)
     while True:
@@ -783,7 +783,7 @@ def search(job: Job, state: State) -> None:
             losses = gan_step(here, state, nets, controller)
             state.turn += 1
             state.watch(here, losses)
-            # DEVIATES 7: looked at once a step of G; the authors do after every step of D
+            # DEVIATES 7: checked once per G step; the authors check after every D step
             if args.dynamic_reset and state.collapsed(args):
                 plan_reset(job, state, steps - state.turn)
         job.ranks.average_buffers(nets.G)
@@ -794,7 +794,7 @@ def search(job: Job, state: State) -> None:
             run.tick(state.step, f"reward {state.ctrl + 1} of {args.ctrl_steps}")
             controller_step(here, state, nets.G, controller, c_opt)
 
-        # step 3: at a stage's end the beam, and the next stage with a controller of its own
+        # step 3: at the end of a stage, the beam, and a new controller for the next stage
         if state.iteration + 1 in args.stage_ends:
             run.begin("search", f"{name} candidates", state.step)
             take_beam(here, state, nets.G, controller)
@@ -802,8 +802,8 @@ def search(job: Job, state: State) -> None:
                 state.s, state.baseline = state.s + 1, None
                 controller, c_opt = new_controller(job, state)
 
-        # step 4: dynamic reset. CODE: training goes on at this stage's size, without growing again
-        # DEVIATES 8: after the beam, as in the paper; the authors rank on weights that it has just wiped
+        # step 4: dynamic reset. CODE: training continues at this stage's size, without growing again
+        # DEVIATES 8: after the beam, as in the paper; the authors rank on weights just re-initialised
         if state.reset and not last:
             state.resets += 1
             nets = new_pair(job, *shared, state.resets)
@@ -817,11 +817,11 @@ def search(job: Job, state: State) -> None:
         state.finalists.append(Candidate(x.vector, how="proxy", shared=shared))
 
 
-# ---- what a search reports -----------------------------------------------------------------------
+# ---- reporting -----------------------------------------------------------------------------------
 
 
 def table(vector: Vector) -> str:
-    """The architecture as an aligned table for people: one line a cell."""
+    """Format an architecture as an aligned table: one line per cell."""
     rows = [["cell", *decisions(0)], *([str(i), *row] for i, row in enumerate(names_of(vector), 1))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(word.ljust(n) for word, n in zip(row, widths, strict=True)) for row in rows]
@@ -829,7 +829,7 @@ def table(vector: Vector) -> str:
 
 
 def genotype_json(args: Args, vector: Vector, best: Candidate | None = None) -> dict:
-    """What genotype.json holds; --genotype reads its vector back. Costs are those from scratch."""
+    """Contents of genotype.json; --genotype reads its vector. Costs: of the networks trained from scratch."""
     genotype, cells = names_of(vector), []
     for row in genotype:
         cell = dict(zip(decisions(0), row, strict=True))
@@ -847,9 +847,9 @@ def genotype_json(args: Args, vector: Vector, best: Candidate | None = None) -> 
 
 
 def derive(job: Job, state: State) -> None:
-    """Train each finalist briefly from scratch and choose by its score. [paper §3.3.3; not in the code]"""
+    """Train every finalist briefly from scratch and choose the best. [paper §3.3.3; not in the code]"""
     args, run, phase = job.args, job.run, "derive"
-    if args.search == "random":  # nothing is shared, and this is the search
+    if args.search == "random":  # no shared weights: this is the whole search
         phase, state.s, state.iteration = "search", args.cells - 1, args.iterations
     if not state.finalists:
         drawn = collect(args.random_count, args.dedupe, lambda n, i: uniform(args, n, "random", i))
@@ -865,7 +865,7 @@ def derive(job: Job, state: State) -> None:
         name = f"finalist {i + 1}/{n}"
         run.begin(phase, name, state.step, images_per_step=args.d_batch * args.n_critic)
         while state.step - state.began < steps:
-            run.tick(state.step, f"its score in {steps - state.step + state.began} steps")
+            run.tick(state.step, f"scoring in {steps - state.step + state.began} steps")
             gan_step(job, state, nets)
             ema_update(G_ema, nets.G, args.ema)
         run.begin(phase, f"{name} scoring", state.step)
@@ -873,7 +873,7 @@ def derive(job: Job, state: State) -> None:
         ema_update(G_ema, nets.G, 1.0)
         found = gan.score(job, G_ema, args.final_n)
         x.score, x.is_mean, x.fid = reward_of(args, found, genotype, args.g_ch), found.is_mean, found.fid
-        run.print(f"{text_of(x.vector)} ({x.how}): {x.score:.4g} by {args.reward} after {steps:,} steps from scratch")
+        run.print(f"{text_of(x.vector)} ({x.how}): score {x.score:.4g} ({args.reward}) after {steps:,} G updates")
         state.began = state.step
 
     ranked = sorted(state.finalists, key=lambda x: -x.score) if steps else state.finalists
@@ -885,12 +885,12 @@ def derive(job: Job, state: State) -> None:
     run.genotype(state.step, genotype_json(args, state.G, chosen))
     if correlation:
         found = "rho {rho:.3f} (p {p:.2g}, {n} architectures)".format(**correlation)
-        run.print(f"shared-weight score against short training, Spearman's {found}")
-    run.print(f"chosen of {n}: {text_of(state.G)}\n{table(state.G)}")
+        run.print(f"correlation of scores with shared weights and after short training: Spearman's {found}")
+    run.print(f"best of {n}: {text_of(state.G)}\n{table(state.G)}")
 
 
 def proxy_correlation(finalists: list[Candidate]) -> dict | None:
-    """Spearman's correlation of the shared-weight score and that after training; None: fewer than three."""
+    """Spearman's correlation of the scores with shared weights and after training; None if undefined."""
     both = [(x.shared, x.score) for x in finalists if x.shared is not None and x.score is not None]
     if len(both) < 3 or any(len(set(column)) == 1 for column in zip(*both, strict=True)):
         return None
@@ -901,7 +901,7 @@ def proxy_correlation(finalists: list[Candidate]) -> dict | None:
 
 
 def train(job: Job, state: State) -> None:
-    """Train the architecture from scratch; evaluate the average of G's weights. [paper §4]"""
+    """Train the architecture from scratch; evaluate the EMA of G. [paper §4]"""
     args, run, genotype = job.args, job.run, names_of(state.G)
     nets = new_pair(job, genotype, args.g_ch, args.d_ch, "train")
     G_ema = deepcopy(nets.G).requires_grad_(False)
@@ -914,7 +914,7 @@ def train(job: Job, state: State) -> None:
     end = state.began + job.plan[-1][1]
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
-        gan.evaluate_if_due(job, state, nets.G, G_ema, about)  # CODE reports the best of 16; here also the last
+        gan.evaluate_if_due(job, state, nets.G, G_ema, about)  # CODE: reports the best of 16; here also the last
         if state.step >= end:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
@@ -922,39 +922,39 @@ def train(job: Job, state: State) -> None:
         ema_update(G_ema, nets.G, args.ema)
         if (state.step - state.began) % args.sample_every == 0:
             run.samples(state.step, gan.grid(job, G_ema))
-    run.save()  # with more --train-epochs the run can go on
+    run.save()  # can be resumed with more --train-epochs
 
 
-# ---- the command ---------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def check(args: Args, world: int) -> None:
-    """Refuse what cannot run, before anything is made. UserError names flag, value and remedy."""
+    """Reject invalid flags before any work is done. UserError names the flag, value and remedy."""
     if args.reward not in REWARDS:
         raise UserError(f"--reward {args.reward}: no such reward; use {', '.join(REWARDS)}")
     worst = REWARDS[args.reward](WORST, largest(args.cells), args.cost_weight)
     if not isfinite(worst):
-        raise UserError(f"--reward {args.reward}: is {worst} for an FID of inf and an IS of 0; make it finite there")
+        raise UserError(f"--reward {args.reward}: is {worst} for an FID of inf and an IS of 0; it must be finite")
     if args.needs("is"):
         gan.check_splits(reward_n=args.reward_n, final_n=args.final_n, eval_n=args.eval_n)
     given = f"--genotype {args.genotype}" if args.genotype else ""
     gan.check_flags(args, world, given, f"one of {', '.join(PUBLISHED)}, a vector or a file")
     if args.genotype or args.phase == "eval":
-        return  # no search, so its flags are not read
+        return  # no search: its flags are not used
     flag, n = "--candidates", args.candidates
     if args.search == "random-shared":
         flag, n = "--random-n", args.random_count
     if args.beam > n and args.search != "random":
-        raise UserError(f"--beam {args.beam}: more than the {flag} {n} it is taken from")
+        raise UserError(f"--beam {args.beam}: more than {flag} {n}; use a smaller beam")
     if args.controller_loss == "reference" and args.ctrl_batch > 1:
-        raise UserError(f"--ctrl-batch {args.ctrl_batch}: the authors' loss is for 1; use --controller-loss fixed")
+        raise UserError(f"--ctrl-batch {args.ctrl_batch}: must be 1, or use --controller-loss fixed")
     if args.derive_epochs == 0 and (args.search == "random" or args.proxy_n):
         flag = f"--proxy-n {args.proxy_n}" if args.proxy_n else "--search random"
-        raise UserError(f"{flag}: trains briefly from scratch; use --derive-epochs 1 or more")
+        raise UserError(f"{flag}: requires short training; use --derive-epochs 1 or more")
     if args.proxy_n and args.search == "random":
-        raise UserError(f"--proxy-n {args.proxy_n}: --search random has no proxy to measure; use another search")
+        raise UserError(f"--proxy-n {args.proxy_n}: --search random has no shared weights; use another search")
     if not all(word.strip().isdecimal() for word in args.grow.split(",") if args.grow.strip()):
-        raise UserError(f"--grow {args.grow!r}: must be iterations with commas between, like 25,55")
+        raise UserError(f"--grow {args.grow!r}: must be comma-separated iterations, like 25,55")
     ends = args.stage_ends
     if args.search == "mlas" and (len(ends) != args.cells or sorted({0, *ends}) != [0, *ends]):
         must = f"{args.cells - 1} ascending iterations for --cells {args.cells}"
@@ -962,17 +962,17 @@ def check(args: Args, world: int) -> None:
 
 
 def check_size(args: Args) -> None:
-    """Refuse images that do not come of doubling, cell by cell, what an instance norm can work on."""
+    """Reject image sizes that the cells cannot produce: each doubles the side, from 2 pixels or more."""
     step = 2**args.cells
     if args.size % step or args.size < 2 * step:
-        raise UserError(f"--size {args.size}: with {args.cells} cells a multiple of {step} px, {2 * step} or more")
+        raise UserError(f"--size {args.size}: with {args.cells} cells, use a multiple of {step}, {2 * step} or more")
 
 
 def costs_of(args: Args, state: State) -> dict[str, Cost]:
-    """What the networks of this run cost."""
+    """Costs of the networks of this run."""
     stand_in = "A" if args.cells == 3 else "the largest"
     costs = {
-        "G" if state.G else f"G, were it {stand_in}": args.g_cost(state.genotype(args), args.g_ch),
+        "G" if state.G else f"G (as {stand_in})": args.g_cost(state.genotype(args), args.g_ch),
         "D": d_cost(args.d_ch, args.size),
     }
     if "search" in stages_of(args):
@@ -982,7 +982,7 @@ def costs_of(args: Args, state: State) -> dict[str, Cost]:
 
 
 def plan_of(job: Job, state: State) -> list[gan.Stage]:
-    """(name, G updates, multiply-adds of one with its share of scoring) of every stage."""
+    """(name, G updates, multiply-adds per update including scoring) of every stage."""
     args, plan, genotype = job.args, [], state.genotype(job.args)
     g, d = args.g_cost(genotype, args.g_ch).macs, d_cost(args.d_ch, args.size).macs
 
@@ -1011,8 +1011,8 @@ def plan_of(job: Job, state: State) -> list[gan.Stage]:
 
 
 def main(args: Args) -> dict | None:
-    """Search, derive, train, evaluate. Returns the best scores of the training, if there was one."""
-    # -- everything that can be wrong is found before a run directory is made
+    """Search, derive, train, evaluate. Returns the best scores of the training phase, or None without one."""
+    # -- all checks run before the run directory is created
     ranks = start_ranks(args.device)
     check(args, ranks.world)
     state, trained = State(G=read_vector(args.genotype) if args.genotype else None), None
@@ -1044,7 +1044,7 @@ def main(args: Args) -> dict | None:
         if trained:
             gan.evaluate_weights(job, trained)
             return None
-        job.plan = plan_of(job, state)  # a resumed run may know of resets
+        job.plan = plan_of(job, state)  # accounts for resets if resumed
         job.run.replan(job.plan)
         stages = stages_of(args)
         while state.stage < len(stages):

@@ -8,25 +8,24 @@
 # ///
 """DEGAS: differentiable efficient generator search, by reconstruction (Doveh and Giryes, 2019).
 
-Paper: arXiv 1912.00606. There is no authors' code: what the paper leaves open is decided here.
-docs/degas.md has the details.
+Paper: arXiv 1912.00606. No code was released. See docs/degas.md for details, including the choices
+made here where the paper is silent.
 
-Search, without a discriminator. A supernet joins feature maps by connections; each is the
-softmax(alpha)-weighted sum of its candidate operations. Every training image owns a latent z, and
-G must reconstruct image i from z_i (GLO): squared error + Laplacian-pyramid L1.
+Search, without a discriminator. A supernet connects feature maps; each connection computes the
+softmax(alpha)-weighted sum of its candidate operations. Every training image has its own latent z, and
+G learns to reconstruct image i from z_i (GLO): squared error + Laplacian-pyramid L1.
     repeat
-        (1) one step on the weights w and on the latents z of a batch
+        (1) one step on the weights w and the latents z of a batch
         (2) one step on alpha, on another batch
-    (3) prune: each feature map keeps its best operation; where that one lies on a residual
-        connection, also the best direct one
-Then weights and latents are thrown away, and the found generator is trained from scratch as the G
-of a CT-GAN: Wasserstein loss, gradient penalty, consistency of a critic under dropout; without
-labels, or with them (--conditional).
+    (3) prune: each feature map keeps its best operation; if this is on a residual connection, also
+        the best direct one
+Weights and latents are then discarded, and the derived generator is trained from scratch as the G of a
+CT-GAN: Wasserstein loss, gradient penalty, and consistency of the critic under dropout; with labels if
+--conditional is given.
 
-Published (CIFAR-10, 50,000 images): IS 8.37, FID 12.01; with labels 8.85, 9.83. This script at
-paper scale: not run. Tags: PAPER where the paper says so; DARTS, GLO, CT-GAN where the code of a
-work that it builds on decides; OURS where the paper is silent; DEVIATES where this script differs
-from what one of them does.
+Published (CIFAR-10, 50,000 images): IS 8.37, FID 12.01; with labels 8.85, 9.83. Not yet run at paper
+scale here. Tags: PAPER (specified by the paper), DARTS, GLO, CT-GAN (follows the code of that work),
+OURS (not specified), DEVIATES (differs from one of these).
 """
 
 import sys
@@ -56,38 +55,38 @@ from common.run import Run
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    genotype: str | None = opt(None, "Train without a search: a genotype.json, or baseline, CT-GAN's G. [ours]")
-    random_arch: bool = opt(False, "Train what pruning makes of random alpha, N(0, 1). [paper, ablation]", "Run")
+    genotype: str | None = opt(None, "Skip the search and train a genotype.json or baseline, CT-GAN's G. [ours]")
+    random_arch: bool = opt(False, "Skip the search and prune random alpha ~ N(0, 1). [paper, ablation]", "Run")
     dataset: str = opt("cifar10", "[paper §4]")
     size: int = opt(0, "[paper §4]")
 
-    n: int = opt(1, "Normal maps between two up-sampled ones. [paper §3]", "Search", min=1, max=8)
-    normal_ops: Literal["9", "7"] = opt("9", "Normal candidates; 7: those of DARTS. [9, 7: paper §3]", "Search")
-    search_size: int = opt(0, "Pixels in the search, a multiple of 8; 0: --size. [paper, ablation]", "Search", min=0)
-    search_images: int = opt(0, "Images of the search, drawn at random; 0: all. [ours]", "Search", min=0)
-    search_epochs: int = opt(50, "Epochs of (z, w) steps. [DARTS]", "Search", min=1)
-    search_batch: int = opt(64, "Images of a step, over all processes. [DARTS]", "Search", min=2)
+    n: int = opt(1, "Normal maps before each up-sampling. [paper §3]", "Search", min=1, max=8)
+    normal_ops: Literal["9", "7"] = opt("9", "Normal ops; 7: those of DARTS. [9, 7: paper §3]", "Search")
+    search_size: int = opt(0, "Search image side, a multiple of 8; 0: --size. [paper, ablation]", "Search", min=0)
+    search_images: int = opt(0, "Random subset of images to search on; 0: all. [ours]", "Search", min=0)
+    search_epochs: int = opt(50, "Search epochs, of (z, w) steps. [DARTS]", "Search", min=1)
+    search_batch: int = opt(64, "Images per search step, over all processes. [DARTS]", "Search", min=2)
     search_ch: int = opt(128, "Channels of the supernet. [inferred: docs/degas.md]", "Search", min=1)
-    w_lr: float = opt(0.0, "SGD learning rate of w; 0: 0.3, STL-10, CelebA 0.03. [paper §4]", "Search", min=0)
-    z_lr: float = opt(10.0, "SGD learning rate of z, as a multiple of w's. [GLO]", "Search", min=0)
-    z_grad: Literal["image", "batch"] = opt("image", "z follows its image's loss, or 1/batch of it. [ours]", "Search")
-    z_init: Literal["random", "pca"] = opt("random", "First latents. [random: paper §3; pca: GLO]", "Search")
+    w_lr: float = opt(0.0, "SGD learning rate of w; 0: 0.3, STL-10 and CelebA 0.03. [paper §4]", "Search", min=0)
+    z_lr: float = opt(10.0, "SGD learning rate of z, relative to that of w. [GLO]", "Search", min=0)
+    z_grad: Literal["image", "batch"] = opt("image", "Loss for z: its image's or the batch mean. [ours]", "Search")
+    z_init: Literal["random", "pca"] = opt("random", "Initial latents. [random: paper §3; pca: GLO]", "Search")
     arch_lr: float = opt(3e-4, "Adam learning rate of alpha. [DARTS]", "Search", min=0)
-    lap_levels: int = opt(0, "Halvings of the pyramid; 0: 3, below 32 px 2. [GLO]", "Search", min=0)
+    lap_levels: int = opt(0, "Laplacian pyramid levels; 0: 3, or 2 below 32 px. [GLO]", "Search", min=0)
     loss_reduction: Literal["mean", "sum"] = opt(
-        "mean", "sum: the paper's; mean: over 3 x size x size. [ours]", "Search"
+        "mean", "sum: as in the paper; mean: divided by 3 x size x size. [ours]", "Search"
     )
-    prune_score: Literal["alpha", "softmax"] = opt("alpha", "Pruning compares it. [paper §3; softmax: DARTS]", "Search")
+    prune_score: Literal["alpha", "softmax"] = opt("alpha", "Score for pruning. [paper §3; softmax: DARTS]", "Search")
 
     conditional: bool = opt(False, "Train with labels: conditional BatchNorm, class head. [paper §4]", "Train")
-    iters: int = opt(100_000, "Iterations; G has a step in all but the first. [CT-GAN]", "Train", min=2)
+    iters: int = opt(100_000, "Iterations; G is updated in all but the first. [CT-GAN]", "Train", min=2)
     g_ch: int = opt(128, "[inferred: docs/degas.md]")
     d_ch: int = opt(128, "Channels of the critic. [CT-GAN]")
-    z_dim: int = opt(128, "Latent size, in search and training. [CT-GAN]")
+    z_dim: int = opt(128, "Latent dimension, in search and training. [CT-GAN]")
     g_batch: int = opt(128, "[CT-GAN]")
     d_batch: int = opt(64, "[CT-GAN]")
-    g_lr: float = opt(2e-4, "Adam learning rate of G, falling to 0 linearly. [CT-GAN]")
-    d_lr: float = opt(2e-4, "Adam learning rate of the critic, falling likewise. [CT-GAN]")
+    g_lr: float = opt(2e-4, "Adam learning rate of G, decays linearly to 0. [CT-GAN]")
+    d_lr: float = opt(2e-4, "Adam learning rate of the critic, decays linearly to 0. [CT-GAN]")
     adam_b1: float = opt(0.0, "[CT-GAN]")
     adam_b2: float = opt(0.9, "[CT-GAN]")
     n_critic: int = opt(5, "Critic steps per iteration. [CT-GAN]")
@@ -95,7 +94,7 @@ class Args(CommonArgs):
 
     eval_n: int = opt(50_000, "[CT-GAN]")
     eval_every: int = opt(64, "Epochs between evaluations; 64: 10,000 G updates. [ours]")
-    eval_bn: Literal["batch", "running"] = opt("batch", "BatchNorm statistics; batch: of 100 images. [CT-GAN]", "Eval")
+    eval_bn: Literal["batch", "running"] = opt("batch", "BatchNorm of evaluations; batch: 100 images. [CT-GAN]", "Eval")
 
     @property
     def stages(self) -> list[str]:
@@ -106,22 +105,22 @@ class Args(CommonArgs):
 
     @property
     def space(self) -> "Space":
-        # OURS: the paper counts 9 and 7; its list gives 9 if both kernel sizes apply, DARTS has 7
+        # OURS: the paper counts 9 and 7 ops; its list has 9 if both kernel sizes apply, DARTS has 7
         left_out = {"9": (), "7": ("conv_1x1", "conv_3x3")}[self.normal_ops]
         return Space(self.n, tuple(op for op in OPS_NORMAL if op not in left_out))
 
     @property
     def search_epoch(self) -> int:
-        """Batches of an epoch of the search."""
+        """Batches per search epoch."""
         return self.epoch_batches or -(-self.search_images // self.search_batch)
 
     @property
     def wants_is(self) -> bool:
-        """Inception's smaller features come from a file without the layers that the IS needs."""
+        """Whether to compute the IS: weights for smaller --fid-dims may lack the layers that it needs."""
         return self.evaluator == "compact" or self.fid_dims == "2048"
 
     def w_lr_in(self, epoch: int) -> float:
-        """Learning rate of w in an epoch 0, 1, ...: from --w-lr down towards 0.001. [DARTS]"""
+        """Learning rate of w in epoch 0, 1, ...: cosine decay from --w-lr to 0.001. [DARTS]"""
         return 0.001 + 0.5 * (self.w_lr - 0.001) * (1 + cos(pi * epoch / self.search_epochs))
 
 
@@ -139,32 +138,32 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-# ---- losses of the training (CT-GAN; the critic's scores are (B,)) and of the search (paper §3.2)
+# ---- losses of training (CT-GAN; the critic's scores are (B,)) and search (paper §3.2) -----------
 
 D_CLASS, G_CLASS = 1.0, 0.1  # CODE CT-GAN: weights of the class losses
 GP_WEIGHT, CT_WEIGHT, CT_FEATURES, CT_SLACK = 10.0, 2.0, 0.1, 0.0  # CODE CT-GAN: LAMBDA, LAMBDA_2, 0.1, Factor_M
 
 
 def d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """E[D(G(z))] - E[D(x)]; the critic's step adds the two terms below, and with labels that of the class."""
+    """E[D(G(z))] - E[D(x)]; critic_step adds the two terms below and, with labels, a class loss."""
     return fake.mean() - real.mean()
 
 
 def g_loss(fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """-E[D(G(z))]. real: scores of real images, for losses that compare with them."""
+    """-E[D(G(z))]. real: scores of real images, for relativistic losses; unused here."""
     return -fake.mean()
 
 
 def gradient_penalty(D: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
     """10 E (|grad D| - 1)^2 between real and fake images; mix: (B, 1, 1, 1) in [0, 1]. [WGAN-GP]"""
     x = torch.lerp(real, fake, mix).requires_grad_()
-    scores = D.forward(x)[0]  # not D(x): compiled code has no second derivative
+    scores = D.forward(x)[0]  # not D(x): compiled code has no second derivatives
     (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
     return GP_WEIGHT * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
 def consistency(d1: Tensor, d2: Tensor, f1: Tensor, f2: Tensor, slack: float = CT_SLACK) -> Tensor:
-    """How far two passes of the critic over the same real images differ under dropout. [CT-GAN]
+    """Difference of two critic passes over the same real images, with different dropout. [CT-GAN]
 
     d: scores, (B,); f: features, (B, ch).
     """
@@ -175,20 +174,20 @@ def consistency(d1: Tensor, d2: Tensor, f1: Tensor, f2: Tensor, slack: float = C
 def reconstruction_loss(made: Tensor, images: Tensor, levels: int, reduction: str = "mean") -> Tensor:
     """||x - x'||^2 + sum_j 2^(2j) |L^j(x) - L^j(x')|_1, averaged over the batch. [paper §3.2]
 
-    Level j has 4^-j of the pixels, so the factor makes each count by its mean: over the numbers of an
-    image (reduction "mean") the loss is the mean square plus the sum of the levels' means.
+    Level j has 4^-j of the pixels, so the factor gives all levels equal weight. Divided by the number of
+    values per image (reduction "mean"), this is the MSE plus the mean absolute difference of each level.
     """
-    # DEVIATES 1: by default the mean. Gradients of the sum are so large that at a rate of 0.3 nothing learns
+    # DEVIATES 1: "mean" by default. Gradients of the sum are too large to learn at a rate of 0.3
     difference = made.float() - images
     loss = difference.square().mean() + sum(band.abs().mean() for band in pyramid(difference, levels))
     return loss * difference[0].numel() if reduction == "sum" else loss
 
 
 def pyramid(x: Tensor, levels: int) -> list[Tensor]:
-    """Laplacian pyramid of x: (B, C, H, W): `levels` bands, each half as wide, and what is left.
+    """Laplacian pyramid of x, (B, C, H, W): `levels` bands, each half the side, and the remainder.
 
-    OURS: a band is the image less its blur by the binomial [1 4 6 4 1] / 16 both ways, edges
-    replicated; the next image is the blur's 2x2 mean. All of it is linear. [GLO re-implementations]
+    OURS: a band is the image minus its blur by the separable binomial [1 4 6 4 1] / 16, replicated at
+    the edges; the next image is the 2x2 mean of the blur. All steps are linear. [GLO re-implementations]
     """
     taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=x.device, dtype=x.dtype) / 16
     kernel, bands = taps.outer(taps)[None, None], []
@@ -201,16 +200,16 @@ def pyramid(x: Tensor, levels: int) -> list[Tensor]:
 
 
 # ---- operations (paper §3) -----------------------------------------------------------------------
-# An operation is a module made by (channels, factor, classes): (B, C, H, W) -> (B, C, f H, f W); normal
-# ones have f = 1. macs(side): its multiply-adds for an image, bias adds included, as the paper writes it;
-# side: of its output.
+# An operation is a module constructed with (channels, factor, classes): (B, C, H, W) -> (B, C, f H, f W);
+# normal ops have factor f = 1. macs(side): multiply-adds per image with output side x side, including
+# biases, of the op as written in the paper.
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm of x: (B, C, H, W), then a scale and a shift for each channel.
+    """BatchNorm of x, (B, C, H, W), with a scale and a shift per channel.
 
-    classes: so many rows of them, chosen by y: (B,); None, in the supernet: no scale and shift.
-    In eval mode it takes the batch's own statistics (CODE CT-GAN: always), or the running ones.
+    classes: one scale and shift per class, selected by y, (B,); None (supernet): no scale and shift.
+    In eval mode, uses the statistics of the batch (CODE CT-GAN: always) or the running ones.
     """
 
     def __init__(self, ch: int, classes: int | None = 0) -> None:
@@ -239,7 +238,7 @@ class PreActConv(nn.Module):
         super().__init__()
         self.k, self.factor = k, factor
         self.bn, self.conv = BatchNorm(ch, classes), Conv(ch, ch, k, padding=k // 2)
-        if factor > 1:  # nearest makes a pixel f equal ones: weight d reaches f of a kernel's 6 places
+        if factor > 1:  # nearest repeats a pixel f times: weight d covers f of the kernel's 6 taps
             last, reach = (6 - (k + factor - 1)) // 2 + k - 1, torch.zeros(k, 6)
             for d in range(k):
                 reach[d, last - d : last - d + factor] = 1
@@ -249,12 +248,12 @@ class PreActConv(nn.Module):
         x = self.bn(x, y).relu()
         if self.factor == 1:
             return self.conv(x)
-        if self.k == 1:  # on single pixels, so copying them last is the same
+        if self.k == 1:  # pointwise: up-sampling last is equivalent
             return F.interpolate(self.conv(x), scale_factor=self.factor)
         return self.conv(F.interpolate(x, scale_factor=self.factor))
 
     def kernel(self) -> Tensor:
-        """What follows the ReLU: 3x3, or for f > 1 6x6 of a transposed convolution of stride f."""
+        """Kernel applied after the ReLU: 3x3 or, for f > 1, 6x6 of a transposed convolution of stride f."""
         if self.factor == 1:
             return F.pad(self.conv.weight, [(3 - self.k) // 2] * 4)
         return (self.conv.weight.transpose(0, 1).flatten(2) @ self.spread).unflatten(2, (6, 6))
@@ -266,7 +265,7 @@ class PreActConv(nn.Module):
 class Deconv(nn.Module):
     """deconv_k: BN -> ReLU -> transposed convolution.
 
-    PAPER §3 names kernels 4 and 6. The geometry follows: they enlarge by exactly 2 and 4, not 8.
+    PAPER §3: kernel sizes 4 and 6. Padding is chosen to enlarge by exactly 2 or 4; 8 is not possible.
     """
 
     def __init__(self, k: int, ch: int, factor: int, classes: int | None) -> None:
@@ -307,7 +306,7 @@ class SepConv(nn.Module):
 
 
 class PoolOrSkip(nn.Module):
-    """max_pool_3x3, avg_pool_3x3: in the supernet a BN follows [DARTS]; and skip_connect."""
+    """max_pool_3x3 and avg_pool_3x3, followed by BN in the supernet [DARTS]; and skip_connect."""
 
     def __init__(self, name: str, ch: int, factor: int, classes: int | None) -> None:
         super().__init__()
@@ -325,7 +324,7 @@ class PoolOrSkip(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """CT-GAN's up block; its generator, the baseline, has three in place of what is searched."""
+    """CT-GAN's up block; its generator, the baseline, has three of them."""
 
     def __init__(self, ch: int, factor: int, classes: int | None) -> None:
         super().__init__()
@@ -360,7 +359,7 @@ OPS_UP = {
     "nn_conv_3": partial(PreActConv, 3),
 }
 OPS = {**OPS_NORMAL, **OPS_UP, "up_block": UpBlock}
-SHORT = {  # in a genotype's one line of text
+SHORT = {  # short names for Space.text
     "conv_1x1": "c1", "conv_3x3": "c3", "max_pool_3x3": "max", "avg_pool_3x3": "avg",
     "skip_connect": "skip", "sep_conv_3x3": "sep3", "sep_conv_5x5": "sep5", "dil_conv_3x3": "dil3",
     "dil_conv_5x5": "dil5", "deconv_4": "d4", "deconv_6": "d6", "nn_conv_1": "n1", "nn_conv_3": "n3",
@@ -368,24 +367,24 @@ SHORT = {  # in a genotype's one line of text
 
 # ---- search space (paper §3) ---------------------------------------------------------------------
 
-# What each node takes its input from, the direct connection first, {"N1": (("U0", "conv_1x1"),), ...};
-# or "baseline", CT-GAN's own generator
+# Inputs of each node, the direct one first: {"N1": (("U0", "conv_1x1"),), ...}; or "baseline",
+# CT-GAN's own generator
 Genotype = dict[str, tuple[tuple[str, str], ...]] | Literal["baseline"]
 
 
 class Connection(NamedTuple):
     source: str
     target: str
-    kind: Literal["normal", "up", "residual"]  # which table of alpha it has a row in
+    kind: Literal["normal", "up", "residual"]  # the table of alpha that holds its row
     stage: int  # 1, 2, 3
-    factor: int  # by which it enlarges the side
+    factor: int  # up-sampling factor
 
     @property
     def name(self) -> str:
         return f"{self.source}->{self.target}"
 
     def cost(self, op: str, ch: int, size: int, classes: int | None) -> Cost:
-        """Of an op on it, in a generator of images of size x size pixels."""
+        """Cost of an op on this connection, in a generator of size x size images."""
         doubled = self.stage - 1 if self.kind == "normal" else self.stage  # N comes before the up-sampling
         make = partial(OPS[op], factor=self.factor, classes=classes)
         return op_cost(make, ch, size // 8 * 2**doubled)
@@ -393,25 +392,25 @@ class Connection(NamedTuple):
 
 @dataclass(frozen=True)
 class Space:
-    """All networks with n normal maps before each up-sampling. normal: candidates for these."""
+    """Networks with n normal maps before each up-sampling. normal: candidate ops of normal maps."""
 
     n: int = 1
     normal: tuple[str, ...] = tuple(OPS_NORMAL)
 
     @cached_property
     def nodes(self) -> dict[str, list[Connection]]:
-        """The connections that enter each node: the direct one, then the residual ones by source.
+        """Incoming connections of each node: the direct one, then the residual ones by source.
 
-        U0 is the reshaped linear layer; three times n normal maps N and an up-sampling to U_k follow.
-        Residual connections between up-sampled maps span one or two of them: the only reading with
-        the paper's 4^3 * 7^3 * 5 * 9^2 networks.
+        U0 is the reshaped output of the linear layer; each of three stages then has n normal maps N and an
+        up-sampled map U_k. Residual connections between up-sampled maps span one or two stages: only
+        this reading gives the paper's 4^3 * 7^3 * 5 * 9^2 networks.
         """
         nodes = {}
         for k in (1, 2, 3):
             names = [f"N{k}"] if self.n == 1 else [f"N{k}_{m}" for m in range(1, self.n + 1)]
             before = [f"U{k - 1}"]
             for name in names:
-                sources = [before[-1], *before[:-1]]  # OURS, for n > 1: all earlier ones
+                sources = [before[-1], *before[:-1]]  # OURS, for n > 1: all earlier maps
                 nodes[name] = [Connection(source, name, "normal", k, 1) for source in sources]
                 before.append(name)
             nodes[f"U{k}"] = [Connection(before[-1], f"U{k}", "up", k, 2)]
@@ -424,15 +423,15 @@ class Space:
         return [c for entering in self.nodes.values() for c in entering]
 
     def ops(self, c: Connection) -> tuple[str, ...]:
-        """Candidates of a connection. PAPER §3: only residual ones between up-sampled maps may be absent."""
+        """Candidate ops of a connection. PAPER §3: only residual ones between up-sampled maps may be none."""
         return {"normal": self.normal, "up": tuple(OPS_UP), "residual": ("none", *OPS_UP)}[c.kind]
 
     def check(self, nodes: object, where: str) -> Genotype:
-        """The genotype, if it is of this space. UserError names file and node, and what may stand there."""
+        """Validate a genotype. UserError names the file, the node and the valid inputs."""
         if type(self.n) is not int or not 1 <= self.n <= 8:
-            raise UserError(f"{where}: n is {self.n!r:.40}, must be how many normal maps a stage has, 1 to 8")
+            raise UserError(f"{where}: n is {self.n!r:.40}, must be the number of normal maps per stage, 1 to 8")
         if not isinstance(nodes, dict) or nodes.keys() != self.nodes.keys():
-            wanted = f"nodes must be those of n = {self.n}, {', '.join(self.nodes)}"
+            wanted = f"with n = {self.n}, nodes must be {', '.join(self.nodes)}"
             raise UserError(f"{where}: {wanted}; found {nodes!r:.80}")
         for node, entering in self.nodes.items():
             inputs = nodes[node]
@@ -441,18 +440,18 @@ class Space:
             for entry, may_be in zip(inputs, (entering[:1], entering[1:]), strict=False):
                 options = [(c.source, op) for c in may_be for op in self.ops(c) if op != "none"]
                 if not isinstance(entry, list | tuple) or tuple(entry) not in options:
-                    use = ", ".join(f"[{source}, {op}]" for source, op in options) or "no second one"
-                    raise UserError(f"{where}: {node}: {entry!r:.60} is no input here; use {use}")
+                    use = ", ".join(f"[{source}, {op}]" for source, op in options) or "no second input"
+                    raise UserError(f"{where}: {node}: invalid input {entry!r:.60}; use {use}")
         return {node: tuple((source, op) for source, op in nodes[node]) for node in self.nodes}
 
     @staticmethod
     def of(genotype: Genotype) -> "Space":
-        """The space that a searched genotype belongs to."""
+        """The space of a searched genotype."""
         return Space(sum(node.startswith("N1") for node in genotype))
 
     @staticmethod
     def held(genotype: Genotype) -> list[tuple[Connection, str]]:
-        """(connection, op) of all that a network of this genotype holds."""
+        """(connection, op) of every op in a network with this genotype."""
         if genotype == "baseline":
             return [(Connection(f"U{k - 1}", f"U{k}", "up", k, 2), "up_block") for k in (1, 2, 3)]
         kept = {f"{source}->{node}": op for node in genotype for source, op in genotype[node]}
@@ -460,7 +459,7 @@ class Space:
 
     @staticmethod
     def text(genotype: Genotype) -> str:
-        """For people: N1 sep5 | U1 d6+U0:d4 | ..., the direct op, then the residual one."""
+        """Format as N1 sep5 | U1 d6+U0:d4 | ..., the direct op, then the residual one."""
         if genotype == "baseline":
             return genotype
         parts = []
@@ -474,10 +473,10 @@ class Space:
 
 
 class MixedOp(nn.ModuleDict):
-    """The candidates of a connection, weighted by p = softmax(alpha). [paper §3; DARTS Eq. 2]
+    """Candidate ops of a connection, weighted by p = softmax(alpha). [paper §3; DARTS Eq. 2]
 
-    Those that begin with BN -> ReLU share both, since BatchNorm has no scale and shift here. What
-    follows in them is linear: their kernels are added up, and one convolution does for all.
+    Ops that begin with BN -> ReLU share both, because BatchNorm has no scale and shift here. What
+    follows is linear, so their kernels are summed into a single convolution.
     """
 
     def __init__(self, names: tuple[str, ...], ch: int, factor: int) -> None:
@@ -485,7 +484,7 @@ class MixedOp(nn.ModuleDict):
         self.names, self.factor = names, factor
 
     def forward(self, x: Tensor, active: Tensor, p: Tensor) -> Tensor:
-        """sum_o p_o o(x); none adds nothing, but takes its share. active: ReLU(BN(x))."""
+        """sum_o p_o o(x), where none contributes zero. active: ReLU(BN(x))."""
         terms = [(self[op], p_o) for op, p_o in zip(self.names, p, strict=True) if op != "none"]
         linear = [(op, p_o) for op, p_o in terms if hasattr(op, "kernel")]
         out = sum(p_o * op(x) for op, p_o in terms if not hasattr(op, "kernel"))
@@ -514,7 +513,7 @@ class SuperG(nn.Module):
     def forward(self, z: Tensor, p: dict[str, Tensor]) -> Tensor:
         first = self.head(z).view(-1, self.ch, self.base, self.base)
         maps, active = {"U0": first.contiguous(memory_format=torch.channels_last)}, {}
-        for c in self.connections:  # ordered by target: a source is complete when it is used
+        for c in self.connections:  # ordered by target, so sources are complete
             x = maps[c.source]
             if c.source not in active:
                 active[c.source] = F.batch_norm(x, None, None, training=True).relu()
@@ -524,7 +523,7 @@ class SuperG(nn.Module):
 
     @staticmethod
     def cost(space: Space, ch: int = 128, z_dim: int = 128, size: int = 32) -> Cost:
-        """Linear layer, BatchNorm, RGB and every candidate of the network with these arguments."""
+        """Cost of the supernet with these arguments, all candidates included."""
         ends = conv_cost(z_dim, ch * (size // 8) ** 2, 1, 1) + conv_cost(ch, 3, 3, size) + Cost(2 * ch)
         held = [(c, op) for c in space.connections for op in space.ops(c) if op != "none"]
         return sum((c.cost(op, ch, size, None) for c, op in held), ends)
@@ -538,61 +537,61 @@ class Generator(nn.Module):
         self.genotype, self.ch, self.base, self.classes = genotype, ch, size // 8, classes
         self.head = nn.Linear(z_dim, ch * self.base**2)
         self.ops = nn.ModuleDict({c.name: OPS[op](ch, c.factor, classes) for c, op in Space.held(genotype)})
-        self.tail = nn.Sequential(BatchNorm(ch), nn.ReLU(), Conv(ch, 3, 3, padding=1), nn.Tanh())  # no classes
+        self.tail = nn.Sequential(BatchNorm(ch), nn.ReLU(), Conv(ch, 3, 3, padding=1), nn.Tanh())  # unconditional
         initialise(self)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         first = self.head(z).view(-1, self.ch, self.base, self.base)
         maps = {"U0": first.contiguous(memory_format=torch.channels_last)}
-        for name, op in self.ops.items():  # PAPER §3: a node is the sum of what enters it
+        for name, op in self.ops.items():  # PAPER §3: a node is the sum of its inputs
             source, target = name.split("->")
             made = op(maps[source], y)
             maps[target] = maps[target] + made if target in maps else made
         return self.tail(maps["U3"])
 
     def evaluate_with(self, statistics: str) -> "Generator":
-        """Let BatchNorm in eval mode take the statistics of its "batch", or the "running" ones."""
+        """Set the BatchNorm statistics of eval mode, "batch" or "running". Returns self."""
         for m in self.modules():
             if isinstance(m, BatchNorm):
                 m.batch_stats = statistics == "batch"
         return self
 
     def labelled(self, job: Job) -> gan.Generate:
-        """How latents become images in an evaluation: with uniform labels; in a grid a row has one class."""
+        """Generate images for evaluations, with uniform labels; in a grid, one class per row."""
 
         def generate(z: Tensor, k: int | str) -> Tensor:
             if not self.classes:
                 return self(z)
             if k == "grid":
                 return self(z, torch.arange(len(z), device=z.device) // 8 % self.classes)
-            y = uniform_labels(job, job.evaluator.batch, self.classes, "eval", k)  # of a whole batch
+            y = uniform_labels(job, job.evaluator.batch, self.classes, "eval", k)  # for a full batch
             return self(z, y[: len(z)])
 
         return generate
 
     @staticmethod
     def saved(weights: dict) -> "Generator":
-        """The one whose weights.pt this is, but for its weights."""
+        """Build the generator of a weights.pt; its weights are not loaded."""
         nodes = weights["genotype"]
         genotype = nodes if nodes == "baseline" else Space.of(nodes).check(nodes, "genotype")
         return Generator(genotype, *(int(weights[k]) for k in ("g_ch", "z_dim", "size", "classes")))
 
     @staticmethod
     def cost(genotype: Genotype, ch: int = 128, z_dim: int = 128, size: int = 32, classes: int = 0) -> Cost:
-        """Linear layer, BatchNorm, RGB and ops of the network with these arguments."""
+        """Cost of the generator with these arguments."""
         ends = conv_cost(z_dim, ch * (size // 8) ** 2, 1, 1) + conv_cost(ch, 3, 3, size) + Cost(2 * ch)
         return sum((c.cost(op, ch, size, classes) for c, op in Space.held(genotype)), ends)
 
 
 def initialise(net: nn.Module) -> None:
-    """Uniform weights of standard deviation sqrt(4 / (fan_in + fan_out)); biases 0. [CT-GAN]
+    """Uniform weights with standard deviation sqrt(4 / (fan_in + fan_out)), zero biases. [CT-GAN]
 
-    Linear layers, shortcuts, output convolution: sqrt(2 / ...). Fans are those of a group; a stride divides
-    a transposed convolution's fan_in.
+    sqrt(2 / ...) for linear layers, shortcuts and the output convolution. Fans are per group; fan_in of a
+    transposed convolution is divided by its strides.
     """
     for name, m in net.named_modules():
         if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            a, b = m.weight.shape[:2]  # channels out and in; of a transposed convolution in and out
+            a, b = m.weight.shape[:2]  # output and input channels; reversed if transposed
             a /= prod(m.stride) if isinstance(m, nn.ConvTranspose2d) else getattr(m, "groups", 1)
             fans = (a + b) * m.weight[0, 0].numel()
             small = isinstance(m, nn.Linear) or name.endswith("shortcut") or name.startswith("tail")
@@ -606,7 +605,7 @@ def initialise(net: nn.Module) -> None:
 
 
 class Alpha(nn.ParameterDict):
-    """A row for each connection in the table of its kind, drawn from scale * N(0, 1)."""
+    """Architecture parameters: a table per kind with a row per connection, from scale * N(0, 1)."""
 
     def __init__(self, space: Space, seed: int, scale: float) -> None:
         super().__init__()
@@ -617,7 +616,7 @@ class Alpha(nn.ParameterDict):
             self[kind] = scale * torch.randn(len(rows), len(rows[0]), generator=g)
 
     def rows(self) -> dict[str, Tensor]:
-        """The alpha of each connection, by its name."""
+        """alpha of each connection, by its name."""
         return self.by_connection(dict(self))
 
     def probabilities(self) -> dict[str, Tensor]:
@@ -625,15 +624,15 @@ class Alpha(nn.ParameterDict):
         return self.by_connection({kind: table.softmax(1) for kind, table in self.items()})
 
     def by_connection(self, tables: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The rows of tables like these."""
+        """Rows of tables shaped like alpha, by connection."""
         rows = {kind: iter(table) for kind, table in tables.items()}
         return {c.name: next(rows[c.kind]) for c in self.space.connections}
 
 
 def prune(alpha: Alpha, score: str = "alpha") -> Genotype:
-    """Of each node the best op of all connections, and where that is a residual one also the best direct op.
+    """Keep the best op of each node and, if it is on a residual connection, also the best direct op.
 
-    score: what is compared, alpha or its softmax. Ties: the direct, the lower source, the earlier op.
+    score: compare alpha or its softmax. Ties: prefer the direct, the lower source, the earlier op.
     """
     genotype = {}
     rows = alpha.probabilities() if score == "softmax" else alpha.rows()
@@ -642,8 +641,8 @@ def prune(alpha: Alpha, score: str = "alpha") -> Genotype:
         for c in entering:
             options = dict(zip(alpha.space.ops(c), rows[c.name].tolist(), strict=True))
             none = options.pop("none", -inf)
-            op = max(options, key=options.get)  # the first of equals
-            # OURS: "lack of connection". Under softmax, as in DARTS, none only takes its share
+            op = max(options, key=options.get)  # the first one if equal
+            # OURS: "lack of connection". With softmax, as in DARTS, none only lowers the others
             dropped = score == "alpha" and none >= options[op]
             if not dropped:
                 kept.append((options[op], c.source, op))
@@ -655,40 +654,40 @@ def prune(alpha: Alpha, score: str = "alpha") -> Genotype:
 
 # ---- search (paper §3.2, GLO) --------------------------------------------------------------------
 
-WATCHED = 256  # images whose reconstruction is watched
-LEFT_MEAN = 0.97  # a loss above this share of the mean image's has not left it
+WATCHED = 256  # images whose reconstruction is monitored
+LEFT_MEAN = 0.97  # the search has learned something if the loss is below this fraction of the mean image's
 
 
 @dataclass
 class State(gan.Progress):
-    """What a resumed run needs beside the networks. Updates of the search are (z, w) steps."""
+    """State of a run besides the networks. In the search, `step` counts (z, w) steps."""
 
-    reported: int = -1  # last step of the search whose row is written
-    leading: dict[str, str] = field(default_factory=dict)  # connection -> its likeliest op, at that row
-    flips: int = 0  # how often one has changed, over all connections
+    reported: int = -1  # step of the last report
+    leading: dict[str, str] = field(default_factory=dict)  # connection -> most probable op in that report
+    flips: int = 0  # number of changes of `leading`, over all connections
     G: Genotype | None = None  # once found or given
-    scores: dict = field(default_factory=dict)  # of the search that found it
-    classes: int = 0  # of the training; 0: without labels
+    scores: dict = field(default_factory=dict)  # of the search that found G
+    classes: int = 0  # number of classes in training; 0: no labels
 
 
 def scaled(images: Tensor) -> Tensor:
-    """Bytes as floats in [-1, 1]. OURS: no augmentation, for a latent owns one image to the pixel."""
+    """uint8 to floats in [-1, 1]. OURS: no augmentation, because a latent belongs to one exact image."""
     return images.float().div_(127.5).sub_(1)
 
 
 def project_ball(z: Tensor) -> Tensor:
-    """Rows of norm above 1 are scaled to 1. [GLO]"""
+    """Scale rows with norm above 1 to norm 1. [GLO]"""
     return z / z.norm(dim=1, keepdim=True).clamp(min=1)
 
 
 class Search:
-    """What the search trains, and on which images."""
+    """Everything that the search trains, and its images."""
 
     def __init__(self, job: Job) -> None:
         args, ranks, total = job.args, job.ranks, len(job.data.images)
         order = torch.randperm(total, generator=stream(args.seed, "search images"))
         images = job.data.images[order[: args.search_images]]
-        if args.search_size != args.size:  # PAPER, ablation. OURS: means over an area
+        if args.search_size != args.size:  # PAPER, ablation. OURS: area interpolation
             smaller = [F.interpolate(x.float(), size=args.search_size, mode="area") for x in images.split(1000)]
             images = torch.cat([x.round_().byte() for x in smaller])
         self.images = images.to(ranks.device)  # uint8 (N, 3, search_size, search_size)
@@ -700,54 +699,54 @@ class Search:
         w, alpha = self.net.parameters(), self.alpha.parameters()
         self.w_opt = torch.optim.SGD(w, args.w_lr, momentum=0.9, weight_decay=3e-4, fused=True)  # CODE DARTS
         self.a_opt = torch.optim.Adam(alpha, args.arch_lr, betas=(0.5, 0.999), weight_decay=1e-3)  # CODE DARTS
-        self.Z = self.first_latents(args)  # of all images, (N, z_dim)
+        self.Z = self.first_latents(args)  # of all images: (N, z_dim)
 
         watched = torch.randint(len(images), (WATCHED,), generator=stream(args.seed, "fixed"))
         self.watched = watched.to(ranks.device)
         mean = self.images.sum(0, dtype=torch.int64) / len(images) / 127.5 - 1
         mean = mean.float().expand(WATCHED, -1, -1, -1)
-        self.mean_loss = self.loss_of(args, mean, self.watched)  # of a G that makes nothing but the mean image
+        self.mean_loss = self.loss_of(args, mean, self.watched)  # of a G that always returns the mean image
 
     def first_latents(self, args: Args) -> Tensor:
-        """Gaussian, or each image's first principal components; in the unit ball."""
+        """Gaussian, or the first principal components of each image; projected to the unit ball."""
         if args.z_init == "random":  # PAPER §3.2: random
             g = stream(args.seed, "latents", device=self.images.device)
             shape = (len(self.images), args.z_dim)
             return project_ball(torch.randn(shape, generator=g, device=self.images.device))
-        torch.manual_seed(stream(args.seed, "pca").initial_seed())  # the fit begins at random
-        some = scaled(self.images[:24_576]).flatten(1)  # CODE GLO: as many
+        torch.manual_seed(stream(args.seed, "pca").initial_seed())  # pca_lowrank is randomised
+        some = scaled(self.images[:24_576]).flatten(1)  # CODE GLO: this number
         mean, axes = some.mean(0), torch.pca_lowrank(some, args.z_dim)[2]
         parts = [(scaled(part).flatten(1) - mean) @ axes for part in self.images.split(4096)]
         return project_ball(torch.cat(parts))
 
     def loss(self, job: Job, p: dict[str, Tensor], z: Tensor, i: Tensor) -> Tensor:
-        """Of G(z) against the images i, on this process's part of them."""
+        """Loss of G(z) on images i, for this process's share of them."""
         z, i = (x.chunk(job.ranks.world)[job.ranks.rank] for x in (z, i))
         with job.autocast():
             made = self.net(z, p)
         return self.loss_of(job.args, made, i)
 
     def loss_of(self, args: Args, made: Tensor, i: Tensor) -> Tensor:
-        """Of what was made against the images i."""
+        """Loss of reconstructions of images i."""
         return reconstruction_loss(made, scaled(self.images[i]), args.lap_levels, args.loss_reduction)
 
 
 def zw_step(job: Job, s: Search, i: Tensor, lr: float) -> Tensor:
-    """One step of w and of the latents of the images i, by one backward pass."""
+    """One step on w and on the latents of images i, with a single backward pass."""
     args = job.args
     p = {name: row.detach() for name, row in s.alpha.probabilities().items()}
-    z = s.Z[i].requires_grad_()  # of all processes: averaging the gradients makes them whole
+    z = s.Z[i].requires_grad_()  # of all processes: averaging completes their gradients
     loss = s.loss(job, p, z, i)
     update(job, s.net, s.w_opt, loss, clip=5.0)  # CODE DARTS
     job.ranks.average_gradients([z])
-    # DEVIATES 2: each image's own gradient. That of the batch's mean is 64 times smaller: z would hardly move
+    # DEVIATES 2: each image's own gradient; that of the batch mean is 64 times smaller and hardly moves z
     own = len(i) if args.z_grad == "image" else 1
     s.Z[i] = project_ball(z.detach() - args.z_lr * lr * own * z.grad)
     return loss.detach()
 
 
 def alpha_step(job: Job, s: Search, i: Tensor) -> Tensor:
-    """One step of alpha on the images i. First order: w and z are taken as they are. [DARTS]"""
+    """One step on alpha with images i. First order: w and z are held fixed. [DARTS]"""
     with frozen(s.net):
         loss = s.loss(job, s.alpha.probabilities(), s.Z[i], i)
         update(job, s.alpha, s.a_opt, loss)
@@ -755,7 +754,7 @@ def alpha_step(job: Job, s: Search, i: Tensor) -> Tensor:
 
 
 def search(job: Job, state: State) -> None:
-    """Train supernet, latents and alpha by turns, then prune: (1) to (3) of the top of this file."""
+    """Alternate steps on (z, w) and alpha, then prune: (1) to (3) at the top of this file."""
     args, run, s, epoch = job.args, job.run, Search(job), job.args.search_epoch
     run.track(state, net=s.net, alpha=s.alpha, w_opt=s.w_opt, a_opt=s.a_opt, latents=s.Z)
 
@@ -771,7 +770,7 @@ def search(job: Job, state: State) -> None:
         s.w_opt.param_groups[0]["lr"] = lr
         w_loss = zw_step(job, s, s.batches.indices(state.step), lr)  # (1)
 
-        # DEVIATES 4: alpha follows w, on images that train w too: one without a trained z says nothing.
+        # DEVIATES 4: alpha after w, on images that also train w: without a trained z, an image is useless.
         # DARTS: alpha first, on the other half of the images
         g = stream(args.seed, "alpha images", state.step, device=s.images.device)
         i = torch.randperm(len(s.images), generator=g, device=s.images.device)[: args.search_batch]
@@ -781,29 +780,29 @@ def search(job: Job, state: State) -> None:
         if state.step % args.log_every == 0:
             run.log(state.step, **{"loss/zw": w_loss, "loss/alpha": alpha_loss, "lr/w": lr})
 
-    run.begin("derive", "pruning", state.step, "training" if args.phase == "all" else "the end")
+    run.begin("derive", "pruning", state.step, "training" if args.phase == "all" else "finish")
     loss, mean_loss = state.scores["loss/rec"], state.scores["loss/mean_image"]
     if loss > LEFT_MEAN * mean_loss:
         run.print(
-            f"WARNING: the reconstruction loss, {loss:.4f}, never left that of the mean image, {mean_loss:.4f}: "
-            "alpha learned nothing and the genotype below is as good as random; search longer, with a larger "
-            "--search-ch, with --z-init pca or with another --w-lr"
+            f"WARNING: the reconstruction loss, {loss:.4f}, is no better than the mean image's, {mean_loss:.4f}: "
+            "alpha has learned nothing, and the genotype is no better than random; use more --search-epochs, "
+            "a larger --search-ch, --z-init pca or another --w-lr"
         )
     state.G = prune(s.alpha, args.prune_score)  # (3)
     run.print(f"found: {Space.text(state.G)}")
 
 
-# ---- what the search reports ---------------------------------------------------------------------
+# ---- reporting -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def report(job: Job, state: State, s: Search) -> None:
-    """Write where the search stands: a row of search.jsonl, the genotype so far, a picture."""
+    """Report the search: a row of search.jsonl, the current genotype, and reconstructions."""
     args, run, p = job.args, job.run, s.alpha.probabilities()
     made = torch.cat([s.net(s.Z[i], p).float() for i in s.watched.split(args.search_batch)])
     loss, mean_loss = s.loss_of(args, made, s.watched).item(), s.mean_loss.item()
     pairs = torch.stack([scaled(s.images[s.watched[:32]]), made[:32]]).unflatten(1, (4, 8))
-    run.samples(state.step, pairs.transpose(0, 1).flatten(0, 2))  # rows: targets, what was made of them, ...
+    run.samples(state.step, pairs.transpose(0, 1).flatten(0, 2))  # rows: targets, their reconstructions, ...
 
     shares = {}
     for c in s.alpha.space.connections:
@@ -836,7 +835,7 @@ def report(job: Job, state: State, s: Search) -> None:
 
 
 def genotype_json(args: Args, genotype: Genotype, scores: dict) -> dict:
-    """What genotype.json holds; --genotype reads n and nodes. G: the op on each connection, a row a stage."""
+    """Contents of genotype.json; --genotype reads n and nodes. G: the op of each connection, a row per stage."""
     n, rows = 0, None
     if genotype != "baseline":
         n, found, kept = Space.of(genotype).n, Space.of(genotype).connections, dict(Space.held(genotype))
@@ -856,11 +855,11 @@ def genotype_json(args: Args, genotype: Genotype, scores: dict) -> dict:
 
 
 class CriticBlock(nn.Module):
-    """(B, C, H, W) -> same, or half the side: ReLU -> conv -> ReLU -> conv [-> mean pool], and a shortcut."""
+    """(B, C, H, W) -> same, or half the side: ReLU -> conv -> ReLU -> conv [-> average pool], and a shortcut."""
 
     def __init__(self, c_in: int, ch: int, down: bool) -> None:
         super().__init__()
-        self.first = c_in == 3  # no ReLU before it: that is the image
+        self.first = c_in == 3  # no ReLU on the image
         self.conv1 = Conv(c_in, ch, 3, padding=1)
         self.conv2 = ConvAvgPool(ch, ch) if down else Conv(ch, ch, 3, padding=1)
         self.shortcut = Conv(c_in, ch, 1) if down else None
@@ -869,20 +868,20 @@ class CriticBlock(nn.Module):
         main = self.conv2(self.conv1(x if self.first else x.relu()).relu())
         if self.shortcut is None:
             return main + x
-        return main + self.shortcut(F.avg_pool2d(x, 2))  # the 1x1 commutes with the pool
+        return main + self.shortcut(F.avg_pool2d(x, 2))  # the 1x1 commutes with pooling
 
 
 class Critic(nn.Module):
-    """x: (B, 3, H, W) -> scores (B,), second-last features (B, ch), logits (B, classes) or None.
+    """x: (B, 3, H, W) -> scores (B,), penultimate features (B, ch), logits (B, classes) or None.
 
-    Nothing is normalised. Dropout is active in every pass but that of class_accuracy.
+    No normalisation. Dropout is always active, except in class_accuracy.
     """
 
     def __init__(self, ch: int = 128, classes: int = 0) -> None:
         super().__init__()
         shapes = [(3, True), (ch, True), (ch, False), (ch, False)]
         self.blocks = nn.ModuleList(CriticBlock(c_in, ch, down) for c_in, down in shapes)
-        self.drop = (0.0, 0.2, 0.5, 0.5)  # behind each block
+        self.drop = (0.0, 0.2, 0.5, 0.5)  # after each block
         self.out = nn.Linear(ch, 1)
         self.classes = nn.Linear(ch, classes) if classes else None
         initialise(self)
@@ -896,9 +895,9 @@ class Critic(nn.Module):
 
     @staticmethod
     def cost(ch: int = 128, size: int = 32, classes: int = 0) -> Cost:
-        """Of the network with these arguments."""
+        """Cost of the critic with these arguments."""
         half, quarter = size // 2, size // 4
-        convs = [(3, 3, size), (ch, 3, size), (3, 1, half)]  # (channels in, kernel, side)
+        convs = [(3, 3, size), (ch, 3, size), (3, 1, half)]  # (input channels, kernel, side)
         convs += [(ch, 3, half), (ch, 3, half), (ch, 1, half)] + 4 * [(ch, 3, quarter)]
         heads = conv_cost(ch, 1, 1, 1) + conv_cost(ch, classes, 1, 1)
         return sum((conv_cost(c_in, ch, k, side) for c_in, k, side in convs), heads)
@@ -908,47 +907,47 @@ class Critic(nn.Module):
 
 
 def dequantise(images: Tensor, g: torch.Generator) -> Tensor:
-    """Bytes to [-1, 1): 2 (x / 256 - 1/2) + U(0, 1/128)."""
+    """uint8 to [-1, 1): 2 (x / 256 - 1/2) + U(0, 1/128)."""
     noise = torch.rand(images.shape, generator=g, device=images.device)
     return images.float().add_(noise).div_(128).sub_(1)
 
 
 def quantise(x: Tensor) -> Tensor:
-    """Images in [-1, 1] to bytes, as good as the inverse of `dequantise`; NaN becomes 0."""
+    """Images in [-1, 1] to uint8, approximately the inverse of `dequantise`; NaN becomes 0."""
     return ((x.float() + 1) * 127.995).clamp(0, 255).nan_to_num(0).to(torch.uint8)
 
 
 def uniform_labels(job: Job, n: int, classes: int, *name: object) -> Tensor:
-    """n classes, each as likely, the same on every process."""
+    """n uniformly distributed labels, the same on every process."""
     g = stream(job.args.seed, "labels", *name, device=job.ranks.device)
     return torch.randint(classes, (n,), generator=g, device=job.ranks.device)
 
 
 def critic_step(job: Job, nets: Pair, labels: Tensor | None, batch: int) -> dict[str, Tensor]:
-    """One step of the critic on a real batch and as many fakes of its labels. Returns the parts of the loss."""
+    """One critic step on a real batch and fakes with the same labels. Returns the terms of the loss."""
     seed, D, device, rank = job.args.seed, nets.D, job.ranks.device, job.ranks.rank
     i = job.batches.indices(batch).chunk(job.ranks.world)[rank]
     y = None if labels is None else labels[i]
     real = dequantise(job.images[i], stream(seed, "dequantise", batch, rank, device=device))
     g = stream(seed, "mix", batch, rank, device=device)
     mix = torch.rand(len(i), 1, 1, 1, generator=g, device=device)
-    torch.manual_seed(stream(seed, "dropout of D", batch, rank).initial_seed())  # dropout takes no generator
+    torch.manual_seed(stream(seed, "dropout of D", batch, rank).initial_seed())  # dropout has no generator argument
     with job.autocast():
-        # DEVIATES 3: BatchNorm sees the whole batch; CT-GAN makes it in two halves, one a GPU
+        # DEVIATES 3: BatchNorm over the whole batch; CT-GAN generates it in two halves, one per GPU
         with torch.no_grad():
             fake = nets.G(latent(job, len(i), "d", batch), y).float()
-        scores, features, logits = D(torch.cat([real, real, fake]))  # each has its own mask
+        scores, features, logits = D(torch.cat([real, real, fake]))  # each with its own dropout mask
         (d1, d2, d_fake), (f1, f2, _) = scores.chunk(3), features.chunk(3)
         parts = {"wasserstein": d_loss(d1, d_fake), "ct": consistency(d1, d2, f1, f2)}
         parts["gp"] = gradient_penalty(D, real, fake, mix)
         if y is not None:
-            parts["d_class"] = D_CLASS * F.cross_entropy(logits[: len(i)], y)  # of real images only
+            parts["d_class"] = D_CLASS * F.cross_entropy(logits[: len(i)], y)  # real images only
     update(job, D, nets.d_opt, sum(parts.values()))
     return {name: value.detach() for name, value in parts.items()}
 
 
 def generator_step(job: Job, nets: Pair, step: int) -> dict[str, Tensor]:
-    """One step of G; with classes, these must be recognised. Returns the parts of its loss."""
+    """One G step, with a class loss if there are classes. Returns the terms of the loss."""
     args, ranks, y = job.args, job.ranks, None
     if nets.G.classes:
         y = uniform_labels(job, args.g_batch, nets.G.classes, "g", step)[ranks.rank :: ranks.world]
@@ -965,7 +964,7 @@ def generator_step(job: Job, nets: Pair, step: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def class_accuracy(job: Job, G: Generator, D: Critic, labels: Tensor, step: int) -> dict:
-    """Shares of real and generated images whose class the critic names, without dropout."""
+    """Accuracy of the critic's class head on real and generated images, without dropout."""
     i = job.batches.indices(step).chunk(job.ranks.world)[job.ranks.rank]
     y = uniform_labels(job, len(i), G.classes, "accuracy", step)
     fake = G(fixed_latent(job, len(i), "accuracy", step), y)
@@ -977,7 +976,7 @@ def class_accuracy(job: Job, G: Generator, D: Critic, labels: Tensor, step: int)
 
 
 def train(job: Job, state: State) -> None:
-    """Train the found generator from scratch against CT-GAN's critic; evaluate it or its average."""
+    """Train the generator from scratch against CT-GAN's critic; evaluate it or its EMA."""
     args, run, labels = job.args, job.run, None
     if state.classes:
         labels = job.data.labels.unique(return_inverse=True)[1].to(job.ranks.device)  # 0, 1, ...
@@ -999,10 +998,10 @@ def train(job: Job, state: State) -> None:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
         iteration = state.batch // args.n_critic
-        left = 1 - iteration / args.iters  # of both learning rates: linearly down to 0
+        left = 1 - iteration / args.iters  # both learning rates decay linearly to 0
         nets.g_opt.param_groups[0]["lr"] = args.g_lr * left
         nets.d_opt.param_groups[0]["lr"] = args.d_lr * left
-        if iteration:  # CODE CT-GAN: the first one has no step of G
+        if iteration:  # CODE CT-GAN: no G step in the first iteration
             g_parts = generator_step(job, nets, state.step)
             ema_update(G_ema, G, args.ema)
             state.step += 1
@@ -1020,46 +1019,46 @@ def train(job: Job, state: State) -> None:
     run.save()
 
 
-# ---- the command ---------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def check(args: Args, world: int) -> None:
-    """Refuse what cannot run, before anything is made. UserError names flag, value and remedy."""
+    """Reject invalid flags before any work is done. UserError names the flag, value and remedy."""
     given = f"--genotype {args.genotype}" if args.genotype else "--random-arch" if args.random_arch else ""
     gan.check_flags(args, world, given, "baseline or a genotype.json, or --random-arch")
     if args.search_batch % world:
-        raise UserError(f"--search-batch {args.search_batch}: not divisible by {world} processes")
+        raise UserError(f"--search-batch {args.search_batch}: not divisible by {world} processes; use a multiple")
     if args.wants_is:
         gan.check_splits(eval_n=args.eval_n)
     if args.genotype and args.random_arch:
-        raise UserError(f"--random-arch: draws a genotype, and {given} names one; leave one of them out")
+        raise UserError(f"--random-arch: conflicts with {given}; omit one of them")
 
 
 def resolve(args: Args, data: Dataset) -> Args:
-    """The arguments with 0 replaced by what it stands for. UserError: values that this data set cannot have."""
+    """Replace 0 by the default for this data set. UserError: values that do not fit the data set."""
     images, size = len(data.images), data.images.shape[-1]
-    w_lr = args.w_lr or (0.03 if args.dataset in ("stl10", "celeba") else 0.3)  # PAPER §4: taken to be the rate of w
+    w_lr = args.w_lr or (0.03 if args.dataset in ("stl10", "celeba") else 0.3)  # PAPER §4: assumed to be that of w
     searched, side = args.search_images or images, args.search_size or size
     levels = args.lap_levels or (2 if side < 32 else 3)
     if "search" in args.stages:
         if side % 8 or side < 16:
             raise UserError(f"--search-size {side}: G doubles the side three times; use a multiple of 8, 16 or more")
         if side % 2**levels:
-            raise UserError(f"--lap-levels {levels}: {side} px cannot be halved as often; use a smaller number")
+            raise UserError(f"--lap-levels {levels}: {side} px cannot be halved that often; use a smaller value")
         if searched > images:
-            raise UserError(f"--search-images {searched}: {data.name} has {images}; use fewer, or 0 for all")
+            raise UserError(f"--search-images {searched}: {data.name} has only {images}; use fewer, or 0 for all")
         if args.search_batch > searched:
-            raise UserError(f"--search-batch {args.search_batch}: more than the {searched} images; use a smaller one")
+            raise UserError(f"--search-batch {args.search_batch}: more than the {searched} images; use a smaller value")
         if args.z_init == "pca" and args.z_dim > min(searched, 3 * side**2):
-            raise UserError(f"--z-init pca: {searched} images have no --z-dim {args.z_dim} components; lower it")
+            raise UserError(f"--z-init pca: {searched} images are too few for --z-dim {args.z_dim}; lower it")
     if args.conditional and (data.labels is None or (data.labels < 0).any()):
         bare = images if data.labels is None else int((data.labels < 0).sum())
-        raise UserError(f"--conditional: {bare:,} of {images:,} images of {data.name} have no label; leave it out")
+        raise UserError(f"--conditional: {bare:,} of {images:,} images of {data.name} have no label; omit it")
     return replace(args, size=size, search_images=searched, search_size=side, lap_levels=levels, w_lr=w_lr)
 
 
 def first_state(args: Args, data: Dataset) -> State:
-    """What a new run begins with: the genotype that is given or drawn, if one is. UserError: not a genotype."""
+    """State of a new run, with the given or random genotype, if any. UserError: invalid genotype."""
     G, name = None, args.genotype
     if args.random_arch:
         G = prune(Alpha(args.space, args.seed, 1.0), args.prune_score)
@@ -1067,19 +1066,19 @@ def first_state(args: Args, data: Dataset) -> State:
         G = name
     elif name:
         if Path(name).suffix != ".json":
-            raise UserError(f"--genotype {name}: no such genotype; use baseline, CT-GAN's own G, or a genotype.json")
+            raise UserError(f"--genotype {name}: no such genotype; use baseline or a genotype.json")
         saved = read_json(Path(name), "genotype file")
         if "nodes" not in saved:
-            raise UserError(f"{name}: not a genotype of degas.py, it has no key 'nodes'")
+            raise UserError(f"{name}: no key 'nodes'; use a genotype.json of degas.py")
         G = Space(saved.get("n", 1)).check(saved["nodes"], name)
     labelled = args.conditional and args.phase != "eval"
     return State(G=G, classes=len(data.labels.unique()) if labelled else 0)
 
 
 def costs_of(args: Args, state: State) -> dict[str, Cost]:
-    """What the networks of this run cost; of a G that is still to be found, CT-GAN's."""
+    """Costs of the networks of this run; CT-GAN's G stands in for one not found yet."""
     g = Generator.cost(state.G or "baseline", *args.g_shape, state.classes)
-    costs = {"G" if state.G else "G, were it CT-GAN's": g, "D": Critic.cost(args.d_ch, args.size, state.classes)}
+    costs = {"G" if state.G else "G (as CT-GAN's)": g, "D": Critic.cost(args.d_ch, args.size, state.classes)}
     if "search" in args.stages:
         costs["supernet"] = SuperG.cost(args.space, args.search_ch, args.z_dim, args.search_size)
         costs[f"latents of {args.search_images:,} images"] = Cost(args.search_images * args.z_dim)
@@ -1087,23 +1086,23 @@ def costs_of(args: Args, state: State) -> dict[str, Cost]:
 
 
 def plan_of(job: Job, costs: dict[str, Cost]) -> list[gan.Stage]:
-    """(name, G updates, multiply-adds of one, its share of the scoring included) of every stage."""
+    """(name, G updates, multiply-adds per update including scoring) of every stage."""
     args, plan = job.args, []
     g, d = (cost.macs for cost in list(costs.values())[:2])
-    if "search" in args.stages:  # a step of (z, w) and one of alpha, each of them forward and back
+    if "search" in args.stages:  # a (z, w) step and an alpha step, each forward and backward
         plan.append(("search", args.search_epochs * args.search_epoch, 6 * args.search_batch * costs["supernet"].macs))
     if "train" in args.stages:
         updates, (every, after) = args.iters - 1, gan.evaluation_steps(job)
         looks = 2 + max(0, updates - after) // every
-        # the critic: three images forward and back, and the penalty's, forward, back, and back through both
+        # critic: three images forward and backward; the penalty: forward, backward, backward through both
         step = args.n_critic * args.d_batch * (g + 15 * d) + args.g_batch * (3 * g + 2 * d)
         plan.append(("train", updates, step + gan.scoring_macs(args, g, looks * args.eval_n) / updates))
     return plan
 
 
 def main(args: Args) -> dict | None:
-    """Search, prune, train, evaluate. Returns the best scores of the training, if there was one."""
-    # -- everything that can be wrong is found before a run directory is made
+    """Search, prune, train, evaluate. Returns the best scores of the training phase, or None without one."""
+    # -- all checks run before the run directory is created
     ranks = start_ranks(args.device)
     check(args, ranks.world)
     evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is=args.wants_is)

@@ -11,18 +11,18 @@
 Paper: arXiv 2111.15097. Authors' code: marsggbo/EAGAN at 975ff13. Details: docs/eagan.md.
 
 Stage 1, many-to-one: a supernet of generators against one fixed D (Algorithm 1, lines 1-16).
-    warm up: a fresh random generator path at every batch
-    repeat R times: train the P generators of the population in turn;
-                    score each by IS, FID and size; keep the better half by non-dominated rank;
-                    fill up by crossover and mutation
+    warm-up: a new random generator path for every batch
+    R rounds: train the P generators of the population, one path per batch;
+              score each by IS, FID and size; keep the better half by non-dominated sorting;
+              refill the population by crossover and mutation
 Stage 2, one-to-one: P discriminators from a supernet, each with its own copy of G* (lines 17-32).
     the same evolution, scored by the paired generators; after every round all generators restart
-    from the best one's weights ("weight-resetting")
+    from the weights of the best one ("weight-resetting")
 Then the pair (G*, D*) is trained from scratch and evaluated.
 
-Published (CIFAR-10, 50,000 images): IS 8.81, FID 9.91 after 1.2 GPU days. Here, at paper scale: not run.
-Tags: PAPER, the choice is the paper's; CODE, the paper is silent and it is the authors' code's;
-DEVIATES, it differs from both.
+Published (CIFAR-10, 50,000 images): IS 8.81, FID 9.91 after 1.2 GPU days. Not yet run at paper scale here.
+Tags: PAPER (specified by the paper), CODE (not in the paper, follows the authors' code),
+DEVIATES (differs from both).
 """
 
 import sys
@@ -74,40 +74,40 @@ from common.run import Run
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    genotype: str | None = opt(None, "Train this G without a search: a name, .json or .npy. [paper §5.2]")
-    d_genotype: str | None = opt(None, "Its D, or plain; default: the file's, else EAGAN's. [paper §5.2]", "Run")
+    genotype: str | None = opt(None, "Skip the search and train this G: a name, .json or .npy. [paper §5.2]")
+    d_genotype: str | None = opt(None, "D of --genotype, or plain; default: its file's or EAGAN's. [paper §5.2]", "Run")
 
     stages: Literal["g+d", "g", "d", "coupled"] = opt(
-        "g+d", "g: only G; d: only D, for --genotype; coupled: both at once, Fig. 6. [paper §4]", "Search"
+        "g+d", "g: search only G; d: only D, for --genotype; coupled: both at once, Fig. 6. [paper §4]", "Search"
     )
-    cycles: int = opt(1, "Times the two stages run; 2 is GD3: D* becomes the fixed D. [paper §5.4]", "Search", min=1)
-    dbar: Literal["autogan", "d_c", "plain"] = opt("autogan", "Fixed D of stage 1; GD2: plain. [paper §5.4]", "Search")
-    warmup_epochs: int = opt(50, "Epochs of random paths before a stage. [paper §5.1]", "Search", min=0)
-    rounds: int = opt(18, "Evolution rounds of a stage, R. [paper §5.1]", "Search", min=1)
-    round_epochs: int = opt(10, "Epochs between evolutions, E. [paper §5.1]", "Search", min=1)
-    population: int = opt(32, "Genotypes trained in turn, P. [paper §5.1]", "Search", min=2)
-    p_crossover: float = opt(0.3, "Chance that a child is crossed. [paper §4.3]", "Search", min=0, max=1)
-    p_mutation: float = opt(0.5, "Chance that a child is mutated. [paper §4.3]", "Search", min=0.01, max=1)
-    objectives: str = opt("is,fid,size", "What is minimised, of is, fid, size. [paper Table 1]", "Search")
-    selection: Literal["nsga2", "cars"] = opt("nsga2", "cars: the authors', near random. [paper §4.3; code]", "Search")
-    mu_plus_lambda: bool = opt(False, "Stage 1: keep P of P parents and P children. [authors' code]", "Search")
-    weight_reset: bool = opt(True, "Stage 2: restart all G copies from the round's best. [paper §4.2]", "Search")
-    init_g: str | None = opt(None, "Begin stage 1 with this and its mutants. [authors' code]", "Search")
-    init_d: str | None = opt(None, "Begin stage 2 with this and its mutants. [authors' code]", "Search")
-    search_n: int = opt(5000, "Images that score an individual. [paper §5.1]", "Search", min=2)
-    final_n: int = opt(10_000, "Images that score the finalists. [ours]", "Search", min=2)
-    bn_batches: int = opt(16, "Batches of 100 for a path's own BatchNorm; 0: shared. [ours]", "Search", min=0)
+    cycles: int = opt(1, "Repetitions of both stages; 2 (GD3): D* becomes the fixed D. [paper §5.4]", "Search", min=1)
+    dbar: Literal["autogan", "d_c", "plain"] = opt("autogan", "Fixed D in stage 1; plain: GD2. [paper §5.4]", "Search")
+    warmup_epochs: int = opt(50, "Warm-up epochs with random paths. [paper §5.1]", "Search", min=0)
+    rounds: int = opt(18, "Evolution rounds per stage, R. [paper §5.1]", "Search", min=1)
+    round_epochs: int = opt(10, "Epochs per round, E. [paper §5.1]", "Search", min=1)
+    population: int = opt(32, "Population size, P. [paper §5.1]", "Search", min=2)
+    p_crossover: float = opt(0.3, "Crossover probability. [paper §4.3]", "Search", min=0, max=1)
+    p_mutation: float = opt(0.5, "Mutation probability. [paper §4.3]", "Search", min=0.01, max=1)
+    objectives: str = opt("is,fid,size", "Objectives to minimise: any of is, fid, size. [paper Table 1]", "Search")
+    selection: Literal["nsga2", "cars"] = opt("nsga2", "cars: nearly random. [paper §4.3; code]", "Search")
+    mu_plus_lambda: bool = opt(False, "Stage 1: select P of P parents and P children. [authors' code]", "Search")
+    weight_reset: bool = opt(True, "Stage 2: reset all G to the best one's weights. [paper §4.2]", "Search")
+    init_g: str | None = opt(None, "Initialise stage 1 with this G and mutants of it. [authors' code]", "Search")
+    init_d: str | None = opt(None, "Initialise stage 2 with this D and mutants of it. [authors' code]", "Search")
+    search_n: int = opt(5000, "Images generated to score an individual. [paper §5.1]", "Search", min=2)
+    final_n: int = opt(10_000, "Images generated to score a finalist. [ours]", "Search", min=2)
+    bn_batches: int = opt(16, "Batches of 100 to re-estimate BatchNorm per path; 0: shared. [ours]", "Search", min=0)
 
     train_epochs: int = opt(600, "Epochs of training from scratch. [paper §5.1]", "Train", min=1)
-    z_dim: int = opt(120, "Latent size, three equal parts. [authors' code]", "Train", min=3)
+    z_dim: int = opt(120, "Latent dimension, a multiple of 3. [authors' code]", "Train", min=3)
     g_batch: int = opt(80, "[authors' code]")
     d_batch: int = opt(40, "[authors' code]")
     n_critic: int = opt(5, "D steps per G step in stage 2 and training. [authors' code]")
-    grad_clip: float = opt(0.0, "Gradient norm limit in training; 0: none, STL-10: 50. [authors' code]", "Train", min=0)
+    grad_clip: float = opt(0.0, "Gradient norm limit in training; 0: none; STL-10: 50. [authors' code]", "Train", min=0)
     eval_after: int = opt(300, "[authors' code]")
 
     def search_epochs(self, r: int) -> int:
-        """Epochs of a stage up to the end of round r; round 0 is the warm-up."""
+        """Epochs of a stage until the end of round r; round 0 is the warm-up."""
         return self.warmup_epochs + r * self.round_epochs
 
 
@@ -134,15 +134,15 @@ def d_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def g_loss(fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """-E[D(G(z))]. real: scores of real images, for losses that compare with them."""
+    """-E[D(G(z))]. real: scores of real images, for relativistic losses; unused here."""
     return -fake.mean()
 
 
 # ---- search space (paper §3, Fig. 2) -------------------------------------------------------------
 
 NORMAL = ("none", *OPS_NORMAL)
-DOWN = ("none", *OPS_DOWN)  # CODE: a cell of D may leave the size as it is
-G_OPS = [OPS_UP] * 2 + [OPS_NORMAL] * 5  # for each edge of a cell: name of an op -> its module
+DOWN = ("none", *OPS_DOWN)  # CODE: a cell of D may keep the size
+G_OPS = [OPS_UP] * 2 + [OPS_NORMAL] * 5  # for each edge of a cell: op name -> module
 D_OPS = [OPS_NORMAL] * 5 + [OPS_DOWN] * 2
 G_SPACE = Space(
     "G",
@@ -151,7 +151,7 @@ G_SPACE = Space(
         *(EdgeSpec(name, tuple(OPS_UP)) for name in ("0->1", "0->2")),
         *(EdgeSpec(name, NORMAL) for name in ("1->3", "2->3", "1->4", "2->4", "3->4")),
     ),
-    nodes={3: (2, 3), 4: (4, 5, 6)},  # of these edges, by position, one at least must not be none
+    nodes={3: (2, 3), 4: (4, 5, 6)},  # at least one of these columns must not be none
 )
 D_SPACE = Space(
     "D",
@@ -167,7 +167,7 @@ D_SPACE = Space(
 
 DGenotype = Genotype | Literal["plain"]
 
-PUBLISHED = {  # the authors' integers, one row a cell, one column an edge
+PUBLISHED = {  # the authors' integer codes, one row per cell, one column per edge
     "G": {
         "eagan-g": [[1, 1, 1, 0, 2, 3, 1], [1, 1, 0, 1, 3, 0, 5], [0, 1, 0, 3, 0, 0, 3]],  # paper Fig. 3
         "adversarialnas-g": [[1, 1, 1, 0, 3, 3, 1], [1, 1, 0, 1, 3, 3, 3], [0, 1, 0, 3, 3, 0, 3]],
@@ -178,14 +178,14 @@ PUBLISHED = {  # the authors' integers, one row a cell, one column an edge
         "autogan-d": [[3, 0, 3, 0, 2, 0, 0], [3, 0, 3, 0, 1, -1, -1], [3, 0, 3, 0, 1, -1, -1]],
     },
 }
-STAGE = {"G": "1", "D": "2"}  # that searches this space
+STAGE = {"G": "1", "D": "2"}  # stage that searches this space
 DBAR = {"autogan": "autogan-d", "d_c": "eagan-d-cifar10", "plain": "plain"}
 EAGAN_G, EAGAN_D = named("eagan-g", G_SPACE, PUBLISHED), named("eagan-d-cifar10", D_SPACE, PUBLISHED)
 
 
 def sample(space: Space, rng: Random) -> Genotype:
-    """A random genotype: uniform over the valid inputs of each node; the first down edge over none and the ops."""
-    # DEVIATES 1: the authors' D sampler writes its first pair to the wrong columns: 0->2 is always none
+    """Sample a genotype: uniform over valid inputs of each node; first down edge uniform over none and the ops."""
+    # DEVIATES 1: the authors' D sampler writes its first pair to the wrong columns, so 0->2 is always none
     rows = []
     while len(rows) < space.cells:
         row = settle(space, [rng.choice(e.ops) for e in space.edges], rng)
@@ -195,8 +195,8 @@ def sample(space: Space, rng: Random) -> Genotype:
 
 
 def settle(space: Space, row: list[str], rng: Random) -> tuple[str, ...]:
-    """The row with its second down edge made to follow the first: none with none, else an op."""
-    # DEVIATES 2: the authors let one of them be none alone; its -1 then indexes the last op
+    """Make the second down edge match the first: none with none, an op with an op."""
+    # DEVIATES 2: the authors allow none on just one of them; its code -1 then indexes the last op
     for column in space.together[1:]:
         if row[space.together[0]] == "none":
             row[column] = "none"
@@ -221,24 +221,24 @@ class UpCell(nn.Module):
 
     def forward(self, x: Tensor, ops: tuple[str, ...], skips: list[Tensor]) -> tuple[Tensor, Tensor]:
         e01, e02, e13, e23, e14, e24, e34 = self.edges
-        node1 = None if ops[2] == ops[4] == "none" else e01(x, ops[0])  # a node that feeds nothing
+        node1 = None if ops[2] == ops[4] == "none" else e01(x, ops[0])  # unused node
         node2 = None if ops[3] == ops[5] == "none" else e02(x, ops[1])
         node3 = add(e13(node1, ops[2]), e23(node2, ops[3]))
-        for to_skip, skip in zip(self.skips, skips, strict=True):  # 1x1 before the resizing: they commute
-            # DEVIATES 3: the authors' supernet adds in place and so changes node 1 or 2 under an identity
+        for to_skip, skip in zip(self.skips, skips, strict=True):  # 1x1 before resizing: they commute
+            # DEVIATES 3: the authors' supernet adds in place, which alters node 1 or 2 behind an identity
             node3 = node3 + F.interpolate(to_skip(skip), size=node3.shape[-2:], mode=self.resize)
         return node3, add(e14(node1, ops[4]), e24(node2, ops[5]), e34(node3, ops[6]))
 
 
 class Generator(nn.Module):
-    """z: (B, z_dim) -> (B, 3, size, size) in [-1, 1]. genotype None: SuperNet-G; forward takes a path."""
+    """z: (B, z_dim) -> (B, 3, size, size) in [-1, 1]. genotype None: SuperNet-G, forward takes a path."""
 
     def __init__(self, genotype: Genotype | None, ch: int = 256, z_dim: int = 120, size: int = 32) -> None:
         super().__init__()
-        self.genotype, self.sides = genotype, [size // 8, size // 4, size // 2]  # of the cells' inputs
-        self.latent = nn.ModuleList(nn.Linear(z_dim // 3, ch * w * w) for w in self.sides)  # a third of z enters each
+        self.genotype, self.sides = genotype, [size // 8, size // 4, size // 2]  # of the cell inputs
+        self.latent = nn.ModuleList(nn.Linear(z_dim // 3, ch * w * w) for w in self.sides)  # a third of z per cell
         self.cells = nn.ModuleList(UpCell(ch, genotype, i) for i in range(3))
-        self.bn = nn.BatchNorm2d(ch)  # the only normalisation of G
+        self.bn = nn.BatchNorm2d(ch)  # the only normalisation in G
         self.to_rgb = Conv(ch, 3, 3, padding=1)
         init_weights(self)
 
@@ -253,13 +253,13 @@ class Generator(nn.Module):
 
     @classmethod
     def saved(cls, weights: dict) -> "Generator":
-        """The generator of a weights.pt, before its weights are loaded."""
+        """Build the generator of a weights.pt; its weights are not loaded."""
         genotype = G_SPACE.check(weights["genotype"]["G"], "genotype")
         return cls(genotype, *(int(weights[k]) for k in ("g_ch", "z_dim", "size")))
 
     @staticmethod
     def cost(genotype: Genotype | None, ch: int = 256, z_dim: int = 120, size: int = 32) -> Cost:
-        """BatchNorm and RGB, linears and skip convolutions, ops."""
+        """Cost of a generator or of SuperNet-G (None)."""
         total, sides = Cost(2 * ch) + conv_cost(ch, 3, 3, size), [size // 4, size // 2, size]
         for cell, side in enumerate(sides):
             total += conv_cost(z_dim // 3, ch * (side // 2) ** 2, 1, 1)
@@ -271,7 +271,7 @@ class Generator(nn.Module):
 
 
 class DownCell(nn.Module):
-    """(B, C, H, W) -> (B, C, H/2, W/2), or the same size where the down edges are none."""
+    """(B, C, H, W) -> (B, C, H/2, W/2), or the same size if the down edges are none."""
 
     def __init__(self, ch: int, genotype: Genotype | None, cell: int) -> None:
         super().__init__()
@@ -279,19 +279,19 @@ class DownCell(nn.Module):
             Edge({op: ops[op](ch, sn=True) for op in D_SPACE.candidates(genotype, cell, c)})
             for c, ops in enumerate(D_OPS)
         )
-        for op in self.edges[4].values():  # CODE: 0->3 has no ReLU, so that the cell can be SNGAN's residual block
+        for op in self.edges[4].values():  # CODE: no ReLU in 0->3, so that the cell can be SN-GAN's residual block
             op.relu = False
 
     def forward(self, x: Tensor, ops: tuple[str, ...]) -> Tensor:
         e01, e02, e12, e13, e03, e24, e34 = self.edges
-        node1 = None if ops[2] == ops[3] == "none" else e01(x, ops[0])  # a node that feeds nothing
+        node1 = None if ops[2] == ops[3] == "none" else e01(x, ops[0])  # unused node
         node2 = add(e02(x, ops[1]), e12(node1, ops[2]))
         node3 = add(e13(node1, ops[3]), e03(x, ops[4]))
         return node2 + node3 if ops[5] == "none" else e24(node2, ops[5]) + e34(node3, ops[6])
 
 
 class Discriminator(nn.Module):
-    """x: (B, 3, H, W) -> (B, 1). genotype None: SuperNet-D; forward takes a path."""
+    """x: (B, 3, H, W) -> (B, 1). genotype None: SuperNet-D, forward takes a path."""
 
     def __init__(self, genotype: Genotype | None, ch: int = 128) -> None:
         super().__init__()
@@ -310,7 +310,7 @@ class Discriminator(nn.Module):
 
     @staticmethod
     def cost(genotype: Genotype | None, ch: int = 128, size: int = 32) -> Cost:
-        """Stem, linear and ops; of SuperNet-D all ops, in cells that halve the side."""
+        """Cost of a discriminator or of SuperNet-D (None), where every cell halves the side."""
         total = conv_cost(3, ch, 3, size) + conv_cost(ch, ch, 3, size) + conv_cost(3, ch, 1, size // 2) + Cost(ch, ch)
         sides = [size // 2]
         for cell in range(3):
@@ -321,7 +321,7 @@ class Discriminator(nn.Module):
 
 
 class PlainDiscriminator(nn.Module):
-    """The fixed D of the authors' search code, ablation GD2: x: (B, 3, H, W) -> (B, 1)."""
+    """Fixed D of the authors' search code (ablation GD2). x: (B, 3, H, W) -> (B, 1)."""
 
     def __init__(self, ch: int = 128) -> None:
         super().__init__()
@@ -338,19 +338,19 @@ class PlainDiscriminator(nn.Module):
 
     @staticmethod
     def cost(ch: int, size: int) -> Cost:
-        """Three BatchNorms and the linear layer, convolutions."""
+        """Cost on size x size images: BatchNorms and linear layer, then convolutions."""
         total = Cost(ch // 2 * 2 + 5 * ch, ch)
         total += conv_cost(3, ch // 2, 4, size // 2) + conv_cost(ch // 2, ch, 4, size // 4)
         return sum((conv_cost(ch, ch, 4, size // n) for n in (8, 16, 32)), total)
 
 
 def make_d(d: DGenotype | None, ch: int) -> nn.Module:
-    """The discriminator of a genotype, the plain one or, of None, SuperNet-D."""
+    """Build the discriminator of a genotype, the plain one, or SuperNet-D (None)."""
     return PlainDiscriminator(ch) if d == "plain" else Discriminator(d, ch)
 
 
 def cost_of(args: Args, space: Space, genotype: DGenotype | None) -> Cost:
-    """What the network of a genotype costs or, of None, the supernet."""
+    """Cost of the network of a genotype, or of the supernet (None)."""
     if space is G_SPACE:
         return Generator.cost(genotype, *args.g_shape)
     if genotype == "plain":
@@ -360,8 +360,8 @@ def cost_of(args: Args, space: Space, genotype: DGenotype | None) -> Cost:
 
 # ---- evolution (paper §4.3) ----------------------------------------------------------------------
 
-Point = tuple[float, ...]  # of an individual: what is minimised
-OBJECTIVES = {  # name -> what of an individual is minimised
+Point = tuple[float, ...]  # objective values of an individual, minimised
+OBJECTIVES = {  # name -> objective of an individual, minimised
     "is": lambda x: 1 / (x.is_mean + 1e-10),
     "fid": lambda x: x.fid,
     "size": lambda x: x.params / 1e6,
@@ -370,25 +370,25 @@ OBJECTIVES = {  # name -> what of an individual is minimised
 
 @dataclass
 class Individual:
-    """A member of the population. is_mean, fid: None until scored; params: of the stand-alone network."""
+    """A member of the population. is_mean, fid: None until scored; params: of the derived network."""
 
     genotype: Genotype
     parents: list[str] = field(default_factory=list)
-    how: str = "random"  # how it came about
-    id: str = ""  # "S.R-I": place of the stage in stages_of, round, number
-    d_genotype: Genotype | None = None  # its own discriminator, in the coupled search
+    how: str = "random"  # origin
+    id: str = ""  # "S.R-I": index of the stage in stages_of, round, number
+    d_genotype: Genotype | None = None  # its discriminator in the coupled search
     params: int = 0
     is_mean: float | None = None
     fid: float | None = None
 
     def objectives(self, names: list[str]) -> Point:
-        """What is minimised. An unusable score makes all of them infinite."""
-        # DEVIATES 5: NaN ranks last; in the authors' sort nothing dominates it, so a collapsed G ranks first
+        """Objective values, minimised; all inf if any of them is not finite."""
+        # DEVIATES 5: NaN ranks last; in the authors' sort nothing dominates NaN, so a collapsed G ranks first
         values = tuple(OBJECTIVES[name](self) for name in names)
         return values if all(map(isfinite, values)) else (inf,) * len(values)
 
     def row(self) -> dict:
-        """What search.jsonl says of it: its scores, and objectives of your own by their names."""
+        """Entry in search.jsonl: its scores, and your own objectives by name."""
         row = {**vars(self), "is": self.is_mean}
         del row["is_mean"], row["d_genotype"]
         own = {name: value(self) for name, value in OBJECTIVES.items() if name not in ("is", "fid", "size")}
@@ -399,10 +399,10 @@ People = list[Individual]
 
 
 def mutate(space: Space, genotype: Genotype, rng: Random) -> Genotype:
-    """Give one edge, uniform over all, another op that leaves the cell valid. [paper §4.3]"""
+    """Change the op of a uniformly chosen edge, keeping the cell valid. [paper §4.3]"""
     while True:
         cell, column = rng.randrange(space.cells), rng.randrange(len(space.edges))
-        if column not in space.together[1:] or genotype[cell][column] != "none":  # else it follows the first one
+        if column not in space.together[1:] or genotype[cell][column] != "none":  # else it is tied to the first one
             break
     options = []
     for op in space.edges[column].ops:
@@ -415,7 +415,7 @@ def mutate(space: Space, genotype: Genotype, rng: Random) -> Genotype:
 
 
 def crossover(space: Space, a: Genotype, b: Genotype, rng: Random) -> Genotype:
-    """Parent a with one edge of b, uniform over those that differ and are valid; a if none is."""
+    """Copy one edge of b into a, uniform over edges that differ and stay valid; a itself if there are none."""
     children = []
     for cell in range(space.cells):
         for column in range(len(space.edges)):
@@ -430,7 +430,7 @@ def crossover(space: Space, a: Genotype, b: Genotype, rng: Random) -> Genotype:
 
 
 def populate(args: Args, space: Space, n: int, rng: Random) -> People:
-    """n distinct random genotypes or, with --init-g or --init-d, that one and mutants of it, 1 to 3 mutations away."""
+    """n distinct random genotypes or, with --init-g or --init-d, that genotype and mutants (1 to 3 mutations)."""
     base = args.init_g if space is G_SPACE else args.init_d
     base = base and named(base, space, PUBLISHED)
     found = {base: None} if base else {}
@@ -443,8 +443,8 @@ def populate(args: Args, space: Space, n: int, rng: Random) -> People:
 
 
 def breed(args: Args, space: Space, parents: People, n: int, seen: dict, rng: Random) -> People:
-    """n children of the parents, none of them in `seen`, to which they are added; without parents, populate()."""
-    # PAPER §4.3: 0.3 and 0.5, read as two independent draws. CODE: one fair coin between the two
+    """n children, none of them in `seen`, to which they are added; without parents, populate()."""
+    # PAPER §4.3: 0.3 and 0.5, read as independent probabilities. CODE: either one or the other, 50:50
     children = [] if parents else populate(args, space, n, rng)
     seen.update((x.genotype, None) for x in children)
     while len(children) < n:
@@ -458,7 +458,7 @@ def breed(args: Args, space: Space, parents: People, n: int, seen: dict, rng: Ra
                 x = Individual(mutate(space, x.genotype, rng), x.parents, f"{x.how}+mutation".strip("+"))
             if x.genotype not in seen:
                 break
-        else:  # DEVIATES 4: the authors' loop may never end; here a random genotype takes the place
+        else:  # DEVIATES 4: the authors' loop may not terminate; here a random genotype is used instead
             x = Individual(sample(space, rng))
         seen[x.genotype] = None
         children.append(x)
@@ -466,7 +466,7 @@ def breed(args: Args, space: Space, parents: People, n: int, seen: dict, rng: Ra
 
 
 def non_dominated_sort(points: list[Point]) -> list[list[int]]:
-    """Fronts of indices, best first. [paper Eq. 11, NSGA-II]"""
+    """Fronts as lists of indices, best first. [paper Eq. 11, NSGA-II]"""
 
     def dominates(x: Point, y: Point) -> bool:
         return x != y and all(a <= b for a, b in zip(x, y, strict=True))
@@ -480,7 +480,7 @@ def non_dominated_sort(points: list[Point]) -> list[list[int]]:
 
 
 def crowding(points: list[Point], front: list[int]) -> dict[int, float]:
-    """Crowding distance: per objective the gap between the neighbours, ends infinite. [NSGA-II]"""
+    """Crowding distance: gap between the neighbours, summed over objectives; inf at the ends. [NSGA-II]"""
     distance = dict.fromkeys(front, 0.0)
     for values in zip(*points, strict=True):
         order = sorted(front, key=values.__getitem__)
@@ -493,8 +493,8 @@ def crowding(points: list[Point], front: list[int]) -> dict[int, float]:
 
 
 def select_nsga2(points: list[Point], fids: list[float], keep: int) -> list[int]:
-    """Indices of the `keep` best: whole fronts; the last one cut by crowding distance, ties by FID."""
-    # DEVIATES 6: the paper does not say how the last front is cut, the authors cut it at random
+    """Indices of the `keep` best: whole fronts, the last one by crowding distance, then FID."""
+    # DEVIATES 6: the paper does not say how to cut the last front; the authors cut it at random
     chosen = []
     for front in non_dominated_sort(points):
         distance = crowding(points, front)
@@ -503,7 +503,7 @@ def select_nsga2(points: list[Point], fids: list[float], keep: int) -> list[int]
 
 
 def select_cars(scores: list[Point], keep: int, rng: Random) -> list[int]:
-    """The authors' rule, from CARS: the fronts of (1/IS, o) and (1/IS, 1/o) for o = FID, size, merged rank by rank."""
+    """The authors' selection, from CARS: merge the fronts of (1/IS, o) and (1/IS, 1/o), o = FID, size, by rank."""
     pairs = [[(s[0], s[o]) for s in scores] for o in (1, 2)]
     pairs += [[(s[0], 1 / (s[o] + 1e-10) if isfinite(s[o]) else inf) for s in scores] for o in (1, 2)]
     chosen = set()
@@ -514,7 +514,7 @@ def select_cars(scores: list[Point], keep: int, rng: Random) -> list[int]:
 
 
 def select(args: Args, state: "State", keep: int) -> tuple[People, People]:
-    """The `keep` individuals that survive a round, and its first front, lowest FID first. [paper §4.3]"""
+    """The `keep` survivors of a round, and its first front sorted by FID. [paper §4.3]"""
     people = state.population
     points, fids = [x.objectives(args.objectives.split(",")) for x in people], [fid_or_inf(x.fid) for x in people]
     front = sorted(non_dominated_sort(points)[0], key=fids.__getitem__)
@@ -532,16 +532,16 @@ PEOPLE = ("population", "hall", "finalists")
 
 @dataclass
 class State(gan.Progress):
-    """What a resumed run needs beside the networks."""
+    """State of a run besides the networks."""
 
-    round: int = 0  # of this stage; 0 is the warm-up
+    round: int = 0  # round of the stage; 0: warm-up
     population: People = field(default_factory=list)
-    seen: dict[Genotype, None] = field(default_factory=dict)  # no genotype comes twice in a search
-    hall: People = field(default_factory=list)  # the 8 best by FID of all first fronts
+    seen: dict[Genotype, None] = field(default_factory=dict)  # genotypes used in this stage: no repeats
+    hall: People = field(default_factory=list)  # the 8 lowest FIDs of all first fronts
     finalists: People = field(default_factory=list)
     G: Genotype | None = None  # G*, once found or given
     D: DGenotype | None = None  # D*, or the fixed discriminator
-    g_weights: dict[str, Tensor] | None = None  # of G* in the supernet: stage 2 begins with them
+    g_weights: dict[str, Tensor] | None = None  # supernet weights of G*, the start of stage 2
 
     def next_stage(self) -> None:
         super().next_stage()
@@ -566,12 +566,12 @@ def stages_of(args: Args) -> list[str]:
     return one[args.stages] * args.cycles + (["train"] if args.phase == "all" else [])
 
 
-ScoreOne = Callable[[Individual, int], Score]  # (individual, images) -> its score
-Paths = tuple[Genotype | None, Genotype | None]  # through SuperNet-G and SuperNet-D; None: that net is no supernet
+ScoreOne = Callable[[Individual, int], Score]  # (individual, number of images) -> score
+Paths = tuple[Genotype | None, Genotype | None]  # through SuperNet-G and SuperNet-D; None: not a supernet
 
 
 def d_step(job: Job, nets: Pair, batch: int, paths: Paths, clip: float = 0.0) -> Tensor:
-    """One step of D on a real batch and as many fakes."""
+    """One D step on a real batch and equally many fakes."""
     g_path, d_path = paths
     real = job.batches(batch)
     with job.autocast():
@@ -579,15 +579,15 @@ def d_step(job: Job, nets: Pair, batch: int, paths: Paths, clip: float = 0.0) ->
             fake = nets.G(latent(job, len(real), "d", batch), g_path)
         if isinstance(nets.D, PlainDiscriminator):  # its BatchNorm must not mix real and fake
             d_real, d_fake = nets.D(real, d_path), nets.D(fake, d_path)
-        else:  # DEVIATES 7: one pass, faster; spectral norm iterates once a step, in the authors' code twice
+        else:  # DEVIATES 7: one pass, faster; one power iteration per step, two in the authors' code
             d_real, d_fake = nets.D(torch.cat([real, fake]), d_path).chunk(2)
     loss = d_loss(d_real.float(), d_fake.float())
-    update(job, nets.D, nets.d_opt, loss, clip)  # DEVIATES 8: an op not sampled has no gradient; CODE: zeros
+    update(job, nets.D, nets.d_opt, loss, clip)  # DEVIATES 8: unsampled ops have no gradient; CODE: zero gradients
     return loss.detach()
 
 
 def g_step(job: Job, nets: Pair, step: int, paths: Paths, clip: float = 0.0) -> Tensor:
-    """One step of G."""
+    """One G step."""
     g_path, d_path = paths
     with frozen(nets.D):
         with job.autocast():
@@ -598,11 +598,11 @@ def g_step(job: Job, nets: Pair, step: int, paths: Paths, clip: float = 0.0) -> 
 
 
 def gan_step(job: Job, state: State, nets: Pair, paths: Paths, n_critic: int = 1, clip: float = 0.0) -> None:
-    """n_critic steps of D, then one of G."""
+    """n_critic D steps, then one G step."""
     for _ in range(n_critic):
         loss_d = d_step(job, nets, state.batch, paths, clip)
         state.batch += 1
-    # DEVIATES 15: in training the authors' first G step follows the first batch
+    # DEVIATES 15: in training, the authors take the G step after the first of n_critic batches
     loss_g = g_step(job, nets, state.step, paths, clip)
     state.step += 1
     if state.step % job.args.log_every == 0:
@@ -610,7 +610,7 @@ def gan_step(job: Job, state: State, nets: Pair, paths: Paths, n_critic: int = 1
 
 
 def score_all(job: Job, individuals: People, score_one: ScoreOne, n: int) -> None:
-    """Score those that are not scored yet, n images each, shared out over the processes. [Alg. 1, lines 13, 27]"""
+    """Score unscored individuals on n images each, split across processes. [Alg. 1, lines 13, 27]"""
     todo = [x for x in individuals if x.fid is None]
     mine = todo[job.ranks.rank :: job.ranks.world]
     for x in mine:
@@ -622,12 +622,12 @@ def score_all(job: Job, individuals: People, score_one: ScoreOne, n: int) -> Non
 
 
 def unscored(individuals: People) -> People:
-    """The same individuals, to be scored anew: their weights go on changing."""
+    """Copies without scores: the weights keep changing, so old scores become invalid."""
     return [replace(x, is_mean=None, fid=None) for x in individuals]
 
 
 def births(args: Args, space: Space, state: State, n: int, parents: People) -> People:
-    """n children of the parents; without parents, the first population. Coupled: each with a D of its own."""
+    """n children of the parents, or the first population without parents. Coupled: each gets its own D."""
     rng = rng_of(args.seed, "born", state.stage, state.round)
     found = breed(args, space, parents, n, state.seen, rng)
     if args.stages == "coupled":
@@ -642,7 +642,7 @@ def births(args: Args, space: Space, state: State, n: int, parents: People) -> P
 
 
 def search_g(job: Job, state: State) -> None:
-    """Stage 1: many G against one D (Alg. 1, lines 1-16). Coupled: each G_i has a D_i (Fig. 6)."""
+    """Stage 1: many G against one D (Alg. 1, lines 1-16). Coupled: every G_i has its own D_i (Fig. 6)."""
     args, run, P = job.args, job.run, job.args.population
     coupled = args.stages == "coupled"
     G = seeded(job, lambda: Generator(None, *args.g_shape), "G", state.stage)
@@ -651,31 +651,31 @@ def search_g(job: Job, state: State) -> None:
     run.track(state, **vars(nets))
 
     def score_path(x: Individual, n: int) -> Score:
-        # DEVIATES 9: the shared statistics are of the last few paths; on another one they shift the images
+        # DEVIATES 9: the shared statistics reflect the last few paths and distort the images of others
         with own_batch_norm(job, G, x.genotype, args.bn_batches):
             return gan.score(job, G, n, gan.along(G, x.genotype), split=False)
 
     if state.round == 0:
         end = state.began + args.search_epochs(0) * job.epoch
-        # line 1. PAPER §5.1: random paths activate all ops equally
+        # line 1. PAPER §5.1: random paths train all ops equally
         for _ in gan.steps(job, state, end, "stage 1 warm-up", "population"):
             rng = rng_of(args.seed, "path", state.batch)
             gan_step(job, state, nets, (sample(G_SPACE, rng), sample(D_SPACE, rng) if coupled else None))
         job.ranks.average_buffers(G)
-        # lines 2-3. DEVIATES 11: drawn after the warm-up, which may have met them
+        # lines 2-3. DEVIATES 11: sampled after the warm-up, which may have trained them already
         state.population = births(args, G_SPACE, state, P, [])
         state.round = 1
 
     while state.round <= args.rounds:  # line 4
         end = state.began + args.search_epochs(state.round) * job.epoch
         name = f"stage 1 round {state.round}/{args.rounds}"
-        for _ in gan.steps(job, state, end, name, "scoring"):  # lines 5-12: one path a batch; D meets all of them
+        for _ in gan.steps(job, state, end, name, "scoring"):  # lines 5-12: one path per batch; D sees all
             x = rng_of(args.seed, "path", state.batch).choice(state.population)
             gan_step(job, state, nets, (x.genotype, x.d_genotype))
         job.ranks.average_buffers(G)
 
         run.begin("search", f"{name} scoring", state.step)  # line 13
-        if args.mu_plus_lambda and len(state.population) == P:  # more: resumed while scoring
+        if args.mu_plus_lambda and len(state.population) == P:  # else: resumed during scoring
             state.population += births(args, G_SPACE, state, P, state.population)
         score_all(job, state.population, score_path, args.search_n)
         kept, front = select(args, state, P if args.mu_plus_lambda else P // 2)  # line 14
@@ -688,7 +688,7 @@ def search_g(job: Job, state: State) -> None:
         state.finalists = unscored(front + [x for x in state.hall if x not in front])
         state.round += 1
 
-    # line 16. DEVIATES 12: "the best" is open; here of the last front and the best ever, scored anew
+    # line 16. DEVIATES 12: "the best" is undefined; here: of the last front and the hall, scored again
     choose(job, state, G_SPACE, score_path)
     alone = Generator(state.G, *args.g_shape).state_dict()
     with own_batch_norm(job, G, state.G, args.bn_batches):
@@ -696,15 +696,15 @@ def search_g(job: Job, state: State) -> None:
 
 
 def search_d(job: Job, state: State) -> None:
-    """Stage 2: each discriminator has a copy of G* of its own (Alg. 1, lines 17-32)."""
+    """Stage 2: every discriminator has its own copy of G* (Alg. 1, lines 17-32)."""
     args, run, P = job.args, job.run, job.args.population
     G = seeded(job, lambda: Generator(state.G, *args.g_shape), "G", state.stage)
-    if state.g_weights:  # PAPER: G* keeps its weights of stage 1; CODE: a random generator
+    if state.g_weights:  # PAPER: G* keeps its stage 1 weights; CODE: random weights
         G.load_state_dict(state.g_weights)
     D = seeded(job, lambda: make_d(None, args.d_ch), "D", state.stage)
-    # DEVIATES 13: all copies of G share Adam's second moments; with beta1 = 0 they only scale
+    # DEVIATES 13: all copies of G share Adam's second moments; with beta1 = 0 these only scale the step
     nets = pair_of(job, G, D)
-    copies = {}  # individual -> weights of its own generator
+    copies = {}  # individual's id -> weights of its generator
     run.track(state, **vars(nets), copies=copies)
 
     def score_pair(x: Individual, n: int) -> Score:
@@ -724,7 +724,7 @@ def search_d(job: Job, state: State) -> None:
     while state.round <= args.rounds:  # line 21
         end = state.began + args.search_epochs(state.round) * job.epoch // args.n_critic
         name = f"stage 2 round {state.round}/{args.rounds}"
-        # lines 22-26: a pair is drawn for n_critic steps of D and one of G. CODE: 5 to one; Alg. 1, line 24: one
+        # lines 22-26: sample a pair for n_critic D steps and one G step. CODE: n_critic 5; Alg. 1, line 24: 1
         for _ in gan.steps(job, state, end, name, "scoring", args.n_critic):
             x = rng_of(args.seed, "path", state.batch).choice(state.population)
             G.load_state_dict(copies[x.id])
@@ -737,10 +737,10 @@ def search_d(job: Job, state: State) -> None:
         report_round(job, state, D_SPACE, kept, front, "own")
         G.load_state_dict(copies[front[0].id])
         run.samples(state.step, gan.grid(job, G))
-        state.finalists = unscored(front)  # only these have a generator trained against them
+        state.finalists = unscored(front)  # only these have trained generators
         if state.round < args.rounds:
             state.population = unscored(kept) + births(args, D_SPACE, state, P - len(kept), kept)  # line 28
-            # lines 29-30, weight-resetting: all restart from the best one's weights, else from their own or a parent's
+            # lines 29-30, weight-resetting: the best one's weights for all; without it, their own or a parent's
             before = dict(copies)
             copies.clear()
             for x in state.population:
@@ -748,16 +748,16 @@ def search_d(job: Job, state: State) -> None:
                 copies[x.id] = deepcopy(next(before[i] for i in wanted if i in before))
         state.round += 1
 
-    # line 32. DEVIATES 14: "the best" is open; here of the last front, scored with more images
+    # line 32. DEVIATES 14: "the best" is undefined; here: of the last front, scored on more images
     choose(job, state, D_SPACE, score_pair)
     state.g_weights = None
 
 
 def choose(job: Job, state: State, space: Space, score_one: ScoreOne) -> None:
-    """Score the finalists once more, with --final-n images; the lowest FID becomes G* or D*."""
+    """Score the finalists again, on --final-n images; the lowest FID becomes G* or D*."""
     job.run.begin("derive", f"stage {STAGE[space.name]}, final choice", state.step)
     score_all(job, state.finalists, score_one, job.args.final_n)
-    # CODE: file names in it suggest that several were retrained and the best taken
+    # CODE: file names suggest that the authors retrained several and took the best
     state.finalists.sort(key=lambda x: (fid_or_inf(x.fid), -(x.is_mean or 0)))
     best = state.finalists[0]
     state.G, state.D = write_pair(job, state, space, best)
@@ -765,9 +765,9 @@ def choose(job: Job, state: State, space: Space, score_one: ScoreOne) -> None:
 
 
 def report_round(job: Job, state: State, space: Space, kept: People, front: People, bn: str) -> None:
-    """Write a scored round to the run's files and log."""
+    """Write a scored round to the run directory."""
     args, run, net = job.args, job.run, job.evaluator.net
-    best = front[0]  # DEVIATES 10: the lowest FID of the front; CODE: the lowest index; PAPER: open
+    best = front[0]  # DEVIATES 10: lowest FID of the front; CODE: lowest index; PAPER: undefined
     run.search_row({
         "step": state.step, "stage": STAGE[space.name], "round": state.round,
         "population": [x.row() for x in state.population], "front": [x.id for x in front],
@@ -780,14 +780,14 @@ def report_round(job: Job, state: State, space: Space, kept: People, front: Peop
 
 
 def write_pair(job: Job, state: State, space: Space, x: Individual) -> tuple[Genotype, DGenotype]:
-    """Write the genotypes of G and D that an individual stands for, and return them."""
+    """Write and return the genotypes of G and D for an individual."""
     g, d = (x.genotype, x.d_genotype or state.D) if space is G_SPACE else (state.G, x.genotype)
     job.run.genotype(state.step, genotype_json(job.args, g, d, x))
     return g, d
 
 
 def genotype_json(args: Args, g: Genotype, d: DGenotype, best: Individual | None = None) -> dict:
-    """What genotype.json holds; --genotype reads it back."""
+    """Contents of genotype.json; --genotype reads it."""
     return {
         "method": "eagan",
         "G": g,
@@ -802,7 +802,7 @@ def genotype_json(args: Args, g: Genotype, d: DGenotype, best: Individual | None
 
 
 def train(job: Job, state: State) -> None:
-    """Train the pair (G*, D*) from scratch; evaluate the average of G's weights. [paper §5.1; code]"""
+    """Train the pair (G*, D*) from scratch; evaluate the EMA of G. [paper §5.1; code]"""
     args, run = job.args, job.run
     G = seeded(job, lambda: Generator(state.G, *args.g_shape), "G", "train")
     D = seeded(job, lambda: make_d(state.D, args.d_ch), "D", "train")
@@ -824,36 +824,36 @@ def train(job: Job, state: State) -> None:
         ema_update(G_ema, G, args.ema)
         if (state.step - state.began) % args.sample_every == 0:
             run.samples(state.step, gan.grid(job, G_ema))
-    run.save()  # with more --train-epochs the run can go on
+    run.save()  # can be resumed with more --train-epochs
 
 
-# ---- the command ---------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def check(args: Args, world: int) -> None:
-    """Refuse what cannot run, before anything is made. UserError names flag, value and remedy."""
+    """Reject invalid flags before any work is done. UserError names the flag, value and remedy."""
     given = f"--genotype {args.genotype}" if args.genotype and args.stages != "d" else ""
     gan.check_flags(args, world, given, f"one of {', '.join(PUBLISHED['G'])} or a file")
     compared = args.objectives.split(",")
     if not set(compared) <= set(OBJECTIVES):
-        raise UserError(f"--objectives {args.objectives}: use some of {', '.join(OBJECTIVES)}, with commas")
+        raise UserError(f"--objectives {args.objectives}: use a comma-separated list of {', '.join(OBJECTIVES)}")
     if "is" in compared:
         gan.check_splits(search_n=args.search_n, final_n=args.final_n, eval_n=args.eval_n)
     if args.z_dim % 3:
-        raise UserError(f"--z-dim {args.z_dim}: enters the three cells in equal parts; use a multiple of 3")
+        raise UserError(f"--z-dim {args.z_dim}: split equally between three cells; use a multiple of 3")
     if args.stages == "d" and not args.genotype:
-        raise UserError("--stages d: searches D for a given G; name it with --genotype")
+        raise UserError("--stages d: requires a G; pass it with --genotype")
     if args.selection == "cars" and args.objectives != "is,fid,size":
-        raise UserError(f"--selection cars: needs --objectives is,fid,size, not {args.objectives}")
+        raise UserError(f"--selection cars: requires --objectives is,fid,size, not {args.objectives}")
     if args.d_genotype and not args.genotype:
-        raise UserError(f"--d-genotype {args.d_genotype}: goes with --genotype; the fixed D of stage 1 is --dbar")
+        raise UserError(f"--d-genotype {args.d_genotype}: requires --genotype; for the fixed D of stage 1 use --dbar")
 
 
 def first_state(args: Args) -> State:
-    """What a new run begins with: the given genotypes, or the fixed D. UserError: no genotype, or an unfit --size."""
-    named(args.init_g or "eagan-g", G_SPACE, PUBLISHED, "--init-g")  # only to see that it can be had
+    """State of a new run: the given genotypes, or the fixed D. UserError: invalid genotype or --size."""
+    named(args.init_g or "eagan-g", G_SPACE, PUBLISHED, "--init-g")  # only checks that it can be loaded
     named(args.init_d or "autogan-d", D_SPACE, PUBLISHED, "--init-d")
-    # DEVIATES 16: AutoGAN-D (GD1). PAPER: 0.91M, the size of D_C, which is yet to be found; CODE: the plain one
+    # DEVIATES 16: AutoGAN-D (GD1). PAPER: 0.91M, the size of D_C, which is found only later; CODE: plain
     G, d = None, DBAR[args.dbar]
     if args.genotype:
         G = named(args.genotype, G_SPACE, PUBLISHED, "--genotype")
@@ -863,19 +863,19 @@ def first_state(args: Args) -> State:
     D = d if d == "plain" else named(d, D_SPACE, PUBLISHED, "--d-genotype")
     stages = stages_of(args)
     if D == "plain" and args.size < 32:
-        raise UserError(f"--size {args.size}: the plain discriminator halves it five times; use 32 or more")
+        raise UserError(f"--size {args.size}: the plain discriminator halves images five times; use 32 or more")
     unit = 1 if D == "plain" else 2 * 2 ** sum(row[5] != "none" for row in D)
     if "search-d" in stages or "coupled" in stages:
         unit = 16
     if args.size % unit:
-        raise UserError(f"--size {args.size}: is halved by a discriminator here; use a multiple of {unit}")
+        raise UserError(f"--size {args.size}: not divisible by this discriminator's stride; use a multiple of {unit}")
     return State(G=G, D=D)
 
 
 def costs_of(args: Args, state: State) -> dict[str, Cost]:
-    """What the networks of this run cost; a G that is still to be found is EAGAN's."""
+    """Costs of the networks of this run; EAGAN's G stands in for one not found yet."""
     stages, costs = stages_of(args), {}
-    costs["G" if state.G else "EAGAN's G"] = cost_of(args, G_SPACE, state.G or EAGAN_G)
+    costs["G" if state.G else "G (as EAGAN's)"] = cost_of(args, G_SPACE, state.G or EAGAN_G)
     if "search-g" in stages or stages == ["train"]:
         costs["D"] = cost_of(args, D_SPACE, state.D)
     if "search-g" in stages or "coupled" in stages:
@@ -886,7 +886,7 @@ def costs_of(args: Args, state: State) -> dict[str, Cost]:
 
 
 def plan_of(job: Job) -> list[gan.Stage]:
-    """(name, G updates, multiply-adds of one with its share of scoring) of every stage, by EAGAN's own networks."""
+    """(name, G updates, multiply-adds per update including scoring) per stage, based on EAGAN's networks."""
     args, plan = job.args, []
     g, d = cost_of(args, G_SPACE, EAGAN_G).macs, cost_of(args, D_SPACE, EAGAN_D).macs
     for name in stages_of(args):
@@ -901,8 +901,8 @@ def plan_of(job: Job) -> list[gan.Stage]:
 
 
 def main(args: Args) -> dict | None:
-    """Search, train, evaluate. Returns the best scores of the training, if there was one."""
-    # -- everything that can be wrong is found before a run directory is made
+    """Search, train, evaluate. Returns the best scores of the training phase, or None without one."""
+    # -- all checks run before the run directory is created
     ranks = start_ranks(args.device)
     check(args, ranks.world)
     evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is="is" in args.objectives.split(","))
@@ -921,7 +921,7 @@ def main(args: Args) -> dict | None:
         print("\n".join(lines))
         return None
 
-    copies = args.population * cost_of(job.args, G_SPACE, state.G or EAGAN_G).params  # of G*, in stage 2's checkpoints
+    copies = args.population * cost_of(job.args, G_SPACE, state.G or EAGAN_G).params  # of G*, in checkpoints of stage 2
     with Run(args.script(), "eagan", asdict(job.args), ranks, **gan.run_facts(job, costs, copies)) as job.run:
         gan.start(job, state, lines)
         if trained:

@@ -1,13 +1,13 @@
-"""Measure the supernet of degas.py: candidates one by one against merged ones, a (z, w) and an alpha step, in one run.
+"""Benchmark the supernet of degas.py: separate against merged candidates, in a (z, w) step and an alpha step.
 
-python -m benchmark.degas_edges     prints a Markdown table, a line as soon as it is measured
+python -m benchmark.degas_edges     prints a Markdown table, row by row
 
-plain   every candidate of every connection is computed as it is written, with a BatchNorm of its own
-shared  the same, but candidates that begin with BN -> ReLU take that of their source, computed once
-merged  and their kernels are added up to one convolution a connection: what degas.py does
+plain   compute every candidate of every connection separately, each with its own BatchNorm
+shared  compute BN -> ReLU once per source for all candidates that begin with it
+merged  also sum the kernels of these candidates into one convolution per connection, as degas.py does
 
-All three compute the same image; the run fails where they do not. They are measured by turns; on a CPU in seconds that
-this process had of it, which other programs do not lengthen.
+Fails unless all three compute the same image. Timings alternate between the three; on a CPU they are process CPU time,
+which is insensitive to other load.
 """
 
 import argparse
@@ -49,7 +49,7 @@ FORMS = {"plain": plain, "shared": shared, "merged": degas.MixedOp.forward}
 
 
 def pair_of_steps(args: degas.Args, ranks: Ranks) -> tuple[Callable[[], None], Callable[[], Tensor]]:
-    """A (z, w) step with an alpha step, and the images that the supernet makes."""
+    """Two functions: one takes a (z, w) step and an alpha step, one returns the images of the supernet."""
     job = Job(args, ranks, None, shapes(args.search_batch, args.search_size))
     s, i = degas.Search(job), torch.arange(args.search_batch, device=ranks.device)
     s.alpha = degas.Alpha(args.space, args.seed, 1.0).to(ranks.device)
@@ -84,7 +84,7 @@ def main() -> None:
     asked = parser.parse_args()
     ranks = start_ranks(asked.device)
     print(
-        f"{device_name(ranks.device)}, torch {torch.__version__}; batch {asked.batch}, 32 px, {asked.repeats} turns\n"
+        f"{device_name(ranks.device)}, torch {torch.__version__}; batch {asked.batch}, 32 px, {asked.repeats} repeats\n"
     )
     print("| channels | precision | form | (z, w) step + alpha step, ms | faster than plain (range) |")
     print("|---|---|---|---|---|", flush=True)
@@ -100,7 +100,7 @@ def main() -> None:
                 degas.MixedOp.forward = forward
                 steps, made = pair_of_steps(args, ranks)
                 images[form] = made()
-                steps()  # warms up
+                steps()  # warm-up
             steps, _ = pair_of_steps(args, ranks)
             for _ in range(asked.repeats):
                 for form, forward in FORMS.items():

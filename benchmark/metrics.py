@@ -1,6 +1,6 @@
-"""Measure common/metrics.py: the Frechet distance against pytorch-fid's, and images a second of the two networks.
+"""Benchmark common/metrics.py: Frechet distance against pytorch-fid's, and images per second of both networks.
 
-python -m benchmark.metrics [--weights FILE]     (FILE: pytorch-fid's Inception weights, whole or up to Mixed_6e)
+python -m benchmark.metrics [--weights FILE]     (FILE: pytorch-fid's Inception weights, complete or up to Mixed_6e)
 """
 
 import argparse
@@ -19,7 +19,7 @@ from common.metrics import Compact, Inception, frechet_distance, matrix_root
 
 
 def seconds(work: Callable[[], object], device: str, repeat: int = 3) -> float:
-    """Return the shortest of `repeat` runs."""
+    """Shortest time of `repeat` calls, in seconds."""
     best = float("inf")
     for _ in range(repeat):
         start = time.perf_counter()
@@ -31,7 +31,7 @@ def seconds(work: Callable[[], object], device: str, repeat: int = 3) -> float:
 
 
 def statistics(dims: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return mean and covariance of 2 * dims random features, correlated and non-negative as those of Inception."""
+    """Mean and covariance of 2 * dims random features, correlated and non-negative like Inception's."""
     random = stream(seed, "benchmark", dims)
     mixing = torch.randn(dims, dims, dtype=torch.float64, generator=random) / dims**0.5
     x = (torch.randn(2 * dims, dims, dtype=torch.float64, generator=random) @ mixing + 0.1 * seed).relu()
@@ -39,14 +39,14 @@ def statistics(dims: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def frechet_rows(table: Table, dims: int, device: str) -> None:
-    """Time the Frechet distance at one width in three ways."""
+    """Time the Frechet distance: pytorch-fid's, ours, and ours with a cached root."""
     from pytorch_fid.fid_score import calculate_frechet_distance
 
     real, fake = statistics(dims, 0), statistics(dims, 1)
     theirs = []
     numpy = [part.numpy() for part in (*real, *fake)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # scipy's, about pytorch-fid's call of sqrtm
+        warnings.simplefilter("ignore", DeprecationWarning)  # from scipy, because of pytorch-fid's sqrtm call
         slow = seconds(lambda: theirs.append(calculate_frechet_distance(*numpy)), "cpu", repeat=1)
     table.add_row(f"Frechet distance {dims}, pytorch-fid", f"{slow:.2f} s", "1.0", "")
     ours = [part.to(device) for part in (*real, *fake)]
@@ -69,7 +69,7 @@ def network_row(table: Table, name: str, net: nn.Module, batch: int, device: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, help="Inception weights; without them that row is left out")
+    parser.add_argument("--weights", type=Path, help="Inception weights; omit to skip Inception")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = parser.parse_args().weights
     table = Table(title=f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")

@@ -1,16 +1,16 @@
-"""Measure the mixed edges of adversarialnas.py: op by op against merged kernels, forward and backward, in one run.
+"""Benchmark the mixed edges of adversarialnas.py: separate ops against merged kernels, forward and backward.
 
-python -m benchmark.mixed_edge     prints a Markdown table, a line as soon as it is measured
+python -m benchmark.mixed_edge     prints a Markdown table, row by row
 
-plain         every op of every edge is computed, and their weighted sum taken (--mixed plain)
-pair          an edge as two convolutions, dense 5x5 and dilated 5x5: 50 taps
-ring          an edge as three, the 41 taps that are in use: what `merge` gives
-ring, shared  the edges that leave a node as one wide convolution of the ring form (--mixed merged)
+plain         compute every op of every edge, then their weighted sum (--mixed plain)
+pair          each edge as two convolutions, dense 5x5 and dilated 5x5: 50 taps
+ring          each edge as three convolutions with only the 41 taps in use, see `merge`
+ring, shared  all outgoing edges of a node as one wide convolution in ring form (--mixed merged)
 
-All forms compute the same sum; the run fails where they do not. They are measured by turns, so that a busy machine
-slows all of them alike. "kept" is what autograd holds for the backward pass, weights left out; "peak" what a forward
-and a backward pass take at most above what was there before, gradients of the weights included: on CUDA of the
-allocator, on a CPU of the memory of a forked process.
+Fails unless all forms compute the same sum. Timings alternate between the forms, so that other load affects them
+equally. "kept" is the memory that autograd saves for the backward pass, without weights; "peak" is the peak additional
+memory of a forward and a backward pass, with weight gradients: allocated memory on CUDA, resident memory of a forked
+process on a CPU.
 """
 
 import argparse
@@ -56,7 +56,7 @@ leave_script = nas.leave
 def leave_ring(
     x: Tensor, edges: Sequence[nas.MixedEdge], mix: nas.CellMix, merged: bool, stride: int = 1, relu: bool = True
 ) -> list[Tensor]:
-    """Each edge by itself in the form of the script."""
+    """Each edge separately, merged as in the script."""
     return [leave_script(x, [edge], mix, True, stride, relu)[0] for edge in edges]
 
 
@@ -70,7 +70,7 @@ FORMS = {"plain": leave_plain, "pair": leave_pair, "ring": leave_ring, "ring, sh
 
 
 def cases(args: argparse.Namespace, device: torch.device) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
-    """name: (network, its forward pass)."""
+    """{name: (network, its forward pass)}."""
     torch.manual_seed(0)
     alpha, beta = nas.Logits(nas.G_SPACE).to(device), nas.Logits(nas.D_SPACE).to(device)
     job = Job(nas.Args(), Ranks(device), None, None)
@@ -91,7 +91,7 @@ def cases(args: argparse.Namespace, device: torch.device) -> dict[str, tuple[nn.
     x_up, x_down, image = maps(g, args.side // 2), maps(d, args.side), maps(3, 32)
     z = torch.randn(args.batch, 120, device=device)
     for net in (up, down, first, G, D):
-        net.eval()  # spectral norm without its power iteration, so that all forms see the same weights
+        net.eval()  # no power iteration of spectral norm, so all forms use the same weights
     return {
         f"Up-Cell, {args.side // 2} to {args.side} px": (up, lambda: up(x_up, mixes(alpha)[0], [])[1]),
         f"Down-Cell, {args.side} to {args.side // 2} px": (down, lambda: down(x_down, mixes(beta)[1])),
@@ -102,7 +102,7 @@ def cases(args: argparse.Namespace, device: torch.device) -> dict[str, tuple[nn.
 
 
 def kept(net: nn.Module, forward: Callable[[], Tensor]) -> float:
-    """MB that autograd keeps of a forward pass, each storage once, parameters left out."""
+    """MB saved by autograd in a forward pass, counting each storage once, without parameters."""
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
     found: dict[int, int] = {}
 
@@ -128,7 +128,7 @@ def timed(net: nn.Module, forward: Callable[[], Tensor], device: torch.device) -
 
 
 def peak(net: nn.Module, forward: Callable[[], Tensor], device: torch.device) -> float:
-    """MB of a forward and a backward pass at their highest, above what was there before."""
+    """Peak additional MB of a forward and a backward pass."""
     net.zero_grad(set_to_none=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -139,9 +139,9 @@ def peak(net: nn.Module, forward: Callable[[], Tensor], device: torch.device) ->
     def highest() -> int:
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier passes have freed goes back, else it would be used again unseen
+    ctypes.CDLL(None).malloc_trim(0)  # release freed memory, whose reuse would not be measured
     read, write = os.pipe()
-    if os.fork() == 0:  # a process of its own, whose highest mark begins at what it holds now
+    if os.fork() == 0:  # the peak of a forked process starts at its current memory
         before = highest()
         timed(net, forward, device)
         os.write(write, str(highest() - before).encode())
@@ -184,7 +184,7 @@ def main() -> None:
         tolerance = (0.1 if args.amp else 1e-3) * outputs["plain"].abs().max()
         for form in FORMS:
             if (outputs[form] - outputs["plain"]).abs().max() > tolerance:
-                raise SystemExit(f"{what}: {form} is not the same sum as plain")
+                raise SystemExit(f"{what}: {form} does not compute the same sum as plain")
             middle, base = median(times[form][1:]), median(times["plain"][1:])
             cells = (
                 what,

@@ -1,18 +1,18 @@
-"""Show that the scripts of the working tree leave the same results as those of another commit, bit for bit.
+"""Check that the scripts of the working tree produce the same results as those of another commit, bit for bit.
 
 python -m benchmark.same_results BASE [--only METHOD ...] [--set smoke|variants|resume ...] [--keep FOLDER]
                                       [--against REVISION] [--jobs 2]
 
-Runs the same commands in a git worktree of BASE and in the working tree, and compares what they leave: G and genotype
-of weights.pt and weights.best.pt, the genotypes, the rows of search.jsonl and metrics.jsonl but for times, the samples,
-the names of the files. A line a command: equal, or the first difference. Exit code 1 where one differs or fails.
+Runs the same commands in a git worktree of BASE and in the working tree, and compares their output: G and genotype in
+weights.pt and weights.best.pt, genotypes, rows of search.jsonl and metrics.jsonl without timings, samples, file names.
+Prints one line per command: equal, or the first difference. Exits with 1 if a command differs or fails.
 
-smoke     --preset smoke as a user starts it, two seeds
-variants  what each paper varies, on 64 tiny images, with an evaluator trained for 20 steps
-resume    such runs, interrupted in each of their stages and resumed; they must equal BASE's run that went through
+smoke     --preset smoke as a user would run it, two seeds
+variants  the variants of each paper, on 64 tiny images, with an evaluator trained for 20 steps
+resume    such runs, interrupted in each of their stages and resumed; must equal BASE's uninterrupted run
 
---keep FOLDER keeps the worktree and BASE's runs, which the next call with that FOLDER takes as they are, and the new
-runs that differ. --against BASE checks the comparison itself: a commit must equal itself.
+--keep FOLDER keeps the worktree, BASE's runs, and the new runs that differ; the next call with this FOLDER reuses
+BASE's runs. --against BASE tests the comparison itself: a commit must equal itself.
 """
 
 import argparse
@@ -34,9 +34,9 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 900  # seconds for a process
+LIMIT = 900  # seconds per process
 
-SMALL = {  # flags of all runs but smoke's
+SMALL = {  # flags of all runs except smoke
     "eagan": """--g-ch 4 --d-ch 4 --z-dim 6 --g-batch 4 --d-batch 4 --n-critic 2 --epoch-batches 4 --population 4
         --rounds 2 --round-epochs 1 --warmup-epochs 1 --search-n 20 --final-n 30 --bn-batches 1 --train-epochs 3
         --eval-every 1 --eval-after 0""",
@@ -52,8 +52,8 @@ SMALL = {  # flags of all runs but smoke's
 }
 DATA = "--dataset {tiny16} --size 16 --evaluator compact --eval-n 120 --sample-every 2 --log-every 1"
 
-# By --phase, further flags of a run each; the first has none. {tiny16} and {tiny32} are data sets, other braces what
-# BASE's run with the flags in them has left.
+# Additional flags of the runs, by --phase, separated by semicolons. {tiny16} and {tiny32} are data sets; other braces
+# stand for the directory of BASE's run with the flags inside.
 VARIANTS = {
     "eagan": {
         "all": """; --seed 1 --ema 0.5 --adam-b1 0.5 --g-lr 1e-3; --objectives fid; --stages g; --stages coupled; --amp;
@@ -118,7 +118,7 @@ VARIANTS = {
     },
 }
 EVALUATIONS = "evaluation (untrained); evaluation (training); evaluation (last)"
-STAGES = {  # flags of a run: how the names of the stages begin in which it is stopped; a full stop ends the name
+STAGES = {  # flags of a run: prefixes of the stages to stop it in; a full stop marks the end of a name
     "eagan": {
         "": f"""preparing; stage 1 warm-up; stage 1 round 1/2; stage 1 round 1/2 scoring; stage 1 round 2/2 scoring;
             stage 1, final choice; stage 2 warm-up; stage 2 round 1/2; stage 2 round 1/2 scoring;
@@ -173,7 +173,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @dataclass(frozen=True)
 class Case:
-    """A command. With `stop` it is interrupted there and resumed, and must equal BASE's run that was not."""
+    """A command. With `stop`, interrupt it in that stage and resume it; it must equal BASE's uninterrupted run."""
 
     script: str
     kind: str
@@ -184,11 +184,11 @@ class Case:
         return runs / self.script / (re.sub(r"[^\w.,+-]+", "_", f"{self.flags} {self.stop}").strip("_ ") or "default")
 
     def given(self) -> list["Case"]:
-        """The runs of BASE whose files this one is given."""
+        """The runs of BASE whose files this one uses."""
         return [Case(self.script, "variants", flags) for flags in re.findall(r"\{(?!tiny)(.*?)\}", self.flags)]
 
     def words(self, runs: Path) -> list[str]:
-        """The command's flags. runs: BASE's, beside the data sets."""
+        """The command's flags. runs: directory of BASE's runs, next to the data sets."""
         flags = self.flags if self.kind == "smoke" else f"{SMALL[self.script]} {DATA} {self.flags}"
         flags = re.sub(r"\{(tiny\d+)\}", rf"{runs.parent}/\1.npz", flags)
         for case in self.given():
@@ -214,7 +214,7 @@ def git(*words: object) -> str:
 
 
 def worktree(revision: str, folder: Path) -> Path:
-    """A checkout of the revision in the folder."""
+    """Check out the revision in the folder."""
     sha = git("rev-parse", "--verify", f"{revision}^{{commit}}")
     tree = folder / f"base-{sha[:10]}"
     if not tree.exists():
@@ -223,7 +223,7 @@ def worktree(revision: str, folder: Path) -> Path:
 
 
 def run(tree: Path, case: Case, words: list[str], folder: Path) -> str:
-    """Run the command of the tree; its run directory becomes folder/run. Returns why it failed, or nothing."""
+    """Run the command in the tree; its run directory becomes folder/run. Returns why it failed, or ""."""
 
     def start(expected: int, stop: str, *words: object) -> str:
         program = [] if case.kind == "smoke" else ["-c", QUICK, stop]
@@ -233,9 +233,9 @@ def run(tree: Path, case: Case, words: list[str], folder: Path) -> str:
         try:
             done = subprocess.run(command, cwd=tree, env=env, timeout=LIMIT, **pipes)
         except subprocess.TimeoutExpired:
-            return f"failed: no end after {LIMIT} s"
+            return f"failed: timeout after {LIMIT} s"
         if stop and done.returncode == 0:
-            return f"failed: the stop never came, no second Run.check in a stage whose name begins with {stop!r}"
+            return f"failed: not stopped, no second Run.check in a stage whose name starts with {stop!r}"
         told = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
         return "" if done.returncode == expected else f"failed with exit code {done.returncode}: {told}"
 
@@ -244,7 +244,7 @@ def run(tree: Path, case: Case, words: list[str], folder: Path) -> str:
     words = [*words, "--runs-dir", str(folder / "runs"), "--data-dir", str(folder / "data")]
     failed = start(130 if case.stop else 0, case.stop, *words)
     if case.stop and not failed and (why := start(0, "", "--resume", *(folder / "runs").iterdir())):
-        failed = f"resumed, it {why}"
+        failed = f"after resuming: {why}"
     if not failed:
         (made,) = (folder / "runs").iterdir()
         made.rename(folder / "run")
@@ -252,12 +252,12 @@ def run(tree: Path, case: Case, words: list[str], folder: Path) -> str:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """What has to be equal of a run: {file: value}, the rows first; None where the file only has to be there."""
+    """What must be equal in a run: {file: value}, rows first; None if the file only has to exist."""
     found: dict[str, object] = {}
     files = [f.relative_to(folder) for f in folder.rglob("*") if f.is_file()]
     for file in sorted(files, key=lambda f: (f.suffix != ".jsonl", f)):
         path, name = folder / file, str(file)
-        if file.parts[0] == "source" or name.startswith("checkpoint"):  # the code may differ; saves depend on the time
+        if file.parts[0] == "source" or name.startswith("checkpoint"):  # code may differ; saves depend on timing
             continue
         found[name] = None
         if name in ("search.jsonl", "metrics.jsonl"):
@@ -275,7 +275,7 @@ def contents(folder: Path) -> dict[str, object]:
 
 
 def difference(base: object, new: object, where: str = "") -> str:
-    """Where two values first differ, and both of them; nothing where they are the same to the last bit."""
+    """The first difference of two values, and its place; "" if they are equal bit for bit."""
     if isinstance(base, torch.Tensor) and isinstance(new, torch.Tensor):
         if (base.dtype, base.shape) != (new.dtype, new.shape):
             return f"{where}: {base.dtype} {tuple(base.shape)} != {new.dtype} {tuple(new.shape)}"
@@ -296,7 +296,7 @@ def difference(base: object, new: object, where: str = "") -> str:
 
 
 def compare(asked: argparse.Namespace, folder: Path) -> int:
-    """Run and compare, in the folder. Returns the exit code."""
+    """Run and compare everything in the folder. Returns the exit code."""
     for size in (16, 32):
         rng, labels = np.random.default_rng(0), np.arange(64) % 2
         images = rng.integers(0, 128, (64, size, size, 3)) + 127 * labels[:, None, None, None]
@@ -304,7 +304,7 @@ def compare(asked: argparse.Namespace, folder: Path) -> int:
     base = worktree(asked.base, folder)
     tree = ROOT if asked.against == "." else worktree(asked.against, folder)
     runs, new = folder / base.name.replace("base", "runs"), Path(tempfile.mkdtemp(prefix="new-", dir=folder))
-    failed: dict[Path, str] = {}  # runs of BASE
+    failed: dict[Path, str] = {}  # BASE's runs that failed
 
     def of_base(case: Case) -> None:
         words, done = case.words(runs), case.folder(runs) / "done.json"
@@ -319,7 +319,7 @@ def compare(asked: argparse.Namespace, folder: Path) -> int:
             return f"base {why}", 0.0
         try:
             why = run(tree, case, case.words(runs), here) or difference(contents(there / "run"), contents(here / "run"))
-        except Exception as error:  # of torch.load, json, ...: a file of another kind than expected
+        except Exception as error:  # from torch.load, json, ...: unexpected file contents
             why = f"cannot be compared: {error!r:.300}"
         if not why:
             shutil.rmtree(here)
@@ -330,7 +330,7 @@ def compare(asked: argparse.Namespace, folder: Path) -> int:
     seconds: dict[tuple[str, str], list[float]] = {}
     bad = 0
     with ThreadPoolExecutor(asked.jobs) as pool:
-        for later in (False, True):  # first those that are given no file of another
+        for later in (False, True):  # first those that use no other run's files
             list(pool.map(of_base, [case for case in needed.values() if bool(case.given()) == later]))
         for case, (why, spent) in zip(todo, pool.map(of_both, todo), strict=True):
             bad += bool(why)
@@ -338,8 +338,8 @@ def compare(asked: argparse.Namespace, folder: Path) -> int:
             name = f"{case.flags or 'default'}{case.stop and f', stopped in {case.stop!r}'}"
             print(f"{case.script:14} {case.kind:8} {spent:5.1f} s  {why or 'equal'}  <- {name}", flush=True)
     for (script, kind), times in seconds.items():
-        print(f"{script:14} {kind:8} {sum(times):5.0f} s of processes, {asked.jobs} at once, for {len(times)} commands")
-    print(f"{len(todo) - bad} of {len(todo)} equal" + f"; new runs that are not: {new}" * bool(bad and asked.keep))
+        print(f"{script:14} {kind:8} {sum(times):5.0f} s in total, {asked.jobs} in parallel, for {len(times)} commands")
+    print(f"{len(todo) - bad} of {len(todo)} equal" + f"; new runs that differ: {new}" * bool(bad and asked.keep))
     if not bad:
         shutil.rmtree(new)
     return 1 if bad else 0
@@ -351,9 +351,11 @@ def main() -> int:
     parser.add_argument("base", metavar="BASE", help="git revision")
     parser.add_argument("--only", nargs="+", choices=SMALL, default=list(SMALL), metavar="METHOD", help="default: all")
     parser.add_argument("--set", nargs="+", choices=sets, default=sets, help="default: all")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="default: a temporary one")
-    parser.add_argument("--against", default=".", metavar="REVISION", help="in place of the working tree")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="default: a temporary folder")
+    parser.add_argument(
+        "--against", default=".", metavar="REVISION", help="revision to compare instead of the working tree"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="parallel processes")
     asked = parser.parse_args()
     folder = Path(asked.keep or tempfile.mkdtemp(prefix="same-results-")).resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Measure the methods' own loops: G updates a second and peak memory, at the papers' widths unless told otherwise.
+"""Benchmark the training and search loops: G updates per second and peak memory, by default at the papers' widths.
 
-python -m benchmark.steps [METHOD ...]     prints a Markdown table, a line as soon as it is measured
+python -m benchmark.steps [METHOD ...]     prints a Markdown table, row by row
 
-A row is what the script does with these flags: its `main` runs, on the built-in images, with a stopwatch in place of
-the run directory and without scoring.
+Each row runs the `main` of a script with these flags on the built-in images, with a stopwatch instead of the run
+directory, and without scoring.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from common.metrics import Score
 from common.ranks import device_name, start_ranks
 
 REPEATS = 5
-ROWS = {  # method: {what is measured: its flags}
+ROWS = {  # method: {loop: flags}
     "eagan": {
         "training": {"phase": "train", "genotype": "eagan-g"},
         "stage 1": {"phase": "search", "stages": "g"},
@@ -45,13 +45,13 @@ ROWS = {  # method: {what is measured: its flags}
 
 
 class Measured(BaseException):
-    """Enough steps were timed."""
+    """Raised when enough steps have been timed."""
 
 
 def stopwatch(device: torch.device, seconds: float, rates: list[float]) -> Callable[..., None]:
-    """A stand-in for Run.tick, which every loop calls: G updates a second of REPEATS stretches go into `rates`.
+    """Replacement for Run.tick, which every loop calls; appends the G updates/s of REPEATS intervals to `rates`.
 
-    The stretches take `seconds` together; before them half as long, and three steps at least, warm up.
+    The intervals take `seconds` in total, after a warm-up of half that time and at least three steps.
     """
     since, per_stretch = [], 0
 
@@ -75,7 +75,7 @@ def stopwatch(device: torch.device, seconds: float, rates: list[float]) -> Calla
 
 
 def measure(script: ModuleType, args: object, device: torch.device, seconds: float) -> list[float]:
-    """Steps a second of script.main(args) in each of REPEATS stretches."""
+    """G updates/s of script.main(args) in each of REPEATS intervals."""
     rates: list[float] = []
     run, evaluator = MagicMock(), MagicMock(batch=100, label="FID")
     run.__enter__.return_value = run
@@ -86,26 +86,28 @@ def measure(script: ModuleType, args: object, device: torch.device, seconds: flo
             script.main(args)
         except Measured:
             return rates
-    raise RuntimeError(f"{script.__name__} ended before {REPEATS} stretches were timed")
+    raise RuntimeError(f"{script.__name__} ended before {REPEATS} intervals were timed")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(ROWS)}; default: all")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"any of {', '.join(ROWS)}; default: all")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seconds", type=float, default=5.0, help="measured, for each line of the table")
-    parser.add_argument("--preset", default="paper", help="widths, batches: paper, quick or smoke")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA")
+    parser.add_argument("--seconds", type=float, default=5.0, help="measuring time per row")
+    parser.add_argument("--preset", default="paper", help="widths and batch sizes: paper, quick or smoke")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="add rows with torch.compile; default: on CUDA"
+    )
     asked = parser.parse_args()
     if unknown := set(asked.methods) - set(ROWS):
-        parser.error(f"{', '.join(unknown)}: not one of {', '.join(ROWS)}")
+        parser.error(f"{', '.join(unknown)}: unknown method; use {', '.join(ROWS)}")
 
     device = start_ranks(asked.device).device
     cuda = device.type == "cuda"
     common.ranks.PROBE_SECONDS = 0.0
     float32 = "fp32 (TF32 convolutions)" if cuda and torch.backends.cudnn.allow_tf32 else "fp32"
     print(f"{device_name(device)}, torch {torch.__version__}", end=f", CUDA {torch.version.cuda}\n" if cuda else "\n")
-    print(f"widths and batches of --preset {asked.preset}; 32 px; median (range)\n")
+    print(f"widths and batch sizes of --preset {asked.preset}; 32 px; median (range)\n")
     widths = (14, 17, 24, 22, 14)
     head = ("method", "loop", "precision", "G updates/s", "peak memory GB")
     print("| " + " | ".join(f"{text:{w}}" for text, w in zip(head, widths, strict=True)) + " |")
@@ -117,7 +119,7 @@ def main() -> None:
             if row == "training" and (cuda if asked.compile is None else asked.compile):
                 ways["amp + compile"] = {"amp": True, "compile": True}
             for way, more in ways.items():
-                gc.collect()  # so that the line before this one does not count
+                gc.collect()  # free the memory of the previous row
                 torch.compiler.reset()
                 if cuda:
                     torch.cuda.reset_peak_memory_stats(device)

@@ -1,9 +1,9 @@
-"""Measure the terminal UI against its targets: start, redraw, logs, live load, latency, memory, traffic.
+"""Benchmark the terminal UI against its targets: start, redraw, logs, live load, latency, memory, traffic.
 
-python -m benchmark.tui     prints a Markdown table, a line as soon as it is measured; exits 1 where a target is missed
+python -m benchmark.tui     prints a Markdown table, row by row; exits with 1 if a target is missed
 
-Directories are made in a temporary folder: 100 runs of 10,000 rows, a log of 48 MB. The UI itself runs in a pseudo-terminal
-of 120 x 36. Times are CPU seconds of the process unless they are waited for, medians of several repeats.
+Creates 100 runs of 10,000 rows and a log of 48 MB in a temporary folder. The UI runs in a pseudo-terminal of 120 x 36.
+Times are process CPU time, or wall time where marked as such; medians of several repeats.
 """
 
 import fcntl
@@ -45,7 +45,7 @@ def report(what: str, target: float, measured: float, unit: str) -> None:
 
 
 def cpu(do: Callable[[], object], repeats: int = 7) -> float:
-    """Median CPU milliseconds of a call; the first one warms up."""
+    """Median CPU time of a call in milliseconds, after a warm-up call."""
     do()
     spent = []
     for _ in range(repeats):
@@ -56,7 +56,7 @@ def cpu(do: Callable[[], object], repeats: int = 7) -> float:
 
 
 def many_runs(root: Path) -> None:
-    """The first run is written row by row; the others are copies with their own seed and values of the same length."""
+    """Create RUNS runs; the metrics of the first one are copied to the others."""
     first = make_run(root, seed=0, rows=ROWS, samples=1)
     lines = (first / "metrics.jsonl").read_text()
     for seed in range(1, RUNS):
@@ -67,7 +67,7 @@ def many_runs(root: Path) -> None:
 
 
 class Terminal:
-    """tui.py in a pseudo-terminal; what it writes is counted and kept."""
+    """tui.py in a pseudo-terminal; its output is recorded."""
 
     def __init__(self, root: Path, size: tuple[int, int] = (120, 36)) -> None:
         self.began = time.perf_counter()
@@ -80,7 +80,7 @@ class Terminal:
         self.data = b""
 
     def read(self, seconds: float, until: bytes | None = None) -> float:
-        """Read for so long, or until these bytes came; the seconds that took."""
+        """Read for `seconds`, or until the bytes `until` appear. Returns the elapsed seconds."""
         began, seen = time.perf_counter(), len(self.data)
         while (left := began + seconds - time.perf_counter()) > 0:
             if select.select([self.master], [], [], left)[0]:
@@ -97,7 +97,7 @@ class Terminal:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> float:
-        """Megabytes resident."""
+        """Resident memory in MB."""
         return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[1]) / 1024
 
     def close(self) -> None:
@@ -126,8 +126,8 @@ def first_paint(root: Path) -> None:
         terminal.read(20, b"100 done")
         whole.append(time.perf_counter() - terminal.began)
         terminal.close()
-    report("start to the first paint, 100 runs on disk, waited", 1.0, statistics.median(empty), "s")
-    report("start to the last scores of all 100 runs, waited", 2.0, statistics.median(whole), "s")
+    report("start to first paint, 100 runs on disk, wall time", 1.0, statistics.median(empty), "s")
+    report("start to final scores of all 100 runs, wall time", 2.0, statistics.median(whole), "s")
 
 
 def charts() -> None:
@@ -143,7 +143,7 @@ def charts() -> None:
 
 
 def table_tick() -> None:
-    """The widget alone: 100 rows of 14 columns, ten of them changed."""
+    """The table widget alone: 100 rows of 14 columns, ten rows changing."""
 
     class Alone(Table):
         size = Size(200, 101)
@@ -162,7 +162,7 @@ def table_tick() -> None:
             rows.append((str(r), [(f" {r * c + value:>10}", "s1" if c % 3 else "") for c in range(14)]))
         table.show([(" head", "bold")], rows)
 
-    report("table of 100 rows x 14 columns, 10 changed, tick", 10, cpu(show), "ms")
+    report("table of 100 rows x 14 columns, 10 changed, update", 10, cpu(show), "ms")
 
 
 def logs(folder: Path) -> None:
@@ -184,11 +184,11 @@ def logs(folder: Path) -> None:
         ).stdout.split()
         opened.append(float(out[0]))
         memory.append(float(out[1]))
-    report(f"open a log of {file.stat().st_size / 1e6:.0f} MB, waited", 0.3, statistics.median(opened), "s")
-    report("memory that takes", 50, statistics.median(memory), "MB")
+    report(f"open a log of {file.stat().st_size / 1e6:.0f} MB, wall time", 0.3, statistics.median(opened), "s")
+    report("memory for that log", 50, statistics.median(memory), "MB")
     log = Log(file)
     log.update()
-    report("show only its lines that match", 150, cpu(lambda: log.matching(r"step +\d*77 "), 3), "ms")
+    report("filter its lines by a pattern", 150, cpu(lambda: log.matching(r"step +\d*77 "), 3), "ms")
 
     class Alone(LogView):
         size = Size(120, 36)
@@ -204,7 +204,7 @@ def logs(folder: Path) -> None:
             f.writelines(line.format(i) for i in range(100))
         view.tick()
 
-    report("100 lines more while following", 20, cpu(append), "ms")
+    report("100 new lines while following", 20, cpu(append), "ms")
     endless = folder / "endless.txt"
     endless.write_bytes(b"x" * 10_000_000)
 
@@ -213,7 +213,7 @@ def logs(folder: Path) -> None:
         log.update()
         log.lines(range(len(log)))
 
-    report("a log of one line of 10 MB", 100, cpu(one_line), "ms")
+    report("open a log with a single line of 10 MB", 100, cpu(one_line), "ms")
 
 
 def samples(folder: Path) -> None:
@@ -228,11 +228,11 @@ def polling(root: Path) -> None:
     store = Store(root, launch.records)
     store.scan()
     store.refresh()
-    report("poll of 100 runs", 10, cpu(lambda: (store.scan(), store.refresh()), 9), "ms")
+    report("poll 100 runs", 10, cpu(lambda: (store.scan(), store.refresh()), 9), "ms")
 
 
 def whole(root: Path) -> None:
-    """100 runs read whole: key presses meanwhile, memory afterwards."""
+    """Read 100 runs completely: latency of key presses meanwhile, memory afterwards."""
     terminal = Terminal(root)
     terminal.read(20, b"100 done")
     delays = []
@@ -244,8 +244,8 @@ def whole(root: Path) -> None:
             terminal.read(0.001)
         delays.append(1000 * (time.perf_counter() - began))
         terminal.read(0.05)
-    report("key to screen while 100 runs are read, median, waited", 100, statistics.median(delays), "ms")
-    report("the same, slowest of 20", 100, max(delays), "ms")
+    report("key press to screen while 100 runs load, median, wall time", 100, statistics.median(delays), "ms")
+    report("the same, maximum of 20", 100, max(delays), "ms")
     before = terminal.memory()
     for _ in range(60):
         terminal.read(2)
@@ -258,7 +258,7 @@ def whole(root: Path) -> None:
 
 
 def live(root: Path) -> None:
-    """Ten writers of 20 rows a second, all ten overlaid."""
+    """Ten runs that write 20 rows per second, all overlaid."""
     runs = sorted(root.glob("*-s*"))
     for path in runs[10:]:
         shutil.rmtree(path)
@@ -287,15 +287,15 @@ while True:
         terminal.press(" " * 10)
         terminal.read(10, b"10 overlaid")
         if b"10 overlaid" not in terminal.data:
-            sys.exit("the UI never showed ten curves")
+            sys.exit("the UI did not show ten curves")
         terminal.read(8)
         before, began, seen = terminal.cpu(), time.perf_counter(), len(terminal.data)
         terminal.read(20)
         seconds = time.perf_counter() - began
         report(
-            "10 runs x 20 rows a second, all shown: load", 8, 100 * (terminal.cpu() - before) / seconds, "% of a core"
+            "10 runs x 20 rows/s, all overlaid: CPU load", 8, 100 * (terminal.cpu() - before) / seconds, "% of a core"
         )
-        report("what that sends to the terminal", 10, (len(terminal.data) - seen) / seconds / 1000, "kB/s")
+        report("terminal output for that", 10, (len(terminal.data) - seen) / seconds / 1000, "kB/s")
         terminal.close()
     finally:
         writing.kill()
@@ -317,7 +317,7 @@ def main() -> None:
         whole(root)
         live(root)
         if (root / ".tui.log").exists():
-            sys.exit(f"the UI complained: {(root / '.tui.log').read_text()}")
+            sys.exit(f"the UI logged errors: {(root / '.tui.log').read_text()}")
     sys.exit(f"missed: {', '.join(missed)}" if missed else 0)
 
 

@@ -1,4 +1,4 @@
-"""Parts that several methods share: operations, genotypes, published architectures, costs."""
+"""Building blocks shared by the methods: operations, search spaces, genotypes, costs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +22,11 @@ CONVS = {"conv_1x1": (1, 1), "conv_3x3": (3, 1), "conv_5x5": (5, 1), "dil_conv_3
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int | Pair, padding: Pair, dilation: Pair, groups: int = 1
 ) -> Tensor:
-    """F.conv2d; on a CPU a dilated one is float32 even under autocast.
+    """F.conv2d, except that dilated convolutions on a CPU stay in float32 under autocast.
 
-    There torch 2.14's bfloat16 gradient of a dilated convolution's weight is garbage, often nan: for
-    channels-last maps of 32 px and more, when the width is above 16 and no multiple of it, or the
-    convolution is depthwise.
+    On a CPU, torch 2.14's bfloat16 weight gradient of a dilated convolution is wrong, often NaN: for
+    channels-last maps of 32 px or more, if the channels exceed 16 and are not a multiple of 16, or
+    if the convolution is depthwise.
     """
     if dilation == (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -36,7 +36,7 @@ def conv2d(
 
 
 class Conv(nn.Conv2d):
-    """A convolution whose (spectral-normalised) weight is float32 even under autocast."""
+    """Conv2d whose weight, including its spectral norm, is computed in float32 under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -45,7 +45,7 @@ class Conv(nn.Conv2d):
 
 
 class Linear(nn.Linear):
-    """A linear layer whose (spectral-normalised) weight is float32 even under autocast."""
+    """Linear whose weight, including its spectral norm, is computed in float32 under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -54,7 +54,7 @@ class Linear(nn.Linear):
 
 
 class ConvAvgPool(Conv):
-    """conv 3x3 (padding 1), then 2x2 average pool, as one 4x4 convolution of stride 2."""
+    """3x3 convolution (padding 1) and 2x2 average pooling, as one 4x4 convolution of stride 2."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, 3, padding=1)
@@ -67,20 +67,20 @@ class ConvAvgPool(Conv):
 
 
 def conv(c_in: int, c_out: int, name: str = "conv_1x1", stride: int = 1, sn: bool = False) -> nn.Module:
-    """One of CONVS: stride 1 keeps the size, stride 2 halves even sizes; sn: spectral norm."""
+    """Convolution from CONVS: stride 1 keeps the size, stride 2 halves it; sn: spectral norm."""
     k, dilation = CONVS[name]
     module = Conv(c_in, c_out, k, stride, padding=dilation * (k // 2), dilation=dilation)
     return spectral_norm(module) if sn else module
 
 
 def xavier_sn(module: nn.Conv2d) -> nn.Module:
-    """Xavier-uniform, then spectral norm: an initialiser would not reach the weights later."""
+    """Initialise with Xavier-uniform, then add spectral norm; `init_weights` skips such modules."""
     nn.init.xavier_uniform_(module.weight)
     return spectral_norm(module)
 
 
 class Normal(nn.Module):
-    """An op of OPS_NORMAL, (B, C, H, W) -> same: identity, or ReLU (if `relu`) -> convolution."""
+    """An op from OPS_NORMAL, (B, C, H, W) -> same: identity, or ReLU (if `relu`) -> convolution."""
 
     def __init__(self, name: str, c: int, sn: bool = False, relu: bool = True) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Normal(nn.Module):
 
 
 class Up(nn.Module):
-    """An op of OPS_UP, (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """An op from OPS_UP, (B, C, H, W) -> (B, C, 2H, 2W)."""
 
     def __init__(self, name: str, c: int) -> None:
         super().__init__()
@@ -105,19 +105,19 @@ class Up(nn.Module):
         self.conv = Conv(c, c, 1, bias=not transposed)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.name == "nearest":  # ReLU and 1x1 act on single pixels: same result if copied last
+        if self.name == "nearest":  # ReLU and 1x1 are pointwise: upsampling last is equivalent
             return F.interpolate(self.conv(x.relu()), scale_factor=2)
         if self.name == "bilinear":
             return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear").relu())
         return self.conv(self.up(x.relu()))
 
     def macs(self, side: int) -> int:
-        transposed = 0 if self.up is None else count_params(self.up) * (side // 2) ** 2  # on the small map
+        transposed = 0 if self.up is None else count_params(self.up) * (side // 2) ** 2  # at the input size
         return transposed + count_params(self.conv) * side**2
 
 
 class Down(nn.Module):
-    """An op of OPS_DOWN, (B, C, H, W) -> (B, C, H/2, W/2): 2x2 pool, or ReLU -> stride-2 conv."""
+    """An op from OPS_DOWN, (B, C, H, W) -> (B, C, H/2, W/2): 2x2 pool, or ReLU -> stride-2 conv."""
 
     def __init__(self, name: str, c: int, sn: bool = False) -> None:
         super().__init__()
@@ -133,29 +133,29 @@ class Down(nn.Module):
         return count_params(self) * side**2
 
 
-# Name of an op -> its module, made by (channels). An edge may also hold "none", which has no module.
+# Op name -> module constructor, called with the channels. An edge may also be "none" (no module).
 OPS_NORMAL = {name: partial(Normal, name) for name in ("skip_connect", *CONVS)}
 OPS_UP = {name: partial(Up, name) for name in ("nearest", "bilinear", "conv_transpose")}
 OPS_DOWN = {name: partial(Down, name) for name in ("avg_pool", "max_pool", *CONVS) if name != "conv_1x1"}
 
 
 class Edge(nn.ModuleDict):
-    """An edge's candidate ops by name: all in a supernet, one in a derived network; runs one op."""
+    """Candidate ops of an edge by name, just one in a derived network; forward runs one of them."""
 
     def forward(self, x: Tensor, op: str) -> Tensor | None:
         return None if op == "none" else self[op](x)
 
 
 def add(*terms: Tensor | None) -> Tensor:
-    """Sum of a node's incoming edges, out of place: an identity edge returns its input itself."""
+    """Sum a node's incoming edges, out of place: an identity edge returns its input tensor."""
     return reduce(torch.add, [t for t in terms if t is not None])
 
 
 def init_weights(net: nn.Module) -> None:
-    """Xavier-uniform for Conv2d, N(1, 0.02) for BatchNorm scales; the rest keeps its defaults.
+    """Xavier-uniform Conv2d weights, N(1, 0.02) BatchNorm scales; the rest keeps its defaults.
 
-    Spectral-normalised convolutions keep theirs: torch's default in EAGAN (on a GPU the authors'
-    initialiser missed them), xavier_sn's in AutoGAN and AdversarialNAS.
+    Spectral-normalised convolutions are skipped: EAGAN uses torch's default (on a GPU the authors'
+    initialiser misses them), AutoGAN and AdversarialNAS use xavier_sn.
     """
     for m in net.modules():
         if isinstance(m, nn.Conv2d) and not hasattr(m, "parametrizations"):
@@ -167,7 +167,7 @@ def init_weights(net: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and multiply-adds for one image of the network as its paper writes it."""
+    """Parameter count, and multiply-adds per image of the network as written in its paper."""
 
     params: int = 0
     macs: int = 0
@@ -181,29 +181,29 @@ def count_params(net: nn.Module) -> int:
 
 
 def conv_cost(c_in: int, c_out: int, kernel: int, side: int, bias_adds: bool = True) -> Cost:
-    """Of a convolution with bias and an output of side x side pixels; linear: kernel 1, side 1."""
+    """Cost of a convolution with bias, output side x side; for a linear layer: kernel 1, side 1."""
     weights = c_in * kernel**2 * c_out
     adds = weights + c_out if bias_adds else weights
     return Cost(weights + c_out, adds * side**2)
 
 
 def params_and_macs(**costs: Cost) -> dict[str, dict[str, int]]:
-    """As genotype.json has them."""
+    """Costs in the layout of genotype.json: {"params": {name: n}, "macs": {name: n}}."""
     return {what: {name: getattr(cost, what) for name, cost in costs.items()} for what in ("params", "macs")}
 
 
 @lru_cache(1024)
 def op_cost(make: Callable[[int], nn.Module], ch: int, side: int) -> Cost:
-    """Of one op of OPS_* at a width, its output side x side pixels; TypeError where it lacks `macs(side)`."""
+    """Cost of an op from OPS_*, output side x side. TypeError: the op has no `macs(side)`."""
     with torch.device("meta"):
         op = make(ch)
     if not hasattr(op, "macs"):
-        raise TypeError(f"{type(op).__name__}: needs a method macs(side), its multiply-adds for one image")
+        raise TypeError(f"{type(op).__name__}: needs a method macs(side) that returns its multiply-adds per image")
     return Cost(count_params(op), op.macs(side))
 
 
 class DBlock(nn.Module):
-    """SN-GAN's block: ReLU -> conv -> ReLU -> conv, (B, C, H, W) -> same; down: both paths end in a 2x2 mean."""
+    """SN-GAN's block, (B, C, H, W) -> same, or half the side: ReLU -> conv -> ReLU -> conv [-> pool]."""
 
     def __init__(self, ch: int, down: bool) -> None:
         super().__init__()
@@ -214,15 +214,15 @@ class DBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         main = self.conv2(self.conv1(x.relu()).relu())
         if self.shortcut is not None:
-            x = self.shortcut(F.avg_pool2d(x, 2))  # the 1x1 commutes with the pool
+            x = self.shortcut(F.avg_pool2d(x, 2))  # the 1x1 commutes with pooling
         return main + x
 
 
 class AutoGANDiscriminator(nn.Module):
-    """AutoGAN's hand-made discriminator, also AdversarialNAS's: (B, 3, H, W) -> (B, 1), all under spectral norm.
+    """AutoGAN's and AdversarialNAS's discriminator, (B, 3, H, W) -> (B, 1), with spectral norm.
 
-    64 ch^2 + 41 ch parameters. stage 0 or 1 leaves out the last 2 or 1 of the middle blocks, for images
-    of 8 and 16 px: AutoGAN's D grows with its G. [AutoGAN §3.1; authors' code]
+    64 ch^2 + 41 ch parameters. Stage 0 skips both middle blocks, stage 1 the second, for images of
+    8 and 16 px: AutoGAN's D grows with its G. [AutoGAN §3.1; authors' code]
     """
 
     def __init__(self, ch: int = 128) -> None:
@@ -238,11 +238,11 @@ class AutoGANDiscriminator(nn.Module):
         x = self.stem2(self.stem1(x).relu()) + self.stem_skip(F.avg_pool2d(x, 2))
         for block in self.middle[:stage]:
             x = block(x)
-        return self.out(self.last(x).relu().sum(dim=(2, 3)))  # CODE: a sum, so its scale grows with the image
+        return self.out(self.last(x).relu().sum(dim=(2, 3)))  # CODE: a sum, so it grows with the image
 
     @staticmethod
     def cost(ch: int, size: int, stage: int = 2, bias_adds: bool = True) -> Cost:
-        """At this width, on images of size x size pixels; the parameters of all blocks count."""
+        """Cost on size x size images; parameters include the blocks that a stage skips."""
 
         def convs(side: int, *shapes: tuple[int, int]) -> Cost:  # (channels in, kernel)
             return sum((conv_cost(c_in, ch, kernel, side, bias_adds) for c_in, kernel in shapes), Cost())
@@ -260,18 +260,18 @@ Genotype = tuple[tuple[str, ...], ...]  # one row of op names per cell
 
 class EdgeSpec(NamedTuple):
     name: str  # "1->3": from node 1 to node 3
-    ops: tuple[str, ...]  # what the edge may hold
+    ops: tuple[str, ...]  # candidate ops
     first_code: int = 0  # integer of ops[0] in the authors' .npy files
 
 
 @dataclass(frozen=True)
 class Space:
-    """A search space of cells: which op each edge may hold, and which nodes need an input.
+    """A cell-based search space: the candidate ops of each edge, and the nodes that need an input.
 
-    nodes: {node: columns of the edges that enter it}; at least one of them must not be "none".
-    together: columns that are all "none" or none of them is (down-sampling edges).
-    first: the edges of cell 1, where they hold other ops than those of the other cells.
-    leaving: {node: columns of the edges that leave it}; where all are "none" it needs no input.
+    nodes: {node: columns of its incoming edges}; at least one of them must not be "none".
+    together: columns of the down-sampling edges, which must be all "none" or all ops.
+    first: edges of cell 1, if their candidates differ from those of the other cells.
+    leaving: {node: columns of its outgoing edges}; if all of them are "none", it needs no input.
     """
 
     name: str
@@ -283,40 +283,40 @@ class Space:
     leaving: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def edges_of(self, cell: int) -> tuple[EdgeSpec, ...]:
-        """The edges of a cell, counted from 0."""
+        """Edges of a cell (0-based)."""
         return self.first if self.first and cell == 0 else self.edges
 
     def held(self, genotype: "Genotype | None") -> Iterator[tuple[int, int, str]]:
-        """(cell, column, op) of every op in a network of this genotype; None: in a supernet."""
+        """Yield (cell, column, op) for every op of the genotype, or of the supernet (None)."""
         for cell in range(self.cells):
             for column in range(len(self.edges)):
                 for op in self.candidates(genotype, cell, column):
                     yield cell, column, op
 
     def candidates(self, genotype: "Genotype | None", cell: int, column: int) -> list[str]:
-        """The ops an edge is built with, "none" apart: the genotype's, or all in a supernet (None)."""
+        """Ops to build for an edge, without "none": the genotype's, or all for a supernet (None)."""
         ops = self.edges_of(cell)[column].ops if genotype is None else (genotype[cell][column],)
         return [op for op in ops if op != "none"]
 
     def starved(self, row: Sequence[str], node: int) -> bool:
-        """Whether a node of a row of ops lacks the input that it must have."""
+        """Whether a node needs an input but has none in this row of ops."""
         needed = node not in self.leaving or any(row[c] != "none" for c in self.leaving[node])
         return needed and all(row[c] == "none" for c in self.nodes[node])
 
     def row_error(self, row: tuple[str, ...]) -> str:
-        """What is wrong with a row of known ops ("" if it is valid)."""
+        """Describe what is wrong with a row of known ops; "" if it is valid."""
         for node, columns in self.nodes.items():
             if self.starved(row, node):
                 edges = " and ".join(self.edges[c].name for c in columns)
-                one = "one of the edges" if len(columns) > 1 else "edge"
+                one = "at least one of the edges" if len(columns) > 1 else "edge"
                 return f"node {node} has no input: {one} {edges} must not be 'none'"
         if len({row[c] == "none" for c in self.together}) > 1:
             edges = " and ".join(self.edges[c].name for c in self.together)
-            return f"edges {edges}: both or none of them must be 'none'"
+            return f"edges {edges}: use 'none' on both or on neither"
         return ""
 
     def check(self, rows: object, source: str) -> Genotype:
-        """The genotype, if it is one of this space. UserError names source, cell and edge, and what may stand there."""
+        """Validate a genotype. UserError names the source, cell, edge and valid ops."""
         if not isinstance(rows, list | tuple) or len(rows) != self.cells:
             raise UserError(f"{source}: a {self.name} genotype is a list of {self.cells} cells, found {rows!r:.80}")
         for i, row in enumerate(rows, 1):
@@ -332,7 +332,7 @@ class Space:
         return tuple(tuple(row) for row in rows)
 
     def from_codes(self, codes: object, source: str = "codes") -> Genotype:
-        """Op names for the authors' integers, (cells, edges). UserError: wrong shape or code."""
+        """Genotype from the authors' integers, (cells, edges). UserError: wrong shape or code."""
         codes = np.asarray(codes)
         if codes.shape != (self.cells, len(self.edges)) or codes.dtype.kind not in "iu":
             raise UserError(
@@ -357,17 +357,17 @@ class Space:
 
 
 def named(name: str, space: Space, published: dict[str, dict[str, list]], flag: str = "") -> Genotype | None:
-    """A published genotype by name, or the one in a file, a run's genotype.json or the authors' .npy.
+    """Load a genotype by its published name, from a genotype.json or from an .npy of the authors.
 
-    published: {"G": {name: codes}, "D": {...}}, also the keys of a .json; None where it lacks this one,
-    an error if `flag` names an option. UserError: neither name nor file, not of this space.
+    published: {"G": {name: codes}, "D": {...}}. For a .json without a genotype of this space, returns
+    None, or raises if `flag` is given. UserError: unknown name, unreadable file, not in this space.
     """
     names = published[space.name]
     if name in names:
         return space.from_codes(names[name], name)
     for other, theirs in published.items():
         if name in theirs:
-            raise UserError(f"{name}: is a genotype of {other}; for {space.name} use {', '.join(names)}")
+            raise UserError(f"{name}: this is a genotype of {other}; for {space.name} use {', '.join(names)}")
     path = Path(name)
     if path.suffix == ".npy":
         try:
@@ -378,12 +378,12 @@ def named(name: str, space: Space, published: dict[str, dict[str, list]], flag: 
         raise UserError(f"{name}: no such genotype; use {', '.join(names)}, a genotype.json or a .npy file")
     rows = read_json(path, "genotype file").get(space.name)
     if rows is None and flag:
-        raise UserError(f"{flag} {name}: has no genotype under the key {space.name}")
+        raise UserError(f"{flag} {name}: no genotype under the key {space.name}")
     return None if rows is None else space.check(rows, f"{name}, {space.name}")
 
 
 def table(genotype: Genotype, space: Space) -> str:
-    """The genotype as an aligned table for people: one line a cell, one column an edge."""
+    """Format a genotype as an aligned table: one line per cell, one column per edge."""
     head = ["cell", *(e.name for e in space.edges)]
     rows = [[str(i), *row] for i, row in enumerate(genotype, 1)]
     widths = [max(len(row[c]) for row in [head, *rows]) for c in range(len(head))]

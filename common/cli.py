@@ -1,4 +1,4 @@
-"""The command line made from a dataclass: options, presets, and the options of every method."""
+"""Command line built from a dataclass: options, presets, and the options common to all methods."""
 
 import dataclasses
 import inspect
@@ -14,71 +14,71 @@ from common.files import UserError, read_json
 from common.run import Stopped, jsonable
 
 PANELS = ("Run", "Data", "Search", "Train", "Eval")
-ON_RESUME = {  # flags that may differ when a run is resumed: none of them changes what is trained
+ON_RESUME = {  # flags that may change on --resume: none of them changes what is trained
     "resume", "preset", "dry_run", "device", "runs_dir", "data_dir", "inception_weights", "save_minutes",
     "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs",
 }  # fmt: skip
 
 
 def opt(default: Any, help: str, panel: str = "", **limits: float) -> Any:
-    """One option, a field of Args.
+    """Declare an option, a field of Args.
 
-    help ends in its source, in brackets. panel: one of PANELS. limits: min, max. A field given
-    again with a source alone, `opt(80, "[authors' code]")`, keeps words, panel and limits.
+    help: ends with its source in brackets. panel: one of PANELS. limits: min, max. An override with
+    only a source, as in `opt(80, "[authors' code]")`, inherits help text, panel and limits.
     """
     return dataclasses.field(default=default, metadata={"help": help, "panel": panel, "limits": limits})
 
 
 @dataclasses.dataclass(frozen=True)
 class CommonArgs:
-    """Every method's options. A script repeats those with its paper's defaults and adds its own."""
+    """Options common to all methods. Each script overrides defaults and adds its own options."""
 
     preset: Literal["paper", "quick", "smoke"] = opt(
-        "paper", "Named values; explicit flags win. quick: minutes on a GPU; smoke: two CPU cores. [ours]", "Run"
+        "paper", "Set of defaults; explicit flags win. quick: minutes on a GPU; smoke: two CPU cores. [ours]", "Run"
     )
     phase: Literal["all", "search", "train", "eval"] = opt(
-        "all", "Which part to run; train needs --genotype, eval needs --weights. [ours]", "Run"
+        "all", "Phase to run; train needs --genotype, eval needs --weights. [ours]", "Run"
     )
-    genotype: str | None = opt(None, "Train this, a name or a file, without a search. [paper]", "Run")
+    genotype: str | None = opt(None, "Skip the search and train this genotype: a name or file. [paper]", "Run")
     weights: Path | None = opt(None, "weights.pt of a run, for --phase eval. [ours]", "Run")
     resume: Path | None = opt(None, "Resume this run directory. [ours]", "Run")
-    dry_run: bool = opt(False, "Print plan, sizes and cost, then exit. [ours]", "Run")
-    seed: int = opt(0, "Every random stream derives from it. [ours]", "Run", min=0)
-    device: str = opt("auto", "auto, cpu, cuda or cuda:N. [ours]", "Run")
-    runs_dir: Path = opt(Path("runs"), "Folder of the run directories. [ours]", "Run")
+    dry_run: bool = opt(False, "Print schedule, sizes and estimated time, then exit. [ours]", "Run")
+    seed: int = opt(0, "Random seed. [ours]", "Run", min=0)
+    device: str = opt("auto", "Device: auto, cpu, cuda or cuda:N. [ours]", "Run")
+    runs_dir: Path = opt(Path("runs"), "Parent directory of the runs. [ours]", "Run")
     save_minutes: float = opt(5.0, "Minutes between checkpoints. [ours]", "Run", min=0)
-    log_every: int = opt(50, "G updates between rows of metrics.jsonl. [ours]", "Run", min=1)
-    sample_every: int = opt(2500, "G updates between sample grids in training. [ours]", "Run", min=1)
+    log_every: int = opt(50, "G updates between rows in metrics.jsonl. [ours]", "Run", min=1)
+    sample_every: int = opt(2500, "G updates between sample grids. [ours]", "Run", min=1)
 
-    dataset: str = opt("cifar10", "shapes, cifar10, stl10, celeba; a folder, .zip or .npz. [paper]", "Data")
-    data_dir: Path = opt(Path("data"), "Folder of downloads and cached statistics. [ours]", "Data")
-    size: int = opt(0, "Pixels of a side; 0: the data set's own. [paper]", "Data", min=0)
+    dataset: str = opt("cifar10", "shapes, cifar10, stl10, celeba, a folder, .zip or .npz. [paper]", "Data")
+    data_dir: Path = opt(Path("data"), "Directory for downloads and cached statistics. [ours]", "Data")
+    size: int = opt(0, "Image side in pixels; 0: the data set's own. [paper]", "Data", min=0)
 
-    epoch_batches: int = opt(0, "D batches an epoch; 0: the data set once. [ours]", "Search", min=0)
+    epoch_batches: int = opt(0, "D batches per epoch; 0: all images once. [ours]", "Search", min=0)
 
     g_ch: int = opt(256, "Channels of G. [authors' code]", "Train", min=1)
     d_ch: int = opt(128, "Channels of D. [authors' code]", "Train", min=1)
-    z_dim: int = opt(128, "Latent size. [authors' code]", "Train", min=1)
-    g_batch: int = opt(128, "Latents of a G step, over all processes. [paper]", "Train", min=1)
-    d_batch: int = opt(64, "Real images of a D step, over all processes. [paper]", "Train", min=1)
+    z_dim: int = opt(128, "Latent dimension. [authors' code]", "Train", min=1)
+    g_batch: int = opt(128, "Latents per G step, over all processes. [paper]", "Train", min=1)
+    d_batch: int = opt(64, "Real images per D step, over all processes. [paper]", "Train", min=1)
     g_lr: float = opt(2e-4, "Adam learning rate of G. [paper]", "Train", min=0)
     d_lr: float = opt(2e-4, "Adam learning rate of D. [paper]", "Train", min=0)
-    adam_b1: float = opt(0.0, "Adam beta 1 of G and D. [authors' code]", "Train", min=0, max=1)
-    adam_b2: float = opt(0.9, "Adam beta 2 of G and D. [authors' code]", "Train", min=0, max=1)
+    adam_b1: float = opt(0.0, "Adam beta1 of G and D. [authors' code]", "Train", min=0, max=1)
+    adam_b2: float = opt(0.9, "Adam beta2 of G and D. [authors' code]", "Train", min=0, max=1)
     n_critic: int = opt(5, "D steps per G step. [authors' code]", "Train", min=1)
-    ema: float = opt(0.999, "Decay of G's average; 0: none. [authors' code]", "Train", min=0, max=1)
-    amp: bool = opt(False, "bfloat16 autocast of G and D. [ours]", "Train")
-    compile: bool = opt(False, "torch.compile in training from scratch. [ours]", "Train")
+    ema: float = opt(0.999, "EMA decay of G; 0: no EMA. [authors' code]", "Train", min=0, max=1)
+    amp: bool = opt(False, "bfloat16 autocast for G and D. [ours]", "Train")
+    compile: bool = opt(False, "Use torch.compile when training from scratch. [ours]", "Train")
 
     evaluator: Literal["inception", "compact"] = opt(
-        "inception", "compact: a small classifier of the data's own labels. [ours]", "Eval"
+        "inception", "compact: a small classifier trained on the data set's labels. [ours]", "Eval"
     )
-    inception_weights: Path | None = opt(None, "FID network's file; default: download. [ours]", "Eval")
-    fid_dims: Literal["64", "192", "768", "2048"] = opt("2048", "Features of the FID. [pytorch-fid]", "Eval")
-    ref_n: int = opt(0, "Images behind the reference; 0: all. [authors' code]", "Eval", min=0)
-    eval_n: int = opt(50_000, "Generated images of an evaluation. [paper]", "Eval", min=2)
+    inception_weights: Path | None = opt(None, "Inception weights file; default: download. [ours]", "Eval")
+    fid_dims: Literal["64", "192", "768", "2048"] = opt("2048", "Inception feature dimensions. [pytorch-fid]", "Eval")
+    ref_n: int = opt(0, "Real images in the reference; 0: all. [authors' code]", "Eval", min=0)
+    eval_n: int = opt(50_000, "Generated images per evaluation. [paper]", "Eval", min=2)
     eval_every: int = opt(5, "Epochs between evaluations. [authors' code]", "Eval", min=1)
-    eval_after: int = opt(0, "Epochs before the first of them. [ours]", "Eval", min=0)
+    eval_after: int = opt(0, "Epochs before periodic evaluation starts. [ours]", "Eval", min=0)
 
     @classmethod
     def script(cls) -> Path:
@@ -87,16 +87,16 @@ class CommonArgs:
 
     @property
     def g_shape(self) -> tuple[int, int, int]:
-        """What every generator takes beside its genotype: channels, latent size, image side."""
+        """Generator arguments after the genotype: channels, latent dimension, image side."""
         return self.g_ch, self.z_dim, self.size
 
 
 def options(args_class: type) -> list[tuple[dataclasses.Field, dict]]:
-    """(field, its metadata) of every option, panel by panel; gaps are filled from the base."""
+    """(field, metadata) of every option, ordered by panel; missing metadata is inherited."""
     found = []
     for field in dataclasses.fields(args_class):
         about = {}
-        for base in reversed(args_class.__mro__):  # the most general first
+        for base in reversed(args_class.__mro__):  # base classes first
             given = getattr(base, "__dataclass_fields__", {}).get(field.name)
             about = combined(about, given.metadata) if given else about
         found.append((field, about))
@@ -104,26 +104,26 @@ def options(args_class: type) -> list[tuple[dataclasses.Field, dict]]:
 
 
 def combined(base: dict, given: dict) -> dict:
-    """The metadata of a field that is given again."""
-    if not given or not base or given["panel"]:  # nothing new, or all of it
+    """Metadata of an overridden field."""
+    if not given or not base or given["panel"]:  # not overridden, or overridden in full
         return dict(given or base)
     words = given["help"]
-    if words.startswith("["):  # a source alone
+    if words.startswith("["):  # only a source
         words = re.sub(r"\[[^\]]*\]$", words.replace("\\", r"\\"), base["help"])
     return {"help": words, "panel": base["panel"], "limits": {**base["limits"], **given["limits"]}}
 
 
 def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[str] | None = None) -> int:
-    """Run `main(Args(...))` from a command line made of the fields of `args_class`.
+    """Parse the command line into `args_class`, run `main(args)` and return the exit code.
 
-    Explicit flags beat `--preset`, and that the defaults of Args; `--resume DIR` takes every value
-    from the run's config.json and refuses another for a flag that would change what is trained. Bad
-    input is one line on stderr and exit code 2; a run stopped on request is 130; a failed run is 1.
+    Explicit flags override `--preset`, which overrides the defaults. `--resume DIR` reads all values
+    from the run's config.json and rejects changes to flags that affect training. Exit code 2: bad
+    input, one line on stderr; 130: stopped on request. Other exceptions propagate.
     """
     argv = sys.argv[1:] if argv is None else argv
     fields = options(args_class)
     asked = {"--preset": None, "--resume": None}
-    for flag in asked:  # known before the parser is made: --preset quick --help shows its defaults
+    for flag in asked:  # read before parsing: --preset quick --help shows its defaults
         for i, word in enumerate(argv):
             if word == flag and i + 1 < len(argv):
                 asked[flag] = argv[i + 1]
@@ -142,12 +142,12 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
                     explicit = "COMMANDLINE" in str(ctx.get_parameter_source(name))
                     if explicit and name not in ON_RESUME and jsonable(value) != defaults[name]:
                         flag = "--" + name.replace("_", "-")
-                        raise UserError(f"{flag} {value}: this run has {defaults[name]}; it cannot change on --resume")
+                        raise UserError(f"{flag} {value}: this run has {defaults[name]}; omit the flag on --resume")
             main(args_class(**values))
 
         parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         for field, about in fields:
-            text = about["help"].replace("[", r"\[")  # a source is not rich's markup
+            text = about["help"].replace("[", r"\[")  # not rich markup
             option = typer.Option(help=text, rich_help_panel=about["panel"], **about["limits"])
             kind, default = Annotated[field.type, option], defaults[field.name]
             parameters.append(inspect.Parameter(field.name, parameters[0].kind, default=default, annotation=kind))
@@ -159,18 +159,18 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
     except (Stopped, KeyboardInterrupt):
         return 130
     except Exception as e:
-        if not isinstance(e, UserError) and not hasattr(e, "format_message"):  # not the parser's
+        if not isinstance(e, UserError) and not hasattr(e, "format_message"):  # not the parser's error
             raise
         print(f"error: {e if isinstance(e, UserError) else e.format_message()}", file=sys.stderr)
         return 2
 
 
 def resumed_defaults(run: Path, preset: str | None, script: str) -> dict:
-    """Every value of a run that is resumed. UserError: no run of this script, or a preset given."""
+    """Arguments of the run to resume. UserError: not a run of this script, or a preset is given."""
     if preset is not None:
-        raise UserError(f"--preset {preset}: a resumed run keeps its settings; leave --preset out")
-    config = read_json(run / "config.json", "--resume: no run to resume,")
+        raise UserError(f"--preset {preset}: a resumed run keeps its settings; omit --preset")
+    config = read_json(run / "config.json", "--resume: cannot read")
     if config.get("script") != script:
-        raise UserError(f"--resume {run}: made by {config.get('script')}, not by {script}; resume it there")
+        raise UserError(f"--resume {run}: created by {config.get('script')}, not {script}; resume it with that script")
     saved = config.get("args") if isinstance(config.get("args"), dict) else {}
     return {name: value for name, value in saved.items() if name != "resume"}

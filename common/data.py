@@ -1,4 +1,4 @@
-"""Data sets as one uint8 tensor, and batches as a pure function of (seed, step)."""
+"""Data sets as a single uint8 tensor, and batches as a pure function of (seed, step)."""
 
 import difflib
 import hashlib
@@ -20,38 +20,38 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.files import UserError, stream
 
-SIZES = {"shapes": 32, "cifar10": 32, "stl10": 48, "celeba": 64}  # the image side each is used at
-BY_HAND = {  # what torchvision looks for, where it cannot download
+SIZES = {"shapes": 32, "cifar10": 32, "stl10": 48, "celeba": 64}  # default image side
+BY_HAND = {  # files that torchvision expects if it cannot download
     "cifar10": "cifar-10-python.tar.gz",
     "stl10": "stl10_binary.tar.gz",
-    "celeba": "the folder celeba with img_align_celeba.zip and CelebA's five .txt lists",
+    "celeba": "a folder celeba with img_align_celeba.zip and CelebA's five .txt files",
 }
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"}
-MEMBER_LIMIT = 64 * 2**20  # bytes that one image of a zip may inflate to
+MEMBER_LIMIT = 64 * 2**20  # maximum uncompressed bytes of an image in a zip
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images in memory: what every method trains on and every metric compares with."""
+    """Images in memory, for training and as the reference of the metrics."""
 
     name: str  # file-name-safe
     images: torch.Tensor  # uint8 (N, 3, H, W) on the CPU
-    labels: torch.Tensor | None  # int64 (N,), -1 = unlabelled; None where no image has a label
-    digest: str  # 16 hex digits over size, images and labels
-    note: str = ""  # what was done to the images, one line for the log
+    labels: torch.Tensor | None  # int64 (N,), -1 = unlabelled; None if no image is labelled
+    digest: str  # 16 hex digits, hash of size, images and labels
+    note: str = ""  # preprocessing, one line for the log
 
 
 def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
-    """Load a name of SIZES (celeba: train, stl10: train + unlabeled) or a folder, .zip or .npz.
+    """Load a data set of SIZES (celeba: train, stl10: train + unlabeled), a folder, .zip or .npz.
 
-    size: side in pixels, 0 = SIZES, of a path the images' own shorter side (all of one size). Others
-    are resized (shorter side, bilinear, antialiased) and centre-cropped; alpha is dropped. Sorted class
-    sub-folders become labels, a lone top folder does not. UserError: not there, unreadable, an impossible side.
-    Downloads go to data_dir; of several processes let one come first.
+    size: side in pixels; 0: from SIZES or, for a path, the images' shorter side, if all have one size.
+    Other images are resized (shorter side, bilinear, antialiased) and centre-cropped; alpha is dropped.
+    Class folders become labels in sorted order; a single top-level folder is ignored. Downloads go to
+    data_dir; with several processes, call this on one first. UserError: not found, unreadable, bad size.
     """
     if size and (size < 16 or size % 8):
-        raise UserError(f"image size {size}: must be a multiple of 8, at least 16 (0: the data set's own)")
+        raise UserError(f"--size {size}: use a multiple of 8, 16 or more, or 0 for the data set's own size")
     size = size or SIZES.get(name, 0)
     if name == "shapes":
         return shapes(size=size)
@@ -62,21 +62,21 @@ def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
         if not name or not path.exists():
             close = difflib.get_close_matches(name, SIZES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"--dataset {name}: neither one of {', '.join(SIZES)} nor a path that exists{hint}")
+            raise UserError(f"--dataset {name}: no such data set or path; use {', '.join(SIZES)} or a path{hint}")
         if path.is_dir():
             return _folder(path, size)
         kind = path.suffix.lower() if path.is_file() else ""
         if kind in (".zip", ".npz"):
-            path.open("rb").close()  # what may not be read is not to be called damaged
+            path.open("rb").close()  # a permission error is not a damaged file
             return _zip(path, size) if kind == ".zip" else _npz(path, size)
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror or error}); check path and permissions") from error
-    raise UserError(f"{path}: unknown type; give a folder of images, a .zip of one, or an .npz")
+    raise UserError(f"--dataset {path}: unsupported file type; use a folder of images, a .zip of one, or an .npz")
 
 
 def _dataset(name: str, images: torch.Tensor, labels: torch.Tensor | None, note: str) -> Dataset:
     if len(images) < 2:
-        raise UserError(f"{name}: holds {len(images)} image, at least 2 are needed; check the path")
+        raise UserError(f"{name}: {len(images)} image found, at least 2 required; check the path")
     if labels is not None and (labels < 0).all():
         labels = None
     sha = hashlib.sha256(repr((tuple(images.shape), labels is not None)).encode())
@@ -100,15 +100,15 @@ def _torchvision(name: str, data_dir: Path, size: int) -> Dataset:
         else:
             data = datasets.STL10(data_dir, split="train+unlabeled", download=True)
             images, labels = data.data.transpose(0, 2, 3, 1), data.labels
-    except Exception as error:  # URLError, RuntimeError, or an exception of gdown's own
+    except Exception as error:  # URLError, RuntimeError, or one of gdown's exceptions
         if not was_there:
-            with suppress(OSError):  # not empty: a download that began
+            with suppress(OSError):  # not empty if a download has started
                 data_dir.rmdir()
         raise UserError(
-            f"--dataset {name}: not in {data_dir} and not downloaded ({_line(error)}); "
+            f"--dataset {name}: not found in {data_dir} and cannot be downloaded ({_line(error)}); "
             f"put {BY_HAND[name]} there, or use --dataset shapes or a path"
         ) from error
-    if name == "celeba":  # 40 attributes a face, but no classes
+    if name == "celeba":  # 40 attributes per face, but no classes
         folder = Path(data_dir, faces.base_folder, "img_align_celeba")
         return _image_files(folder, name, map(PurePosixPath, faces.filename), lambda f: (folder / f).read_bytes(), size)
     tensor, note = _resize(images, size)
@@ -116,13 +116,13 @@ def _torchvision(name: str, data_dir: Path, size: int) -> Dataset:
 
 
 def _folder(path: Path, size: int) -> Dataset:
-    def stop(error: OSError) -> None:  # os.walk would pass over a folder that it may not list
+    def stop(error: OSError) -> None:  # by default, os.walk ignores folders that it cannot list
         raise error
 
     files, seen = [], set()
     for base, folders, names in os.walk(path, followlinks=True, onerror=stop):
         real = os.path.realpath(base)
-        if real in seen:  # a link back up, or a second way in
+        if real in seen:  # visited already: a symbolic link
             folders.clear()
             continue
         seen.add(real)
@@ -131,7 +131,7 @@ def _folder(path: Path, size: int) -> Dataset:
 
     def read(file: PurePosixPath) -> bytes:
         if not (path / file).is_file():
-            raise ValueError("not a regular file")  # opening a pipe would wait for ever
+            raise ValueError("not a regular file")  # opening a pipe would block
         return (path / file).read_bytes()
 
     return _image_files(path, path.resolve().name, files, read, size)
@@ -140,8 +140,8 @@ def _folder(path: Path, size: int) -> Dataset:
 def _zip(path: Path, size: int) -> Dataset:
     try:
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # foreign bytes: zipfile raises more than BadZipFile on them
-        raise UserError(f"{path}: not a readable zip ({_line(error)}); make it anew") from error
+    except Exception as error:  # zipfile raises more than BadZipFile on damaged files
+        raise UserError(f"{path}: not a readable zip ({_line(error)}); create it again") from error
     members = {PurePosixPath(m.filename.lstrip("/")): m for m in archive.infolist() if not m.is_dir()}
 
     def read(file: PurePosixPath) -> bytes:
@@ -159,7 +159,7 @@ def _image_files(
     seen = [f for f in files if not any(part.startswith(".") or part == "__MACOSX" for part in f.parts)]
     files = sorted(f for f in seen if f.suffix.lower() in FORMATS)
     if not files:
-        raise UserError(f"{path}: no image in it; {' '.join(FORMATS)} are read")
+        raise UserError(f"{path}: no images found; supported formats: {' '.join(FORMATS)}")
 
     def decode(i: int) -> Image.Image:
         try:
@@ -168,12 +168,12 @@ def _image_files(
                 raise ValueError(
                     f"{image.width}x{image.height}, over Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels"
                 )
-            if image.mode[0] in "IF":  # Pillow would clip these, not scale them
-                raise ValueError("more than 8 bits a channel, save it with 8")
+            if image.mode[0] in "IF":  # Pillow clips these instead of scaling them
+                raise ValueError("more than 8 bits per channel, convert it to 8")
             return ImageOps.exif_transpose(image).convert("RGB")
-        except Exception as error:  # foreign bytes: Pillow's and zipfile's parsers raise all kinds
+        except Exception as error:  # Pillow and zipfile raise various errors on damaged files
             raise UserError(
-                f"{path}: {files[i]}: not readable as an image ({_line(error)}); mend or remove it"
+                f"{path}: {files[i]}: not readable as an image ({_line(error)}); replace or remove it"
             ) from error
 
     own = size == 0
@@ -184,13 +184,11 @@ def _image_files(
         image = decode(i)
         sizes.add(image.size)
         if own and len(sizes) > 1:
-            raise UserError(
-                f"{path}: its images are of several sizes, {_range(sizes)}; give one with --size, say --size 32"
-            )
+            raise UserError(f"{path}: images of different sizes, {_range(sizes)}; set one, for example --size 32")
         image = image.crop(_square(*image.size)).resize((size, size), Image.Resampling.BILINEAR)
         images[i] = np.asarray(image).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow works without the GIL
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow releases the GIL
         list(pool.map(work, range(len(files))))
     shared = len(PurePosixPath(os.path.commonpath([f.parent for f in files])).parts)
     classes = [f.parent.parts[shared] if len(f.parent.parts) > shared else "" for f in files]
@@ -203,19 +201,19 @@ def _image_files(
 
 def _npz(path: Path, size: int) -> Dataset:
     try:
-        zipfile.ZipFile(path).close()  # numpy would also take a bare .npy
+        zipfile.ZipFile(path).close()  # np.load would also accept an .npy
         with np.load(path, allow_pickle=False) as arrays:
             found = ", ".join(arrays)
             images, labels = (np.asarray(arrays[key]) if key in arrays else None for key in ("images", "labels"))
-    except Exception as error:  # foreign bytes: a pickled array, a bad CRC, an absurd header, ...
+    except Exception as error:  # a pickled array, a bad CRC, a damaged header, ...
         raise UserError(
             f"{path}: not a readable .npz of plain arrays ({_line(error)}); "
-            "write one with numpy.savez(path, images=..., labels=...)"
+            "create it with numpy.savez(path, images=..., labels=...)"
         ) from error
     if images is None:
-        raise UserError(f"{path}: has no array 'images', only: {found}; save it as images=...")
+        raise UserError(f"{path}: no array 'images', only {found}; save it as images=...")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise UserError(f"{path}: images is {images.dtype} {images.shape}, must be uint8 (N, H, W, 3), none of them 0")
+        raise UserError(f"{path}: images is {images.dtype} {images.shape}, must be non-empty uint8 (N, H, W, 3)")
     if labels is not None:
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
             raise UserError(f"{path}: labels is {labels.dtype} {labels.shape}, must be integers ({len(images)},)")
@@ -228,17 +226,17 @@ def _npz(path: Path, size: int) -> Dataset:
 
 def _line(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "unknown format"  # Pillow's own text gives the address of the buffer
+        return "unknown format"  # Pillow's message shows a memory address
     return " ".join(str(error).split()) or repr(error)
 
 
 def _resize(array: np.ndarray, size: int, path: Path | str = "") -> tuple[torch.Tensor, str]:
-    """uint8 (N, H, W, 3) as (N, 3, size, size), and the note. size 0: their own."""
+    """Crop and resize uint8 (N, H, W, 3) to (N, 3, size, size), with a note. size 0: unchanged."""
     n, h, w, _ = array.shape
     size = size or _own_size(path, w, h)
     left, top, right, bottom = _square(w, h)
     images = torch.from_numpy(array[:, top:bottom, left:right]).permute(0, 3, 1, 2)
-    if (h, w) != (size, size):  # in parts: CPUs without a uint8 kernel make a float copy of it all
+    if (h, w) != (size, size):  # in parts: CPUs without a uint8 kernel make a float copy
         parts = images.split(256)
         images = torch.cat([F.interpolate(x, (size, size), mode="bilinear", antialias=True) for x in parts])
     return images.contiguous(), _note(n, {(w, h)}, size)
@@ -253,8 +251,8 @@ def _square(w: int, h: int) -> tuple[int, int, int, int]:
 def _own_size(path: Path | str, w: int, h: int) -> int:
     side = min(w, h)
     if side < 16 or side % 8:
-        near = max(16, side // 16 * 16)  # what all four methods make
-        raise UserError(f"{path}: images of {w}x{h}; a side must be a multiple of 8, at least 16: say --size {near}")
+        near = max(16, side // 16 * 16)  # works for all four methods
+        raise UserError(f"{path}: images of {w}x{h}, but sides must be multiples of 8, 16 or more; use --size {near}")
     return side
 
 
@@ -274,14 +272,14 @@ def _box(u: torch.Tensor, v: torch.Tensor, a: float, b: float) -> torch.Tensor:
 
 
 def _star(u: torch.Tensor, v: torch.Tensor, notch: float = 0.42) -> torch.Tensor:
-    """Five points at radius 1, notches between: folded to half a point, one straight edge."""
+    """Five-pointed star of radius 1; by symmetry, the distance to one edge of half a point."""
     r, angle = torch.hypot(u, v), torch.atan2(v, u)
     angle = ((angle + math.pi / 5) % (2 * math.pi / 5) - math.pi / 5).abs()
     nx, ny = notch * math.sin(math.pi / 5), 1 - notch * math.cos(math.pi / 5)
     return ((r * angle.cos() - 1) * nx + r * angle.sin() * ny) / math.hypot(nx, ny)
 
 
-# Signed distance (near the edge) of (u, v), negative inside; all fit into the unit circle.
+# Signed distance of (u, v), accurate near the edge, negative inside; all fit into the unit circle.
 SHAPES = {
     "disc": lambda u, v: torch.hypot(u, v) - 0.85,
     "ring": lambda u, v: (torch.hypot(u, v) - 0.68).abs() - 0.2,
@@ -299,22 +297,22 @@ SHAPES = {
 
 
 def shapes(n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
-    """n antialiased shapes of SHAPES, balanced, shuffled; place, scale, rotation, colours and ground vary by seed."""
+    """Draw n antialiased SHAPES, balanced, at random positions, scales, rotations and colours."""
     g = stream(seed, "shapes")
     labels = (torch.arange(n) % len(SHAPES))[torch.randperm(n, generator=g)]
     radius = size * (0.26 + 0.16 * torch.rand(n, generator=g))
-    centre = (torch.rand(n, 2, generator=g) * 2 - 1) * (size / 2 - radius)[:, None]  # it stays inside
+    centre = (torch.rand(n, 2, generator=g) * 2 - 1) * (size / 2 - radius)[:, None]  # stay inside
     turn, slope = (torch.rand(2, n, generator=g) * 2 * math.pi)[..., None]  # (n, 1) each
-    hue = torch.rand(n, 3, 1, generator=g) + torch.arange(3) / 3  # (n, shape | ground | end, rgb)
+    hue = torch.rand(n, 3, 1, generator=g) + torch.arange(3) / 3  # (n, shape | background | far end, rgb)
     vivid = 0.5 + 0.5 * torch.cos(2 * math.pi * hue)
     dark, light = 0.1 + 0.35 * vivid, 0.55 + 0.45 * vivid
     night = (torch.rand(n, 1, 1, generator=g) < 0.5).expand(-1, 3, 3).clone()
-    night[:, 0] = ~night[:, 0]  # a light shape on a dark ground or the reverse
+    night[:, 0] = ~night[:, 0]  # light shape on dark background, or vice versa
     front, near, far = torch.where(night, dark, light)[..., None].unbind(1)  # (n, 3, 1) each
     far = torch.where(torch.rand(n, 1, 1, generator=g) < 0.5, near, far)
     axis = torch.arange(size) - (size - 1) / 2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    x, y = x.reshape(1, -1), y.reshape(1, -1)  # (1, size²), pixels from the middle
+    x, y = x.reshape(1, -1), y.reshape(1, -1)  # (1, size²), pixels from the centre
     images = torch.empty(n, 3, size * size, dtype=torch.uint8)
     for number, distance in enumerate(SHAPES.values()):
         of = labels == number
@@ -328,11 +326,11 @@ def shapes(n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
 
 
 class Batches:
-    """Shuffled batches without end; `batches(i)` is a pure function of (seed, i): no loader state.
+    """Endless shuffled batches; `batches(i)` is a pure function of (seed, i): no loader state.
 
-    images: uint8 (N, 3, H, W). batch: a step's, over all `world` processes, each a contiguous slice.
-    len(batches): steps an epoch; a short last batch counts [authors' code], cut to a multiple of world, and
-    is left out where it has fewer images than processes.
+    images: uint8 (N, 3, H, W). batch: images over all `world` processes; each gets a contiguous slice.
+    len(batches): batches per epoch. A short last batch is kept [authors' code], cut to a multiple of
+    world, and dropped if it has fewer images than processes.
     """
 
     def __init__(
@@ -350,7 +348,7 @@ class Batches:
         return full + (rest >= self.world)
 
     def indices(self, i: int) -> torch.Tensor:
-        """Images of batch i over all processes, int64; `.chunk(world)[rank]` are this one's."""
+        """Image indices of batch i, int64; `.chunk(world)[rank]` is this process's share."""
         epoch, k = divmod(i, len(self))
         if epoch != self._epoch:  # drawn on the CPU: the same order on every device
             order = torch.randperm(len(self.images), generator=stream(self.seed, "data", epoch))
@@ -359,6 +357,6 @@ class Batches:
         return self._order[k * self.batch : k * self.batch + share * self.world]
 
     def __call__(self, i: int) -> torch.Tensor:
-        """Batch i = 0, 1, ... through the epochs: float32 (B, 3, H, W) in [-1, 1], on device."""
+        """This process's share of batch i, across epochs: float32 (B, 3, H, W) in [-1, 1], on device."""
         own = self.indices(i).chunk(self.world)[self.rank]
         return self.images.index_select(0, own).float().div_(127.5).sub_(1)

@@ -1,4 +1,4 @@
-"""Errors for the user, random streams, and files that are read as data and replaced whole."""
+"""User errors, seeded random streams, JSON, and atomic file replacement."""
 
 import hashlib
 import json
@@ -14,32 +14,32 @@ import torch
 
 
 class UserError(Exception):
-    """Something the user can mend. Its text is one line: the thing, its value and the remedy; the command exits 2."""
+    """An error the user can fix: one line that names the flag or file, its value and the remedy. Exit code 2."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the error's kind where it has no text."""
+    """First line of an error's message, or its type if there is no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def stream(seed: int, *name: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for each (seed, name), as in `stream(1, "z", step)`.
+    """Generator seeded by (seed, name), as in `stream(1, "z", step)`.
 
-    No random state lives between steps, so a resumed run equals an uninterrupted one, and what one part
-    draws (evaluation, say) cannot shift what another gets.
+    No random state is carried from step to step: a resumed run equals an uninterrupted one, and the
+    random numbers of one part (evaluation, for example) do not depend on another.
     """
     digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def rng_of(seed: int, *name: object) -> random.Random:
-    """The same for Python's generator, from which architectures are drawn."""
+    """Python's generator, seeded like `stream`; for sampling architectures."""
     return random.Random(repr((seed, *name)))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success move it there at once, on failure leave `path` as it was."""
+    """Yield a temporary path; on success replace `path` with it atomically, on failure leave `path` unchanged."""
     tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield tmp
@@ -56,7 +56,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path, what: str) -> dict:
-    """A JSON object from a file. UserError: not there, not JSON, not an object."""
+    """Read a JSON object from a file. UserError: cannot be read, not JSON, not an object."""
     try:
         value = json.loads(path.read_text())
     except OSError as e:
@@ -69,7 +69,7 @@ def read_json(path: Path, what: str) -> dict:
 
 
 def finite(value: Any) -> Any:
-    """The same value with NaN and infinities as None: JSON has neither."""
+    """Replace NaN and infinities with None, recursively: JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What all GAN scripts do alike: latents, optimisers, averaging, scores, sample grids, weights."""
+"""Code shared by all GAN scripts: latents, optimisers, EMA, scoring, sample grids, weights files."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,22 +17,22 @@ from common.metrics import IS_SPLITS, Evaluator, Score, to_uint8
 from common.ranks import Ranks, measured_flops
 from common.run import Run, duration
 
-Stage = tuple[str, int, float]  # of a plan: name, G updates, multiply-adds of one of them
-Generate = Callable[[Tensor, Any], Tensor]  # latents, number of the batch or "grid" -> images in [-1, 1]
-INCEPTION_MACS = 5.7e9  # of one image at 299 pixels
+Stage = tuple[str, int, float]  # of a plan: name, G updates, multiply-adds per update
+Generate = Callable[[Tensor, Any], Tensor]  # (latents, batch index or "grid") -> images in [-1, 1]
+INCEPTION_MACS = 5.7e9  # per image, 299x299
 
 
 @dataclass
 class Job:
-    """What the stages of a run work with."""
+    """Everything that the stages of a run share."""
 
     args: Any  # the script's Args
     ranks: Ranks
     evaluator: Evaluator
     data: Dataset
-    plan: list[Stage] = field(default_factory=list)  # its last stage: training from scratch, if any
-    run: Run = None  # once everything has been checked
-    eval_bn: str = "running"  # or "batch": whence BatchNorm has its statistics in an evaluation
+    plan: list[Stage] = field(default_factory=list)  # training from scratch, if any, comes last
+    run: Run = None  # set once all arguments have been checked
+    eval_bn: str = "running"  # BatchNorm statistics in evaluations: "running" or "batch"
     to_bytes: Callable[[Tensor], Tensor] = to_uint8  # images in [-1, 1] -> uint8
 
     @cached_property
@@ -42,7 +42,7 @@ class Job:
 
     @cached_property
     def batches(self) -> Batches:
-        """Real images by --d-batch: batches(i) is this process's part of batch i, in [-1, 1]."""
+        """Batches of --d-batch real images: batches(i) is this process's share of batch i, in [-1, 1]."""
         return self.batches_of(self.args.d_batch)
 
     def batches_of(self, size: int) -> Batches:
@@ -50,13 +50,13 @@ class Job:
 
     @property
     def epoch(self) -> int:
-        """D batches that count as an epoch. UserError: --d-batch does not fit the data."""
+        """D batches per epoch. UserError: --d-batch does not fit the data set."""
         whole = len(self.batches)
         return self.args.epoch_batches or whole
 
     @property
     def g_batch(self) -> int:
-        """Latents of a G step on this process."""
+        """Latents per G step on this process."""
         return self.args.g_batch // self.ranks.world
 
     def autocast(self) -> torch.autocast:
@@ -65,15 +65,15 @@ class Job:
 
 @dataclass
 class Progress:
-    """Plain values a resumed run needs beside the networks; counters but `stage` span the run."""
+    """State of a run besides the networks; `step` and `batch` count over all stages."""
 
-    stage: int = 0  # place in the list of stages
+    stage: int = 0  # index in the list of stages
     step: int = 0  # G updates
-    batch: int = 0  # D batches: they number the real batches and the latents
-    began: int = 0  # step at which this stage began
-    evaluated: int = -1  # last step whose evaluation is done
-    last: dict | None = None  # scores of the last evaluation in training
-    best: dict | None = None  # and of the best one
+    batch: int = 0  # D steps; seeds batch and latent sampling
+    began: int = 0  # step at which the current stage began
+    evaluated: int = -1  # step of the last evaluation
+    last: dict | None = None  # scores of the last evaluation during training
+    best: dict | None = None  # scores of the evaluation with the lowest FID
 
     def next_stage(self) -> None:
         self.stage, self.began = self.stage + 1, self.step
@@ -87,7 +87,7 @@ class Progress:
 
 @dataclass
 class Pair:
-    """A generator and its discriminator in training, with their optimisers."""
+    """A generator and a discriminator with their optimisers."""
 
     G: nn.Module
     D: nn.Module
@@ -99,18 +99,18 @@ class Pair:
 
 
 def fixed_latent(job: Job, n: int, *name: object) -> Tensor:
-    """n latents z ~ N(0, I), (n, z_dim): a function of seed and name, the same on every process."""
+    """n latents z ~ N(0, I), (n, z_dim), determined by seed and name: the same on every process."""
     g = stream(job.args.seed, *name, device=job.ranks.device)
     return torch.randn(n, job.args.z_dim, generator=g, device=job.ranks.device)
 
 
 def latent(job: Job, n: int, *name: object) -> Tensor:
-    """This process's n latents, (n, z_dim), of those that all processes draw for this name."""
+    """n latents for this process, (n, z_dim): its share of the n * world latents of this name."""
     return fixed_latent(job, n * job.ranks.world, *name)[job.ranks.rank :: job.ranks.world]
 
 
 def seeded(job: Job, make: Callable[[], nn.Module], *name: object) -> nn.Module:
-    """make() on the device, its initial weights drawn from the stream (seed, name)."""
+    """Call make() and move the network to the device; initial weights are seeded by (seed, name)."""
     torch.manual_seed(stream(job.args.seed, "init", *name).initial_seed())
     return make().to(job.ranks.device, memory_format=torch.channels_last)
 
@@ -124,7 +124,7 @@ def pair_of(job: Job, G: nn.Module, D: nn.Module) -> Pair:
 
 
 def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = 0.0) -> None:
-    """One step; parameters without a gradient are left alone. clip: limit of the gradient's norm, 0: none."""
+    """Take one optimiser step; parameters without gradient do not change. clip: gradient norm limit, 0: none."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     job.ranks.average_gradients(net.parameters())
@@ -135,7 +135,7 @@ def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Ten
 
 @contextmanager
 def frozen(*nets: nn.Module | None) -> Iterator[None]:
-    """In this `with`, a loss has no gradient for these networks: cheaper for another's step."""
+    """Disable gradients of these networks inside the `with` block; saves time when updating others."""
     given = [net for net in nets if net is not None]
     for net in given:
         net.requires_grad_(False)
@@ -148,21 +148,21 @@ def frozen(*nets: nn.Module | None) -> Iterator[None]:
 
 @torch.no_grad()
 def ema_update(average: nn.Module, net: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * net for parameters; buffers are net's own."""
+    """average <- decay * average + (1 - decay) * net for parameters; buffers are copied from net."""
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
     for a, b in zip(average.buffers(), net.buffers(), strict=True):
         a.copy_(b)
 
 
 def clone(net: nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights and buffers that shares no storage with the network."""
+    """Copy of the state dict that shares no storage with the network."""
     return {k: v.clone() for k, v in net.state_dict().items()}
 
 
 @contextmanager
 def own_batch_norm(job: Job, G: nn.Module, path: Any, batches: int) -> Iterator[None]:
-    """In this `with`, BatchNorm's running statistics are those of one supernet path: a plain mean
-    over so many batches of 100 images G(z, path); 0: as all paths left them."""
+    """Inside the `with` block, use BatchNorm statistics of this supernet path alone: the mean over
+    `batches` batches of 100 images G(z, path); 0: keep the running statistics of all paths."""
     norms = [m for m in G.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [(clone(m), m.momentum) for m in norms]
     if batches:
@@ -180,22 +180,22 @@ def own_batch_norm(job: Job, G: nn.Module, path: Any, batches: int) -> Iterator[
             m.momentum = momentum
 
 
-# ---- scores and pictures -------------------------------------------------------------------------
+# ---- evaluation and sample grids -----------------------------------------------------------------
 
 
 def only_latents(G: nn.Module) -> Generate:
-    """How latents become images: by G(z), as every G but a supernet does."""
+    """Generate images by G(z), for a G that is not a supernet."""
     return lambda z, _: G(z)
 
 
 def along(G: nn.Module, path: Any) -> Generate:
-    """How latents become images: along one path of a supernet, the same for all."""
+    """Generate images along one path of a supernet."""
     return lambda z, _: G(z, path)
 
 
 @contextmanager
 def evaluating(G: nn.Module) -> Iterator[None]:
-    """In this `with`, G is in eval mode and keeps no gradients."""
+    """Inside the `with` block, G is in eval mode and gradients are disabled."""
     training = G.training
     G.eval()
     try:
@@ -206,12 +206,12 @@ def evaluating(G: nn.Module) -> Iterator[None]:
 
 
 def score(job: Job, G: nn.Module, n: int, generate: Generate | None = None, split: bool = True) -> Score:
-    """Score n images of G in eval mode, always of the same latents; split: shared over the processes."""
+    """Score n images of G in eval mode, always from the same latents; split: evaluate in parallel."""
     generate, batch = generate or only_latents(G), job.evaluator.batch
 
     def images(k: int) -> Tensor:
         job.run.check()
-        z = fixed_latent(job, batch, "eval", k)  # batch statistics need a whole batch
+        z = fixed_latent(job, batch, "eval", k)  # batch statistics need a full batch
         return job.to_bytes(generate(z if job.eval_bn == "batch" else z[: n - k * batch], k))
 
     with evaluating(G):
@@ -219,13 +219,13 @@ def score(job: Job, G: nn.Module, n: int, generate: Generate | None = None, spli
 
 
 def grid(job: Job, G: nn.Module, generate: Generate | None = None) -> Tensor:
-    """64 images of G in eval mode, always of the same latents: (64, 3, H, W) in [-1, 1]."""
+    """64 images of G in eval mode, always from the same latents: (64, 3, H, W) in [-1, 1]."""
     with evaluating(G):
         return (generate or only_latents(G))(fixed_latent(job, 64, "grid"), "grid")
 
 
 def steps(job: Job, state: Progress, end: int, name: str, upcoming: str, n_critic: int = 1) -> Iterator[None]:
-    """One turn for each G update until update `end`, a safe point before each; upcoming: what is after it."""
+    """Iterate over G updates up to `end`, with Run.tick before each; upcoming: what follows `end`."""
     job.run.begin("search", name, state.step, images_per_step=job.args.d_batch * n_critic)
     while state.step < end:
         job.run.tick(state.step, f"{upcoming} in {end - state.step} steps")
@@ -235,19 +235,19 @@ def steps(job: Job, state: Progress, end: int, name: str, upcoming: str, n_criti
 def evaluate_if_due(
     job: Job, state: Progress, G: nn.Module, G_ema: nn.Module, about: dict, generate: Generate | None = None
 ) -> None:
-    """Evaluate G_ema before the first update, as --eval-every and --eval-after say, and at the end.
+    """Evaluate G_ema before the first update, at the end, and as set by --eval-every and --eval-after.
 
-    Writes weights.pt and, with the lowest FID so far, weights.best.pt: G_ema's weights, and `about`,
-    what else it takes to build G. Beside the untrained G stand the scores of uniform noise.
+    Writes weights.pt and, if the FID is the lowest so far, weights.best.pt: G_ema's weights and `about`,
+    the values needed to rebuild G. The first evaluation also scores uniform noise, for comparison.
     """
     args, run, evaluator, ranks = job.args, job.run, job.evaluator, job.ranks
     done = state.step - state.began
-    last = done >= job.plan[-1][1]  # more: resumed with fewer --train-epochs than are done
+    last = done >= job.plan[-1][1]  # greater if resumed with fewer --train-epochs than done
     every, after = evaluation_steps(job)
     if state.evaluated == state.step or not (done == 0 or last or (done % every == 0 and done > after)):
         return
     what = "untrained" if done == 0 else "last" if last else "training"
-    run.begin("eval", f"evaluation ({what})", state.step, "the end" if last else "training")
+    run.begin("eval", f"evaluation ({what})", state.step, "finish" if last else "training")
     ranks.average_buffers(G)
     ema_update(G_ema, G, 1.0)
     row = {"eval/ema": args.ema > 0, "eval/bn": job.eval_bn, "eval/what": what}
@@ -270,33 +270,33 @@ def evaluate_if_due(
 
 
 def until_evaluation(job: Job, state: Progress) -> str:
-    """What comes next in training, for the progress line."""
+    """Steps until the next evaluation, for the progress line."""
     every, _ = evaluation_steps(job)
     done = state.step - state.began
     return f"evaluation in {min(every - done % every, job.plan[-1][1] - done)} steps"
 
 
 def evaluation_steps(job: Job) -> tuple[int, int]:
-    """--eval-every and --eval-after in G updates."""
+    """--eval-every and --eval-after, converted to G updates."""
     every, after = (epochs * job.epoch // job.args.n_critic for epochs in (job.args.eval_every, job.args.eval_after))
     return max(1, every), after
 
 
 def fid_or_inf(fid: float | None) -> float:
-    """The FID, infinite where a network's images gave none."""
+    """The FID, or inf if it is missing or not finite: such scores rank last."""
     return fid if fid is not None and isfinite(fid) else inf
 
 
 def noise_images(job: Job, k: int) -> Tensor:
-    """Uniform noise: what the worst generator scores."""
+    """Batch k of uniform noise: the score of a generator that has learned nothing."""
     device, shape = job.ranks.device, (job.evaluator.batch, 3, job.args.size, job.args.size)
     g = stream(job.args.seed, "noise", k, device=device)
     return torch.randint(0, 256, shape, generator=g, device=device, dtype=torch.uint8)
 
 
 def load_weights(args: Any, device: torch.device, make: Callable[[dict], nn.Module]) -> tuple[Any, nn.Module]:
-    """args with the widths of the generator in --weights, and it. make: what is in the file -> the network.
-    UserError: not the weights of such a network, or of images of another size than args.size."""
+    """Load --weights: args with the generator's widths, and the generator. make: file contents -> network.
+    UserError: not weights of this method, or trained for a different image size than args.size."""
     try:
         saved = torch.load(args.weights, map_location=device, weights_only=True)
         widths = {k: int(saved[k]) for k in ("g_ch", "z_dim", "size")}
@@ -305,16 +305,16 @@ def load_weights(args: Any, device: torch.device, make: Callable[[dict], nn.Modu
     except (OSError, UserError) as e:
         raise UserError(f"--weights {args.weights}: {e.strerror if isinstance(e, OSError) else e}") from None
     except Exception as e:
-        raise UserError(f"--weights {args.weights}: not weights.pt of a run of this method ({first_line(e)})") from None
+        raise UserError(f"--weights {args.weights}: not a weights.pt of this method ({first_line(e)})") from None
     if widths["size"] != args.size:
-        raise UserError(f"--weights {args.weights}: makes {widths['size']} px; use --size {widths['size']}")
+        raise UserError(f"--weights {args.weights}: generates {widths['size']} px; use --size {widths['size']}")
     return replace(args, **widths, ema=float(saved.get("ema", args.ema))), G.to(device)
 
 
 def evaluate_weights(job: Job, G: nn.Module, generate: Generate | None = None) -> None:
-    """--phase eval: scores and a sample grid of the generator in --weights."""
+    """Run --phase eval: score the generator from --weights and save a sample grid."""
     args = job.args
-    job.run.begin("eval", "evaluation", 0, "the end")
+    job.run.begin("eval", "evaluation", 0, "finish")
     s = score(job, G, args.eval_n, generate)
     job.run.evaluated(0, s.row(), **{"eval/ema": args.ema > 0, "eval/bn": job.eval_bn, "eval/what": str(args.weights)})
     job.run.samples(0, grid(job, G, generate))
@@ -322,64 +322,64 @@ def evaluate_weights(job: Job, G: nn.Module, generate: Generate | None = None) -
     job.run.result(last={"fid": s.fid, "is": s.is_mean, "is_std": s.is_std}, n=s.n, net=s.net, ref=s.ref)
 
 
-# ---- a run's beginning and end -------------------------------------------------------------------
+# ---- start and end of a run ----------------------------------------------------------------------
 
 
 def check_flags(args: Any, world: int, skips_search: str, published: str) -> None:
-    """Refuse what no method can run. skips_search: the flag that names a genotype, or ""; published: its values."""
+    """Reject what no method can run. skips_search: flag that gives a genotype, or ""; published: its values."""
     for flag, value in (("--d-batch", args.d_batch), ("--g-batch", args.g_batch)):
         if value % world:
-            raise UserError(f"{flag} {value}: not divisible by {world} processes")
+            raise UserError(f"{flag} {value}: not divisible by {world} processes; use a multiple")
     if args.phase == "train" and not (skips_search or args.genotype):
-        raise UserError(f"--phase train: needs --genotype, {published}")
+        raise UserError(f"--phase train: requires --genotype, {published}")
     if args.phase == "search" and skips_search:
-        raise UserError(f"{skips_search}: skips the search that --phase search asks for; leave one of them out")
+        raise UserError(f"{skips_search}: skips the search, so it conflicts with --phase search; omit one of them")
     if args.phase == "eval" and not args.weights:
-        raise UserError("--phase eval: needs --weights, a weights.pt of a run")
+        raise UserError("--phase eval: requires --weights, the weights.pt of a run")
     if args.phase == "eval" and args.genotype:
-        raise UserError(f"--genotype {args.genotype}: --phase eval takes that of --weights; leave it out")
+        raise UserError(f"--genotype {args.genotype}: --phase eval reads it from --weights; omit --genotype")
     if args.weights and args.phase != "eval":
-        raise UserError(f"--weights {args.weights}: is evaluated by --phase eval; to train use --genotype")
+        raise UserError(f"--weights {args.weights}: requires --phase eval; to train, use --genotype")
 
 
 def check_splits(**counts: int) -> None:
-    """Refuse numbers of images, named by their flags, that are too few for the Inception Score."""
+    """Reject image counts, given by flag name, that are too small for the Inception Score."""
     for name, n in counts.items():
         if n < IS_SPLITS:
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {n}: the Inception Score has {IS_SPLITS} splits; use {IS_SPLITS} or more")
+            raise UserError(f"{flag} {n}: the Inception Score needs {IS_SPLITS} splits; use {IS_SPLITS} or more")
 
 
 def evaluator_options(args: Any, ranks: Ranks) -> dict:
-    """What the common flags tell an Evaluator."""
+    """Arguments of Evaluator from the common flags."""
     found = {"name": args.evaluator, "device": ranks.device, "cache_dir": args.data_dir / "cache"}
     return found | {"weights": args.inception_weights, "fid_dims": int(args.fid_dims), "ref_n": args.ref_n}
 
 
 def update_macs(args: Any, g: float, d: float, n_critic: int) -> float:
-    """Multiply-adds of n_critic steps of D and one of G; a backward pass costs two forward ones."""
+    """Multiply-adds of n_critic D steps and one G step; a backward pass counts as two forward passes."""
     return n_critic * args.d_batch * (g + 6 * d) + args.g_batch * (3 * g + 2 * d)
 
 
 def scoring_macs(args: Any, g: float, images: float) -> float:
-    """Multiply-adds of scoring so many images."""
+    """Multiply-adds of generating and scoring `images` images."""
     return images * (g + INCEPTION_MACS if args.evaluator == "inception" else g)
 
 
 def train_stage(job: Job, epochs: int, g: float, d: float) -> Stage:
-    """The last stage: epochs of --n-critic D steps to one of G. UserError: too few for one of G."""
+    """Plan of the training from scratch. UserError: not enough D batches for a single G step."""
     args = job.args
     steps = epochs * job.epoch // args.n_critic
     if not steps:
         raise UserError(
-            f"--n-critic {args.n_critic}: more than the D batches of all --train-epochs, so G never trains; use fewer"
+            f"--n-critic {args.n_critic}: exceeds the D batches of all --train-epochs, G would never train; lower it"
         )
     looks = 2 + max(0, epochs - args.eval_after) // args.eval_every
     return "train", steps, update_macs(args, g, d, args.n_critic) + scoring_macs(args, g, looks * args.eval_n) / steps
 
 
 def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
-    """The first lines of a run: images, plan, price on this device, and cost of its networks."""
+    """First lines of the log: data set, plan, estimated time on this device, sizes of the networks."""
     args, data = job.args, job.data
     lines = [f"{method} · {data.name}, {len(data.images):,} images of {args.size} px · {args.preset}"]
     if job.plan:
@@ -387,24 +387,24 @@ def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
         rate = measured_flops(job.ranks.device) * job.ranks.world
         steps = " + ".join(f"{n:,} ({name})" for name, n, _ in job.plan)
         lines[0] += f" · {steps} G updates · {flops / 1e15:.3g} PFLOP"
-        lines[0] += f", about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured here"
+        lines[0] += f", about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured on this device"
     lines += [data.note] if data.note else []
     for name, cost in costs.items():
-        macs = f", {cost.macs:,} multiply-adds an image" if cost.macs else ""
+        macs = f", {cost.macs:,} multiply-adds per image" if cost.macs else ""
         lines.append(f"{name}: {cost.params:,} parameters{macs}")
     return lines
 
 
 def run_facts(job: Job, costs: dict[str, Cost], more: int = 0) -> dict:
-    """What a Run is told beside its arguments. more: checkpointed values without Adam moments."""
+    """Further arguments of Run. more: number of checkpointed values without Adam moments."""
     params = {name: cost.params for name, cost in costs.items()}
     facts = {"params": params, "net": job.evaluator.net}
-    disk = 3 * 4 * (3 * sum(params.values()) + more) + 5e7  # two checkpoints and one being written
+    disk = 3 * 4 * (3 * sum(params.values()) + more) + 5e7  # two checkpoints, and one being written
     return {"dataset": job.data.name, "digest": job.data.digest, "plan": job.plan, "facts": facts, "disk": disk}
 
 
 def start(job: Job, state: Progress, lines: list[str]) -> None:
-    """Print the run's first lines, take up its state if resumed, and prepare the evaluator."""
+    """Print the opening lines, restore the state of a resumed run, and prepare the evaluator."""
     for line in lines:
         job.run.print(line)
     job.run.load(state)
@@ -414,7 +414,7 @@ def start(job: Job, state: Progress, lines: list[str]) -> None:
 
 
 def finish(job: Job, state: Progress, genotype: dict) -> dict | None:
-    """Write result.json. Returns the best scores of the training, if there was one."""
+    """Write result.json. Returns the best scores of the training phase, or None without one."""
     scores = {}
     if state.last:
         net, ref = job.evaluator.net, job.evaluator.ref

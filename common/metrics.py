@@ -1,4 +1,4 @@
-"""FID and Inception Score: the two networks, streaming statistics, cached reference statistics."""
+"""FID and Inception Score: feature networks, streaming statistics, cached reference statistics."""
 
 import hashlib
 import socket
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from common.data import Dataset
 from common.files import UserError, first_line, replacing, stream
 
-IS_SPLITS = 10  # blocks of images that the Inception Score is the mean over
-CACHE_VERSION = 1  # raise it when what the cached reference statistics mean changes
-COMPACT_RECIPE = 1  # raise it when anything changes in the compact network or its training
-COMPACT_STEPS = (300, 2000)  # of training: at least, at most
+IS_SPLITS = 10  # splits of the Inception Score
+CACHE_VERSION = 1  # increment when the meaning of the reference statistics changes
+COMPACT_RECIPE = 1  # increment when the compact network or its training changes
+COMPACT_STEPS = (300, 2000)  # minimum and maximum training steps
 
 FID_FILE = "pt_inception-2015-12-05-6726825d.pth"
-FID_LAYERS = {  # width: torchvision's layers; the last one has that many features (pytorch-fid)
+FID_LAYERS = {  # feature dimensions: torchvision layers, the last of which has them (pytorch-fid)
     64: ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1"),
     192: ("Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"),
     768: ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
@@ -31,12 +31,12 @@ FID_LAYERS = {  # width: torchvision's layers; the last one has that many featur
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Images in [-1,1] (B,3,H,W) as bytes: truncated as by the GAN-NAS authors, NaN as 0."""
+    """Images in [-1,1], (B,3,H,W), as uint8: truncated as in the authors' code, NaN as 0."""
     return (x.float() * 127.5 + 127.5).clamp(0, 255).nan_to_num(0).to(torch.uint8)
 
 
 def matrix_root(cov: Tensor) -> Tensor:
-    """The symmetric square root of a covariance (D,D), float64; all NaN where it is not finite."""
+    """Symmetric square root of a covariance matrix (D,D), float64; all NaN if it is not finite."""
     cov = cov.double()
     if not cov.isfinite().all():
         return torch.full_like(cov, torch.nan)
@@ -45,10 +45,10 @@ def matrix_root(cov: Tensor) -> Tensor:
 
 
 def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor, root1: Tensor | None = None) -> float:
-    """|mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)) of two Gaussians; NaN when not finite.
+    """|mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)) for two Gaussians; NaN if not finite.
 
-    mu: (D,), cov: (D,D), root1: `matrix_root(cov1)`. Eigenvalues of the product are those of the
-    symmetric root1 @ cov2 @ root1: faster, more exact. [Heusel et al. 2017, arXiv:1706.08500]
+    mu: (D,), cov: (D,D), root1: `matrix_root(cov1)`. The symmetric root1 @ cov2 @ root1 has the same
+    eigenvalues as cov1 cov2 and is faster and more accurate. [Heusel et al. 2017, arXiv:1706.08500]
     """
     mu1, cov1, mu2, cov2 = mu1.double(), cov1.double(), mu2.double(), cov2.double()
     root1 = matrix_root(cov1) if root1 is None else root1
@@ -60,7 +60,7 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor, root1
 
 
 class Moments:
-    """Mean and covariance (N-1) of batches, float64, centred. [Chan, Golub & LeVeque 1983]"""
+    """Streaming mean and unbiased covariance, float64. [Chan, Golub & LeVeque 1983]"""
 
     def __init__(self, dims: int, device: torch.device | str = "cpu") -> None:
         self.n = 0
@@ -68,7 +68,7 @@ class Moments:
         self.scatter = torch.zeros(dims, dims, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor) -> None:
-        """Take in a batch. features: (B,D)"""
+        """Add a batch of features, (B,D)."""
         features = features.double()
         b, mean = len(features), features.mean(0)
         centred, delta = features - mean, mean - self.mean
@@ -77,7 +77,7 @@ class Moments:
         self.n += b
 
     def reduce(self) -> None:
-        """Merge the moments of all ranks of torch.distributed, on every rank."""
+        """Merge the moments of all ranks, on every rank."""
         total = torch.cat([self.mean * self.n, self.mean.new_tensor([self.n])])
         dist.all_reduce(total)
         mean = total[:-1] / total[-1]
@@ -87,14 +87,14 @@ class Moments:
 
     @property
     def cov(self) -> Tensor:
-        """(D,D); NaN for fewer than two images."""
+        """Covariance, (D,D); NaN for fewer than two images."""
         return self.scatter / (self.n - 1) if self.n > 1 else torch.full_like(self.scatter, torch.nan)
 
 
 class InceptionScore:
-    """exp(mean KL(p(y|x) || p(y))) over `splits` equal blocks of n images, streamed; float64.
+    """Streaming exp(mean KL(p(y|x) || p(y))) over `splits` equal splits of n images, float64.
 
-    Block i: [i*n//splits, (i+1)*n//splits). [Salimans et al. 2016, arXiv:1606.03498; their code]
+    Split i: [i*n//splits, (i+1)*n//splits). [Salimans et al. 2016, arXiv:1606.03498; their code]
     """
 
     def __init__(self, n: int, splits: int, classes: int, device: torch.device | str = "cpu") -> None:
@@ -103,29 +103,29 @@ class InceptionScore:
         self.sums = torch.zeros(splits, classes + 1, dtype=torch.float64, device=device)
 
     def add(self, p: Tensor, first: int) -> None:
-        """Take in the class probabilities of the images first, first+1, ...; p: (B,classes)"""
+        """Add the class probabilities p, (B,classes), of images first, first+1, ..."""
         p = p.double()
         block = torch.bucketize(torch.arange(first, first + len(p), device=p.device), self.ends, right=True)
         rows = torch.cat([p, torch.special.entr(p).sum(1, keepdim=True).neg()], 1)
         self.sums += F.one_hot(block, len(self.ends)).double().T @ rows
 
     def reduce(self) -> None:
-        """Merge the sums of all ranks of torch.distributed, on every rank."""
+        """Merge the sums of all ranks, on every rank."""
         dist.all_reduce(self.sums)
 
     def result(self) -> tuple[float, float]:
-        """Return mean and population deviation over the blocks, once all n images are in."""
+        """Mean and population standard deviation over the splits, once all n images are added."""
         means = self.sums / self.sizes[:, None]
         scores = (means[:, -1] + torch.special.entr(means[:, :-1]).sum(1)).exp()
         return scores.mean().item(), scores.std(correction=0).item()
 
 
 class Inception(nn.Module):
-    """The Inception network that defines FID and IS. [pytorch-fid; no bias as in Salimans' IS code]
+    """The Inception network of FID and IS. [pytorch-fid; logits without bias as in Salimans' IS code]
 
     forward: uint8 (B,3,H,W) -> features (B,dims) and, if `want_is`, logits (B,1008), else None.
-    weights: a state dict's file with pytorch-fid's names, None for pytorch-fid's download.
-    UserError when it is unavailable, is another network, or lacks a layer that is needed here.
+    weights: file with a state dict in pytorch-fid's naming; None: use pytorch-fid's download.
+    UserError: the weights are unavailable, of another network, or without a required layer.
     """
 
     classes = 1008
@@ -138,9 +138,9 @@ class Inception(nn.Module):
         except ImportError as error:
             raise UserError(
                 f"--evaluator inception: {error.name} is not installed: "
-                "pip install pytorch-fid torchvision, or take --evaluator compact"
+                "pip install pytorch-fid torchvision, or use --evaluator compact"
             ) from error
-        with torch.device("meta"):  # no memory, no random numbers: every weight comes from the file
+        with torch.device("meta"):  # no memory, no random numbers: all weights come from the file
             net = inception_v3(num_classes=self.classes, aux_logits=False, weights=None, init_weights=False)
             net.Mixed_5b = fid.FIDInceptionA(192, pool_features=32)
             net.Mixed_5c = fid.FIDInceptionA(256, pool_features=64)
@@ -157,12 +157,12 @@ class Inception(nn.Module):
         state = _download(fid.FID_WEIGHTS_URL) if weights is None else _load_weights(weights)
         _check_inception(state, net.state_dict(), needed, str(weights or FID_FILE))
         state = {k: v.float() for k, v in state.items() if k.split(".")[0] in needed and not k.endswith("_tracked")}
-        # only of the weights that the features depend on
+        # covers only the weights that the features depend on
         self.digest = _digest({k: v for k, v in state.items() if k.split(".")[0] in below})
         self.layers = nn.ModuleDict({name: getattr(net, name) for name in needed})
         self.layers.load_state_dict(state, assign=True)
         self.eval().requires_grad_(False)
-        for module in self.modules():  # BatchNorm with fixed statistics is folded into its conv
+        for module in self.modules():  # fold BatchNorm into the convolution
             if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
                 module.conv = nn.utils.fuse_conv_bn_eval(module.conv, module.bn)
                 module.bn = nn.Identity()
@@ -184,15 +184,15 @@ class Inception(nn.Module):
 
 def _download(url: str) -> dict[str, Tensor]:
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # torch.hub sets none: without a network it could wait for minutes
+    socket.setdefaulttimeout(10)  # torch.hub sets none and may hang for minutes when offline
     try:
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
-    except Exception as error:  # offline, stalled or cut download, broken file in the hub's folder
+    except Exception as error:  # offline, stalled or truncated download, damaged file in the cache
         raise UserError(
-            f"--evaluator inception: no download of {url} ({first_line(error)}): get that file and pass "
-            "--inception-weights FILE, or take --evaluator compact, which needs no file"
+            f"--evaluator inception: cannot download {url} ({first_line(error)}); pass the file with "
+            "--inception-weights FILE, or use --evaluator compact, which needs no download"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
@@ -200,13 +200,13 @@ def _download(url: str) -> dict[str, Tensor]:
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"--inception-weights {path}: no such file: pass {FID_FILE}, or take --evaluator compact")
+        raise UserError(f"--inception-weights {path}: no such file; pass {FID_FILE}, or use --evaluator compact")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch.load raises on a file that is not its own
+    except Exception as error:  # torch.load raises various errors on other files
         raise UserError(
             f"--inception-weights {path} is not the FID Inception network: not a file of tensors "
-            f"({first_line(error)}): pass {FID_FILE}"
+            f"({first_line(error)}); pass {FID_FILE}"
         ) from error
 
 
@@ -214,7 +214,7 @@ def _check_inception(state: Any, expected: dict[str, Tensor], needed: list[str],
 
     def refuse(reason: str) -> None:
         raise UserError(
-            f"--inception-weights {source} is not the FID Inception network: {reason}: pass the complete {FID_FILE}"
+            f"--inception-weights {source} is not the FID Inception network: {reason}; pass the complete {FID_FILE}"
         )
 
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -229,8 +229,8 @@ def _check_inception(state: Any, expected: dict[str, Tensor], needed: list[str],
         return
     if set(lacking) <= {*FID_LAYERS[2048], "fc"}:
         raise UserError(
-            f"--inception-weights {source} has no {', '.join(lacking)}: FID on 2048 features and the Inception Score "
-            f"need them: pass the complete {FID_FILE}, or take --fid-dims 768 and leave IS out of --objectives/--reward"
+            f"--inception-weights {source} has no {', '.join(lacking)}: required by --fid-dims 2048 and the Inception "
+            f"Score; pass the complete {FID_FILE}, or use --fid-dims 768 and leave IS out of --objectives/--reward"
         )
     refuse(f"no {', '.join(lacking)}")
 
@@ -253,16 +253,16 @@ class Compact(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = self.body((images.float() / 64 - 2).contiguous(memory_format=torch.channels_last))
-        features = F.avg_pool2d(x, x.shape[-2:]).flatten(1)  # quicker backward than mean
+        features = F.avg_pool2d(x, x.shape[-2:]).flatten(1)  # faster backward pass than mean
         return features, self.head(features)
 
 
 def train_compact(
     images: Tensor, labels: Tensor, device: torch.device, log: Callable[[str], None], check: Callable[[], None]
 ) -> Compact:
-    """Train a Compact on uint8 (N,3,H,W), labels (N,): always the same, no random state touched.
+    """Train a Compact on uint8 (N,3,H,W) and labels (N,). Deterministic; leaves global random state alone.
 
-    SGD, batches of 64, 2.5 epochs, flips, shifts; a tenth, at most 1,000, is held out. [ours]
+    SGD, batch 64, 2.5 epochs, random flips and shifts; 10%, at most 1,000 images, are held out. [ours]
     """
     start, batch = time.monotonic(), 64
     order = torch.randperm(len(images), generator=stream(0, "compact", "held out")).to(device)
@@ -294,13 +294,13 @@ def train_compact(
     right = sum((net(images[i])[1].argmax(1) == labels[i]).sum().item() for i in held_out.split(500))
     log(
         f"compact network: {len(order)} images, {net.classes} classes, {steps} steps, {time.monotonic() - start:.0f} s"
-        f"; classifies {right} of {len(held_out)} held-out images rightly"
+        f"; {right} of {len(held_out)} held-out images classified correctly"
     )
     return net
 
 
 def fid_label(net: str) -> str:
-    """How a FID is shown: inception-2048: FID, inception-768: FID-768, compact: FID(compact)."""
+    """Display name of a FID: inception-2048: FID, inception-768: FID-768, compact: FID(compact)."""
     if net.startswith("inception-"):
         return "FID" if net == "inception-2048" else f"FID-{net.removeprefix('inception-')}"
     return f"FID({net})"
@@ -308,7 +308,7 @@ def fid_label(net: str) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """What an evaluation found: FID, IS and its deviation over the splits; None: not asked for."""
+    """Result of an evaluation: FID, IS and its standard deviation over splits; None: not requested."""
 
     fid: float | None
     is_mean: float | None
@@ -318,7 +318,7 @@ class Score:
     ref: str
 
     def row(self) -> dict[str, Any]:
-        """Return the score as the columns of metrics.jsonl."""
+        """The score as columns of metrics.jsonl."""
         columns = ("eval/fid", "eval/is", "eval/is_std", "eval/n", "eval/net", "eval/ref")
         return dict(zip(columns, astuple(self), strict=True))
 
@@ -329,14 +329,14 @@ class Score:
 
 
 class Evaluator:
-    """Scores generated images against a data set: construct, `use`, `prepare`, then `score`.
+    """Scores generated images against a data set. Call `use`, then `prepare`, then `score`.
 
-    The constructor loads "inception"; UserError when it is not there or lacks layers.
-    fid_dims: 64, 192, 768 or 2048 features of Inception (compact always has 128).
-    ref_n: how many real images, from a fixed permutation; 0 for all.
-    check: called for every batch; it may raise to stop.
-    net, label, ref: names of the numbers: "inception-768", "FID-768", "cifar10_train 50000".
-    want_fid: if False before `prepare`, the reference statistics are skipped and the FID is None.
+    name: "inception", loaded here (UserError: unavailable or incomplete), or "compact".
+    fid_dims: 64, 192, 768 or 2048 Inception features (compact always has 128).
+    ref_n: number of real images, from a fixed permutation; 0: all.
+    check: called before every batch; may raise to stop.
+    net, label, ref: what a score refers to, such as "inception-768", "FID-768", "cifar10 50000".
+    want_fid: set to False before `prepare` to skip the reference statistics; the FID is then None.
     """
 
     def __init__(
@@ -367,21 +367,21 @@ class Evaluator:
         self.label = fid_label(self.net)
 
     def use(self, dataset: Dataset) -> None:
-        """Take `dataset` as the reference. UserError: too few images or, for compact, no labels."""
+        """Set the reference data set. UserError: too few images or, for compact, no labels."""
         size = len(dataset.images)
         if not (2 <= self.ref_n <= size or (self.ref_n == 0 and size > 1)):
-            raise UserError(f"--ref-n {self.ref_n}: {dataset.name} has {size} images; take 2 to {size}, or 0 for all")
+            raise UserError(f"--ref-n {self.ref_n}: {dataset.name} has {size} images; use 2 to {size}, or 0 for all")
         labels = dataset.labels
         if self.net == "compact" and (labels is None or len(labels[labels >= 0].unique()) < 2):
             raise UserError(
-                f"--evaluator compact: {dataset.name} has no labels of two classes or more: put the images in one "
-                "folder a class, give the .npz `labels`, or take --evaluator inception"
+                f"--evaluator compact: {dataset.name} needs labels of at least two classes; use one folder per "
+                "class, add `labels` to the .npz, or use --evaluator inception"
             )
         self.dataset, self.ref_n = dataset, self.ref_n or size
         self.ref = f"{dataset.name} {self.ref_n}"
 
     def prepare(self) -> None:
-        """Make the compact network and the reference statistics, or load what rank 0 has made."""
+        """Compute the compact network and the reference statistics, or load them from the cache."""
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -406,22 +406,22 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, sample: Callable[[int], Tensor], n: int, rank: int = 0, world: int = 1) -> Score:
-        """Score n generated images; never fails on what they show (a FID of NaN is possible).
+        """Score n generated images. Does not fail on degenerate images, but the FID may be NaN.
 
-        sample: k -> its k-th batch, uint8 (batch,3,H,W) on the device; cut at n images.
-        This rank does the batches rank, rank+world, ...; all return the same Score.
+        sample: k -> the k-th batch, uint8 (batch,3,H,W) on the device; truncated to n images in total.
+        This rank computes batches rank, rank+world, ...; all ranks return the same Score.
         """
         if self.want_is and n < self.splits:
-            raise UserError(
-                f"{n} images to score: the Inception Score needs at least {self.splits}, one for each split"
-            )
+            raise UserError(f"{n} images to score: the Inception Score needs at least {self.splits}, one per split")
         moments = Moments(self.network.dims, self.device)
         inception_score = InceptionScore(n, self.splits, self.network.classes, self.device) if self.want_is else None
         for k in range(rank, -(-n // self.batch), world):
             self.check()
             images = sample(k)[: n - k * self.batch]
             if images.dtype != torch.uint8 or len(images) != min(self.batch, n - k * self.batch):
-                raise ValueError(f"sample({k}) gave {len(images)} images of {images.dtype}, not {self.batch} of uint8")
+                raise ValueError(
+                    f"sample({k}) returned {len(images)} images of {images.dtype}, not {self.batch} of uint8"
+                )
             features, logits = self._apply(images)
             moments.add(features)
             if inception_score:
@@ -437,13 +437,13 @@ class Evaluator:
         return Score(fid, *(inception_score.result() if inception_score else (None, None)), n, self.net, self.ref)
 
     def _apply(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        with torch.autocast(self.device.type, enabled=False):  # also inside a bf16 step
+        with torch.autocast(self.device.type, enabled=False):  # even inside a bf16 step
             return self.network(images)
 
     def _train(self) -> dict[str, Tensor]:
         labelled = self.dataset.labels >= 0
         images, labels = self.dataset.images[labelled], self.dataset.labels[labelled].unique(return_inverse=True)[1]
-        self.log(f"compact network: training on {self.dataset.name}, once; kept in {self.cache_dir}")
+        self.log(f"compact network: training on {self.dataset.name}; cached in {self.cache_dir}")
         return train_compact(images, labels, self.device, self.log, self.check).cpu().state_dict()
 
     @torch.no_grad()
@@ -459,9 +459,9 @@ class Evaluator:
             if time.monotonic() - said > 10:
                 said = time.monotonic()
                 left = (said - start) * (self.ref_n / moments.n - 1)
-                self.log(f"reference statistics: {moments.n} of {self.ref_n} images, {left:.0f} s to go")
+                self.log(f"reference statistics: {moments.n} of {self.ref_n} images, {left:.0f} s left")
         root = matrix_root(moments.cov)
-        self.log(f"reference statistics: {self.ref} through {self.net}, {time.monotonic() - start:.0f} s")
+        self.log(f"reference statistics: {self.ref}, {self.net}, {time.monotonic() - start:.0f} s")
         return {"mean": moments.mean.cpu(), "cov": moments.cov.cpu(), "root": root.cpu()}
 
     def _cached(self, kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -470,10 +470,10 @@ class Evaluator:
             try:
                 stored = torch.load(path, map_location="cpu", weights_only=True)
                 if stored["key"] != key:
-                    raise ValueError("it was made for other data")
+                    raise ValueError("created for other data")
                 return stored["tensors"]
-            except Exception as error:  # truncated, overwritten, not ours: it can be made again
-                self.log(f"{path} is broken ({first_line(error)}): made again")
+            except Exception as error:  # truncated, overwritten, or not ours: recompute
+                self.log(f"{path}: cannot be used ({first_line(error)}); computing it again")
         tensors = make()
         with replacing(path) as temporary:
             torch.save({"key": key, "tensors": tensors}, temporary)

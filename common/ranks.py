@@ -1,4 +1,4 @@
-"""Devices and processes: where a process computes, and what the processes of a torchrun do together."""
+"""Device selection, and collective operations of the processes started by torchrun."""
 
 import os
 import time
@@ -12,19 +12,19 @@ from torch import nn
 
 from common.files import UserError
 
-PROBE_SECONDS = 0.4  # spent on measuring this machine's speed, for the price of a run
+PROBE_SECONDS = 0.4  # time for measuring this device's speed, for time estimates
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process computes: its device, and its place among the processes of a torchrun."""
+    """This process's device and rank, and the number of processes."""
 
     device: torch.device
     rank: int = 0
     world: int = 1
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average .grad over the processes, as one flat tensor. Every process must have sampled the same path."""
+        """Average .grad over all processes in one all-reduce. All of them must have sampled the same path."""
         grads = [p.grad for p in parameters if p.grad is not None] if self.world > 1 else []
         if grads:
             flat = torch.cat([g.flatten() for g in grads])
@@ -34,14 +34,14 @@ class Ranks:
                 g.copy_(part.view_as(g))
 
     def average_buffers(self, net: nn.Module) -> None:
-        """Average floating-point buffers (BatchNorm statistics) over the processes."""
+        """Average floating-point buffers (BatchNorm statistics) over all processes."""
         for b in net.buffers() if self.world > 1 else ():
             if b.is_floating_point():
                 dist.all_reduce(b)
                 b /= self.world
 
     def first(self, do: Callable[[], Any]) -> Any:
-        """do() on rank 0, then on the others, which find what it downloaded or cached."""
+        """Call do() on rank 0, then on the other ranks, which find its downloads and cached files."""
         for turn in (True, False):
             if (self.rank == 0) == turn:
                 value = do()
@@ -58,7 +58,7 @@ class Ranks:
         return flags.item() > 0
 
     def gather(self, value: Any) -> list:
-        """[value of rank 0, of rank 1, ...], the same list on every process. Values are plain containers."""
+        """[value of rank 0, of rank 1, ...] on every process. Values must be plain containers."""
         if self.world == 1:
             return [value]
         out = [None] * self.world
@@ -67,14 +67,14 @@ class Ranks:
 
 
 def start_ranks(device: str) -> Ranks:
-    """Choose the device ("auto", "cpu", "cuda", "cuda:1") and, under torchrun, join the process group."""
+    """Select the device ("auto", "cpu", "cuda", "cuda:1") and, under torchrun, join the process group."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"--device {device}: unknown device; use auto, cpu, cuda or cuda:N") from None
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(
@@ -82,11 +82,11 @@ def start_ranks(device: str) -> Ranks:
             )
         index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
         if index >= torch.cuda.device_count():
-            raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+            raise UserError(f"--device {device}: found {torch.cuda.device_count()} CUDA devices, numbered from 0")
         chosen = torch.device("cuda", index)
         torch.cuda.set_device(chosen)
     elif chosen.type != "cpu":
-        raise UserError(f"--device {device}: only cpu and cuda are supported")
+        raise UserError(f"--device {device}: not supported; use cpu or cuda")
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return Ranks(chosen, rank, world)
@@ -97,7 +97,7 @@ def device_name(device: torch.device) -> str:
 
 
 def measured_flops(device: torch.device) -> float:
-    """FLOP/s that a 3x3 convolution of 128 channels reaches here, forward and backward: PROBE_SECONDS and a little."""
+    """FLOP/s of a 3x3 convolution with 128 channels, forward and backward, measured for PROBE_SECONDS."""
     batch = 64 if device.type == "cuda" else 4
     x = torch.zeros(batch, 128, 16, 16, device=device, requires_grad=True)
     w = torch.zeros(128, 128, 3, 3, device=device, requires_grad=True)
@@ -108,6 +108,6 @@ def measured_flops(device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         done += 1
-        if done == 2:  # the first calls choose and load kernels
+        if done == 2:  # the first calls select and load kernels
             start = time.perf_counter()
     return flops * (done - 2) / (time.perf_counter() - start)

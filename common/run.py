@@ -27,12 +27,12 @@ from common.files import UserError, finite, first_line, read_json, replacing, wr
 from common.metrics import fid_label
 from common.ranks import Ranks, device_name
 
-SCHEMA = 1  # of config.json
-CHECKPOINT = 2  # of checkpoint.pt
+SCHEMA = 1  # schema version of config.json
+CHECKPOINT = 2  # schema version of checkpoint.pt
 
 
 class Stopped(BaseException):
-    """Raised at a safe point after SIGINT, SIGTERM or a STOP file: save, then exit with 130."""
+    """Raised between steps after SIGINT, SIGTERM or a STOP file; the run saves and exits with 130."""
 
 
 def jsonable(value: object) -> object:
@@ -40,7 +40,7 @@ def jsonable(value: object) -> object:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 45s, 12m, 3h05, 2d04h."""
+    """Format seconds: 45s, 12m, 3h05, 2d04h."""
     if not math.isfinite(seconds):
         return "?"
     m = int(seconds) // 60
@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 def process_identity() -> dict:
-    """What tells this process from any other, on any host, at any time."""
+    """Unique process identity, across hosts and reboots."""
     pid, boot_id = os.getpid(), read_text("/proc/sys/kernel/random/boot_id")
     return {"pid": pid, "start_time": kernel_start_time(pid), "host": socket.gethostname(), "boot_id": boot_id}
 
@@ -84,12 +84,12 @@ def git_state(folder: Path) -> dict:
 
 
 class Run:
-    """The run directory: made here, or taken up again by `resume`; written by rank 0 alone.
+    """A run directory, new or resumed (args["resume"]). Only rank 0 writes to it.
 
-    Leaving `with Run(...) as run` writes the last state (done, stopped, failed) into status.json.
-    args: plain values of every flag. plan: (stage, generator updates, MACs of one update) in order.
-    facts: further keys of config.json. disk: bytes that the files will take. UserError: the directory
-    cannot be made, has no room, is in use by a live process, or was begun with other images.
+    Leaving `with Run(...) as run` writes the final state (done, stopped, failed) to status.json.
+    args: every flag as a plain value. plan: (stage, G updates, multiply-adds per update) in order.
+    facts: extra keys for config.json. disk: expected size in bytes. UserError: the directory cannot
+    be created, the disk is full, a live process uses it, or it was started with other images.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Run:
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
         self.stopping, self.lock = False, threading.Lock()
-        self.tracked: tuple[Any, dict[str, Any]] | None = None  # what a checkpoint holds: see track()
-        self.to_restore: dict[str, Any] = {}  # what load() read and the first track() puts in place
-        self.seconds: dict[str, float] = {}  # per stage, over all processes that worked on this run
+        self.tracked: tuple[Any, dict[str, Any]] | None = None  # contents of a checkpoint: see track()
+        self.to_restore: dict[str, Any] = {}  # read by load(), restored by the first track()
+        self.seconds: dict[str, float] = {}  # per stage, before and after resuming
         self.clock = self.saved_at = self.shown_at = time.monotonic()
         self.ticks = 0
         self.resumed = args["resume"] is not None
@@ -112,7 +112,7 @@ class Run:
         free = shutil.disk_usage(root).free
         if self.main and free < disk:
             raise UserError(
-                f"--runs-dir {root}: no space left, {free / 1e9:.2f} GB free of {disk / 1e9:.2f}; use another disk"
+                f"--runs-dir {root}: {free / 1e9:.2f} GB free, but {disk / 1e9:.2f} GB needed; use another disk"
             )
         name = f"{script.stem}-{dataset}-s{args['seed']}-{datetime.now():%Y%m%d-%H%M%S}"
         self.dir = folder if self.resumed else self._claim(folder, name)
@@ -147,13 +147,13 @@ class Run:
                 self._write_status()
             except OSError as e:
                 if not self.resumed:
-                    shutil.rmtree(self.dir, ignore_errors=True)  # which this process has made
+                    shutil.rmtree(self.dir, ignore_errors=True)  # created by this process
                 raise UserError(
-                    f"--runs-dir {self.dir}: cannot be written ({e.strerror}); name another folder"
+                    f"--runs-dir {self.dir}: cannot be written ({e.strerror}); use another directory"
                 ) from None
 
     def _claim(self, runs: Path, name: str) -> Path:
-        """Make a directory of this run's own: the first free one of name, name-2, name-3, ..."""
+        """Create the run directory: the first of name, name-2, name-3, ... that does not exist."""
         path = runs / name
         if self.main:
             try:
@@ -163,16 +163,16 @@ class Run:
                     taken += 1
                     path = runs / f"{name}-{taken}"
             except OSError as e:
-                raise UserError(f"--runs-dir {runs}: cannot be written ({e.strerror}); name another folder") from None
+                raise UserError(f"--runs-dir {runs}: cannot be written ({e.strerror}); use another one") from None
         return self.ranks.gather(path)[0]
 
     def _check_resumable(self, digest: str) -> None:
         config = read_json(self.dir / "config.json", "--resume")
         if config.get("schema") != SCHEMA:
-            raise UserError(f"--resume {self.dir}: has schema {config.get('schema')}, this code reads {SCHEMA}")
+            raise UserError(f"--resume {self.dir}: schema {config.get('schema')}, but this version reads {SCHEMA}")
         if config.get("data_digest") != digest:
             raise UserError(
-                f"--resume {self.dir}: the images of {self.args['dataset']} are not those that it began with"
+                f"--resume {self.dir}: the images of {self.args['dataset']} have changed since it started; restore them"
             )
         try:
             status = json.loads((self.dir / "status.json").read_text())
@@ -181,19 +181,19 @@ class Run:
             here = (old["host"], old["boot_id"]) == (new["host"], new["boot_id"]) and old["pid"] != new["pid"]
             running = here and old["start_time"] and kernel_start_time(old["pid"]) == old["start_time"]
         except (OSError, ValueError, TypeError, KeyError):
-            running = False  # no status, or a broken one: the checkpoint decides
+            running = False  # no valid status: rely on the checkpoint
         if running:
             raise UserError(f"--resume {self.dir}: still running as pid {old['pid']}; stop it first")
 
     def __enter__(self) -> "Run":
-        text = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # whole on 80 columns
+        text = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # wrap in a narrow terminal
         self.bar = Progress(BarColumn(10), text, console=self.console, transient=True)
         self.task = self.bar.add_task("", total=max(self.status["total"], 1))
         if self.main and self.console.is_terminal:
             self.bar.start()
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM):  # a parent's "ignore" would be inherited
+            for s in (signal.SIGINT, signal.SIGTERM):  # do not inherit "ignore" from the parent
                 self.handlers[s] = signal.signal(s, self._on_signal)
         self.left = threading.Event()
         self.heart = threading.Thread(target=self._heartbeat, daemon=True)
@@ -202,7 +202,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, Stopped):  # all `with` blocks of the script are left: state is whole
+        if isinstance(error, Stopped):  # all inner `with` blocks have exited: the state is consistent
             try:
                 self.save()
             except UserError as e:
@@ -211,8 +211,8 @@ class Run:
         self.heart.join()
         self.bar.stop()
         self._account()
-        if isinstance(error, OSError) and self.main:  # a dead or full disk, wherever it struck
-            error = UserError(f"{self.dir}: {error}; mend that, then: {self.status['resume_command']}")
+        if isinstance(error, OSError) and self.main:  # disk full or failed
+            error = UserError(f"{self.dir}: {error}; fix it, then run {self.status['resume_command']}")
         self.status["state"] = "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
         if self.status["state"] == "failed":
             self.status["error"] = {"type": kind.__name__, "message": str(error)}
@@ -221,15 +221,15 @@ class Run:
         if isinstance(error, Stopped):
             self.print(f"resume with: {self.status['resume_command']}")
         if self.main:
-            with suppress(OSError):  # a disk that ended the run; the reader judges by the last `updated`
+            with suppress(OSError):  # disk failure: readers rely on the last `updated`
                 self._write_status()
-        for s, handler in self.handlers.items():  # only now: torchrun's second signal must not disturb saving
+        for s, handler in self.handlers.items():  # last: torchrun's second signal must not interrupt saving
             signal.signal(s, handler)
         if isinstance(error, UserError):
             raise error from None
 
     def _on_signal(self, _number: int, _frame: object) -> None:
-        if self.stopping and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sends a second one
+        if self.stopping and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sends a second signal itself
             os._exit(130)
         self.stopping = True
         self.status["state"] = "stopping"
@@ -239,7 +239,7 @@ class Run:
             if (self.dir / "STOP").exists():
                 self.stopping = True
             if self.main:
-                with suppress(OSError):  # a full disk is reported where something is lost: save(), log()
+                with suppress(OSError):  # a full disk is reported by save() and log()
                     self._write_status()
 
     def _write_status(self) -> None:
@@ -257,13 +257,13 @@ class Run:
     # -- progress ----------------------------------------------------------------------------------
 
     def begin(self, phase: str, stage: str, step: int, upcoming: str = "", images_per_step: int = 0) -> None:
-        """A stage begins (or is taken up) at generator update `step`; upcoming: what comes next."""
+        """Begin or resume a stage at G update `step`; upcoming: what comes next, for the progress line."""
         self._account()
         self.mark = (time.monotonic(), step, images_per_step)
         self.status.update(phase=phase, stage=stage, step=step, rate=None, eta_s=None, next=upcoming)
 
     def tick(self, step: int, upcoming: str = "") -> None:
-        """A safe point, once a step: shows progress, saves when due, raises Stopped if asked."""
+        """Call once per step: update progress, autosave, raise Stopped if requested."""
         t0, step0, _ = self.mark
         elapsed = time.monotonic() - t0
         self.status["step"], self.status["next"] = step, upcoming
@@ -273,24 +273,24 @@ class Run:
         self.check()
         self.ticks += 1
         if self.ranks.world > 1 and self.ticks % 10 == 0 and self.ranks.any(self.stopping):
-            raise Stopped  # all processes leave at the same step
+            raise Stopped  # all processes stop at the same step
         if time.monotonic() - self.saved_at > 60 * self.args["save_minutes"]:
             self.save()
 
     def check(self) -> None:
-        """In a long evaluation: shows progress; raises Stopped if asked, with one process (else tick does)."""
+        """Call during evaluations: update progress; with a single process, raise Stopped if requested."""
         if self.stopping and self.ranks.world == 1:
             raise Stopped
         self._show()
 
     def replan(self, plan: list[tuple[str, int, float]]) -> None:
-        """The plan has changed: a stage takes another number of steps than was thought."""
+        """Replace the plan after the number of steps of a stage has changed."""
         self.plan = plan
         self.status["total"] = sum(n for _, n, _ in plan)
         self.bar.update(self.task, total=max(self.status["total"], 1))
 
     def _eta(self, step: int, seconds_per_step: float) -> float:
-        """Seconds to the end of the plan, if a MAC takes as long in later stages as in this."""
+        """Seconds to the end of the plan, assuming the same time per multiply-add in all stages."""
         left, end, cost = 0.0, 0, None
         for _, steps, macs in self.plan:
             end += steps
@@ -319,16 +319,16 @@ class Run:
         self.clock = t
 
     def print(self, text: str) -> None:
-        """To the terminal and to log.txt."""
+        """Print to the terminal and log.txt."""
         if self.main:
             self.console.print(text, markup=False)
             with open(self.dir / "log.txt", "a") as f:
                 f.write(text + "\n")
 
-    # -- what a run leaves -------------------------------------------------------------------------
+    # -- output files ------------------------------------------------------------------------------
 
     def log(self, step: int, **metrics: Any) -> None:
-        """Append to metrics.jsonl; values may be tensors of one element. UserError: a loss is not finite."""
+        """Append a row to metrics.jsonl; values may be one-element tensors. UserError: a loss is not finite."""
         self._account()
         row = {"step": step, "phase": self.status["phase"], "stage": self.status["stage"]}
         row |= {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
@@ -343,12 +343,12 @@ class Run:
                 )
 
     def evaluated(self, step: int, score_row: dict, **more: Any) -> None:
-        """Log the row of an evaluation; it becomes the last score that progress and status show."""
+        """Log an evaluation and show its scores in the progress line and status.json."""
         self.log(step, **score_row, **more)
         self.status["last"] = {k: score_row[f"eval/{k}"] for k in ("fid", "is", "net")}
 
     def search_row(self, row: dict) -> None:
-        """Append to search.jsonl what only this method has; one row a round."""
+        """Append a row of method-specific values to search.jsonl, one per round."""
         self._append("search.jsonl", row)
 
     def _append(self, name: str, row: dict) -> None:
@@ -357,14 +357,14 @@ class Run:
                 f.write(json.dumps(finite(row)) + "\n")
 
     def genotype(self, step: int, genotype: dict) -> None:
-        """The best so far: genotype.json, and its copy in genotypes/."""
+        """Write the best genotype so far to genotype.json and genotypes/<step>.json."""
         if self.main:
             (self.dir / "genotypes").mkdir(exist_ok=True)
             for path in (self.dir / "genotypes" / f"{step:06d}.json", self.dir / "genotype.json"):
                 write_json(path, finite(genotype))
 
     def samples(self, step: int, images: torch.Tensor) -> None:
-        """samples/<step>.png: a grid of 8 a row. images: (64, 3, H, W) in [-1, 1]."""
+        """Write samples/<step>.png, 8 images per row. images: (64, 3, H, W) in [-1, 1]."""
         if self.main:
             from torchvision.utils import save_image
 
@@ -373,12 +373,12 @@ class Run:
                 save_image(images.float().cpu(), tmp, format="png", nrow=8, normalize=True, value_range=(-1, 1))
 
     def weights(self, name: str, things: dict) -> None:
-        """weights.pt or weights.best.pt: enough to sample from."""
+        """Write weights.pt or weights.best.pt: everything needed for sampling."""
         if self.main:
             self._torch_save(self.dir / name, things)
 
     def result(self, **values: Any) -> None:
-        """result.json: final numbers, seconds per stage, peak memory, command to reproduce."""
+        """Write result.json: final scores, seconds per stage, peak memory, command to reproduce."""
         if self.main:
             self._account()
             self._write_status()
@@ -390,7 +390,7 @@ class Run:
     # -- checkpoints -------------------------------------------------------------------------------
 
     def load(self, state: Any) -> None:
-        """Restore a resumed run's state, and cut its files back to it. UserError: no checkpoint."""
+        """Restore the state of a resumed run and truncate its files to match. UserError: no checkpoint."""
         if not self.resumed:
             return
         saved = self._read_checkpoint()
@@ -409,8 +409,8 @@ class Run:
             state.load_state_dict(saved["state"])
 
     def track(self, state: Any, **parts: Any) -> None:
-        """Save these from now on: what has a state_dict; as parts also tensors and dictionaries. In a resumed
-        run the first call, in the checkpoint's stage, restores the parts in place."""
+        """Set what checkpoints contain: objects with a state_dict; parts may also be tensors or dictionaries.
+        In a resumed run, the first call restores the parts in place."""
         for name, saved in self.to_restore.items():
             part = parts[name]
             if isinstance(part, torch.Tensor):
@@ -424,9 +424,9 @@ class Run:
         self.tracked = (state, parts)
 
     def save(self) -> None:
-        """Write checkpoint.pt, whole or not at all; the one before stays as checkpoint.prev.pt."""
+        """Write checkpoint.pt atomically; keep the previous one as checkpoint.prev.pt."""
         self.saved_at = time.monotonic()
-        if not self.main or (self.resumed and self.tracked is None):  # what it was resumed from still holds
+        if not self.main or (self.resumed and self.tracked is None):  # the checkpoint is still valid
             return
         self._account()
         state, parts = self.tracked or (None, {})
@@ -437,7 +437,7 @@ class Run:
         self._torch_save(self.dir / "checkpoint.pt", checkpoint, self.dir / "checkpoint.prev.pt")
 
     def _torch_save(self, path: Path, things: dict, before: Path | None = None) -> None:
-        """Replace a file whole or not at all; the one that it replaces stays as `before`."""
+        """Replace a file atomically; keep the old one as `before`."""
         try:
             with replacing(path) as tmp:
                 torch.save(things, tmp)
@@ -446,8 +446,8 @@ class Run:
         except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
             left = shutil.disk_usage(self.dir).free / 1e6
             raise UserError(
-                f"{path}: not written ({first_line(e)}; {left:.0f} MB free on the disk); what was written before is "
-                f"kept: make room, then {self.status['resume_command']}"
+                f"{path}: cannot be written ({first_line(e)}; {left:.0f} MB free), the previous file is kept; "
+                f"free disk space, then run {self.status['resume_command']}"
             ) from None
 
     def _read_checkpoint(self) -> dict:
@@ -460,8 +460,8 @@ class Run:
                         raise ValueError(f"no checkpoint of schema {CHECKPOINT}")
                     return saved
                 except Exception as e:
-                    self.print(f"{path}: cannot be read ({first_line(e)}); trying the one before it")
-        raise UserError(f"--resume {self.dir}: no checkpoint that can be read; start the run again: it left none")
+                    self.print(f"{path}: cannot be read ({first_line(e)}); trying the previous one")
+        raise UserError(f"--resume {self.dir}: no readable checkpoint; start a new run")
 
 
 def imported_from(folder: Path) -> set[Path]:
@@ -471,7 +471,7 @@ def imported_from(folder: Path) -> set[Path]:
 
 
 def made(path: Path) -> bool:
-    """Make a directory; False where it already exists, also if another process has just made it."""
+    """Create a directory; False if it already exists, even if another process has just created it."""
     try:
         path.mkdir()
     except FileExistsError:
@@ -484,7 +484,7 @@ def size(path: Path) -> int:
 
 
 def command_line(script: Path, args: dict, world: int) -> str:
-    """Every flag spelled out, so that it stays true when a default changes."""
+    """The command with every flag spelled out, so that it survives changed defaults."""
     words = ["python"] if world == 1 else ["torchrun", "--nproc-per-node", str(world)]
     words.append(script.name)
     for name, value in args.items():
