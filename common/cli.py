@@ -90,7 +90,7 @@ def options(args_class: type) -> list[tuple[dataclasses.Field, dict]]:
     """(field, its metadata) of every option, panel by panel; gaps are filled from the base."""
     found = []
     for field in dataclasses.fields(args_class):
-        about = {}
+        about: dict = {}
         for base in reversed(args_class.__mro__):  # the most general first
             given = getattr(base, "__dataclass_fields__", {}).get(field.name)
             about = combined(about, given.metadata) if given else about
@@ -117,7 +117,7 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
     """
     argv = sys.argv[1:] if argv is None else argv
     fields = options(args_class)
-    asked = {"--preset": None, "--resume": None}
+    asked: dict[str, str | None] = {"--preset": None, "--resume": None}
     for flag in asked:  # known before the parser is made: --preset quick --help shows its defaults
         for i, word in enumerate(argv):
             if word == flag and i + 1 < len(argv):
@@ -146,7 +146,7 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
             option = typer.Option(help=text, rich_help_panel=about["panel"], **about["limits"])
             kind, default = Annotated[field.type, option], defaults[field.name]
             parameters.append(inspect.Parameter(field.name, parameters[0].kind, default=default, annotation=kind))
-        command.__signature__ = inspect.Signature(parameters)
+        vars(command)["__signature__"] = inspect.Signature(parameters)
         command.__doc__ = (inspect.getmodule(main).__doc__ or "").strip().split("\n\n")[0]
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
         app.command()(command)
@@ -167,5 +167,5 @@ def resumed_defaults(run: Path, preset: str | None, script: str) -> dict:
     config = read_json(run / "config.json", "--resume: no run to resume,")
     if config.get("script") != script:
         raise UserError(f"--resume {run}: made by {config.get('script')}, not by {script}; resume it there")
-    saved = config.get("args") if isinstance(config.get("args"), dict) else {}
-    return {name: value for name, value in saved.items() if name != "resume"}
+    saved = config.get("args")
+    return {name: value for name, value in saved.items() if name != "resume"} if isinstance(saved, dict) else {}

@@ -19,6 +19,7 @@ from common.run import Run, duration
 
 Stage = tuple[str, int, float]  # of a plan: name, G updates, multiply-adds of one of them
 Generate = Callable[[Tensor, Any], Tensor]  # latents, number of the batch or "grid" -> images in [-1, 1]
+NO_RUN: Any = None  # of a Job, until everything has been checked
 INCEPTION_MACS = 5.7e9  # of one image at 299 pixels
 
 
@@ -31,7 +32,7 @@ class Job:
     evaluator: Evaluator
     data: Dataset
     plan: list[Stage] = field(default_factory=list)  # its last stage: training from scratch, if any
-    run: Run = None  # once everything has been checked
+    run: Run = NO_RUN
     eval_bn: str = "running"  # or "batch": whence BatchNorm has its statistics in an evaluation
     to_bytes: Callable[[Tensor], Tensor] = to_uint8  # images in [-1, 1] -> uint8
 
@@ -112,7 +113,7 @@ def latent(job: Job, n: int, *name: object) -> Tensor:
 def seeded(job: Job, make: Callable[[], nn.Module], *name: object) -> nn.Module:
     """make() on the device, its initial weights drawn from the stream (seed, name)."""
     torch.manual_seed(stream(job.args.seed, "init", *name).initial_seed())
-    return make().to(job.ranks.device, memory_format=torch.channels_last)
+    return make().to(job.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def adam(job: Job, net: nn.Module, lr: float) -> torch.optim.Adam:

@@ -96,7 +96,7 @@ class Run:
         self, script: str, method: str, args: dict, ranks: Ranks, *,
         dataset: str, digest: str, plan: list[tuple[str, int, float]], facts: dict, disk: float = 0
     ) -> None:  # fmt: skip
-        self.args = {k: jsonable(v) for k, v in args.items()}
+        self.args: dict[str, Any] = {k: jsonable(v) for k, v in args.items()}
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
         self.stopping, self.lock = False, threading.Lock()
@@ -213,7 +213,7 @@ class Run:
             error = UserError(f"{self.dir}: {error}; mend that, then: {self.status['resume_command']}")
         self.status["state"] = "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
         if self.status["state"] == "failed":
-            self.status["error"] = {"type": kind.__name__, "message": str(error)}
+            self.status["error"] = {"type": kind and kind.__name__, "message": str(error)}
         else:
             self.print(f"{self.status['state']} · {self.dir}")
         if isinstance(error, Stopped):
