@@ -1,125 +1,233 @@
-"""What only a GPU can show: the CUDA results against the CPU's, bfloat16, whole runs, stop and resume.
+"""What only a GPU can show of each method: its steps against the CPU's, bfloat16, compiled code, whole runs.
 
-GAN_NAS_GPU_TESTS=cpu runs the same tests on the CPU, which checks the tests: there each comparison must be exact.
+GAN_NAS_GPU_TESTS=cpu runs the same tests on the CPU, which checks the tests.
 """
 
 import json
 import os
 import random
-import subprocess
-import sys
-from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import adversarialnas
+import autogan
+import degas
 import eagan
 from common import gan
 from common.cells import named
-from common.cli import cli
 from common.data import Batches, shapes
 from common.files import stream
 from common.gan import Job, seeded
 from common.metrics import Evaluator, frechet_distance, matrix_root
 from common.ranks import Ranks
 from common.run import Run
-from eagan import D_SPACE, G_SPACE, PUBLISHED, Generator
+from tests.runs import command, rows, torchrun
 
 CPU = torch.device("cpu")
 DEVICE = torch.device(os.environ.get("GAN_NAS_GPU_TESTS", "cuda"))
-ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
-TINY = {"g_ch": 16, "d_ch": 16, "g_batch": 8, "d_batch": 8, "size": 32}
-SMALL = (  # every stage in seconds; training takes 8 G updates
-    f"--preset smoke --device {DEVICE.type} --g-ch 8 --d-ch 8 --d-batch 4 --g-batch 4 --epoch-batches 4 --search-n 100 "
-    "--final-n 100 --train-epochs 4 --n-critic 2 --eval-n 100 --eval-every 2"
-).split()
-TRAIN = ("--phase", "train", "--genotype", "eagan-g")
 
 
 @pytest.fixture(autouse=True)
-def float32(monkeypatch):
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TF32, with 10 bits where float32 has 23: convolutions use it by default on CUDA, matrix products do not."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
-def cpu_latents(monkeypatch):
-    """The same latents on both devices, whose generators draw different numbers from one seed."""
-    drawn = gan.fixed_latent
+def same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every random number from the CPU, whose generators no GPU can repeat; no dropout."""
+    for module in (gan, adversarialnas, autogan, degas, eagan):
+        monkeypatch.setattr(module, "stream", lambda *name, device="cpu": stream(*name), raising=False)
+    for name in ("rand", "randn", "randint", "randperm"):
+        draw = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, device="cpu", draw=draw, **how: draw(*a, **how).to(device))
+    exponential = Tensor.exponential_
+    monkeypatch.setattr(
+        Tensor, "exponential_", lambda x, generator: x.copy_(exponential(torch.empty(x.shape), generator=generator))
+    )
+    monkeypatch.setattr(degas.F, "dropout", lambda x, *_: x)
 
-    def on_cpu(job: Job, n: int, *name: object) -> Tensor:
-        return drawn(replace(job, ranks=Ranks(CPU)), n, *name).to(job.ranks.device)
 
-    monkeypatch.setattr(gan, "fixed_latent", on_cpu)
+# ---- a first step of each network ------------------------------------------------------------------------------------
+
+KINDS = {
+    "eagan": ("stage 1 G", "stage 1 D", "training G", "training D"),
+    "adversarialnas": ("alpha", "beta", "search G", "search D", "training G", "training D"),
+    "autogan": ("search G", "search D", "training G", "training D"),
+    "degas": ("search zw", "search alpha", "training G", "training D"),
+}
+STEPS = [(method, kind) for method, kinds in KINDS.items() for kind in kinds]
+WEIGHTS = [(method, kind) for method, kind in STEPS if kind not in ("alpha", "beta")]
+TRAINING = [(method, kind) for method, kind in STEPS if kind.startswith("training")]
 
 
-def one_step(device: torch.device, stage: str, net: str, **changes: object) -> tuple[float, Tensor, torch.nn.Module]:
-    """The loss, the gradient and the updated network of the first step of G or D, of training or of stage 1."""
-    job = Job(eagan.Args(**TINY, **changes), Ranks(device), None, shapes(16))
-    if stage == "stage 1":
-        path, g, d = eagan.sample(G_SPACE, random.Random(3)), None, named("autogan-d", D_SPACE, PUBLISHED)
+def job_of(script: ModuleType, device: torch.device, size: int = 32, **flags: object) -> Job:
+    args = script.Args(size=32, g_ch=16, d_ch=16, g_batch=8, d_batch=8, **flags)
+    return Job(args, Ranks(device), None, shapes(16, size))
+
+
+def compile_if_asked(job: Job, *nets: nn.Module) -> None:
+    for net in nets if job.args.compile else ():
+        net.compile()
+
+
+def eagan_step(device: torch.device, kind: str, **flags: object) -> tuple[Tensor, nn.Module]:
+    job = job_of(eagan, device, **flags)
+    if kind.startswith("stage 1"):
+        path, g, d = eagan.sample(eagan.G_SPACE, random.Random(3)), None, "autogan-d"
     else:
-        path, g, d = None, named("eagan-g", G_SPACE, PUBLISHED), named("eagan-d-cifar10", D_SPACE, PUBLISHED)
-    G = seeded(job, lambda: Generator(g, *job.args.g_shape), "G")
-    D = seeded(job, lambda: eagan.make_d(d, job.args.d_ch), "D")
-    if job.args.compile:
-        G.compile()
-        D.compile()
-    trained, step = (D, eagan.d_step) if net == "D" else (G, eagan.g_step)
-    loss = step(job, gan.pair_of(job, G, D), 0, (path, None))
+        path, g, d = None, named("eagan-g", eagan.G_SPACE, eagan.PUBLISHED), "eagan-d-cifar10"
+    G = seeded(job, lambda: eagan.Generator(g, *job.args.g_shape), "G")
+    D = seeded(job, lambda: eagan.make_d(named(d, eagan.D_SPACE, eagan.PUBLISHED), 16), "D")
+    compile_if_asked(job, G, D)
+    trained, step = (D, eagan.d_step) if kind.endswith("D") else (G, eagan.g_step)
+    return step(job, gan.pair_of(job, G, D), 0, (path, None)), trained
+
+
+def adversarialnas_step(device: torch.device, kind: str, **flags: object) -> tuple[Tensor, nn.Module]:
+    nas = adversarialnas
+    job = job_of(nas, device, chunks=3, search_g_ch=16, search_d_ch=16, **flags)
+    if kind.startswith("training"):
+        nets, _ = nas.from_scratch(job, named("adversarialnas-g", nas.G_SPACE, nas.PUBLISHED), "autogan")
+        G, D = nets.G, nets.D
+        compile_if_asked(job, G, D)
+    else:
+        nets = nas.Supernets(job)
+        G, D = nets.mixed(job, 1.0, "test")
+    with job.autocast():
+        if kind == "beta" or kind.endswith("D"):
+            loss = nas.d_pass(job, G, D, Batches(job.images, 8, 0, device)(0), "d", 0)
+        else:
+            loss = nas.g_pass(job, G, D, 8, "g", 0)
+    name = kind.split()[-1]
+    gan.update(job, getattr(nets, name), getattr(nets, f"{name.lower()}_opt"), loss)
+    return loss, getattr(nets, name)
+
+
+def autogan_step(device: torch.device, kind: str, **flags: object) -> tuple[Tensor, nn.Module]:
+    search, vector = kind.startswith("search"), autogan.PUBLISHED["C"]
+    job = job_of(autogan, device, 16 if search else 32, **flags)
+    genotype, stage = (autogan.names_of(vector[:9]), 1) if search else (autogan.names_of(vector), 2)
+    nets = autogan.new_pair(job, (None, None, None) if search else genotype, 16, 16, "test")
+    compile_if_asked(job, nets.G, nets.D)
+    step, trained = (autogan.d_step, nets.D) if kind.endswith("D") else (autogan.g_step, nets.G)
+    return step(job, nets, 0, genotype if search else None, stage), trained
+
+
+def degas_step(device: torch.device, kind: str, **flags: object) -> tuple[Tensor, nn.Module]:
+    sizes = dict(search_size=32, search_images=16, lap_levels=3, search_ch=16, z_dim=16, search_batch=8)
+    job = job_of(degas, device, **sizes, w_lr=0.3, g_lr=1e-3, d_lr=1e-3, **flags)
+    if kind.startswith("search"):
+        s, i = degas.Search(job), torch.arange(8, device=device)
+        s.alpha = degas.Alpha(job.args.space, job.args.seed, 1.0).to(device)
+        s.w_opt = torch.optim.SGD(s.net.parameters(), 0.3)
+        s.a_opt = torch.optim.Adam(s.alpha.parameters())
+        if kind == "search zw":
+            return degas.zw_step(job, s, i, 0.3), s.net
+        return degas.alpha_step(job, s, i), s.alpha
+    G = seeded(job, lambda: degas.Generator("baseline", 16, 16, 32), "G")
+    D = seeded(job, lambda: degas.Critic(16), "D")
+    compile_if_asked(job, G, D)
+    nets = gan.pair_of(job, G, D)
+    if kind.endswith("D"):
+        return sum(degas.critic_step(job, nets, None, 0).values()), D
+    return sum(degas.generator_step(job, nets, 0).values()), G
+
+
+STEP = {"eagan": eagan_step, "adversarialnas": adversarialnas_step, "autogan": autogan_step, "degas": degas_step}
+
+
+def one_step(device: torch.device, method: str, kind: str, **flags: object) -> tuple[float, Tensor, nn.Module]:
+    """Loss, gradient and updated network of a first step.
+
+    Gradients are compared, not weights: Adam's first step is lr * sign(gradient), whatever the gradient's size.
+    """
+    loss, trained = STEP[method](device, kind, **flags)
     gradient = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
     return loss.item(), gradient.cpu(), trained
 
 
-# The gradients are compared, not the weights: Adam's first step is lr * sign(gradient), whatever the gradient's size.
-@pytest.mark.parametrize("net", ["G", "D"])
-@pytest.mark.parametrize("stage", ["training", "stage 1"])
-def test_a_step_is_that_of_the_cpu(stage, net, cpu_latents):
-    loss, gradient, _ = one_step(DEVICE, stage, net)
-    expected, direction, _ = one_step(CPU, stage, net)
+def assert_same_step(method: str, kind: str, device: torch.device = DEVICE, **flags: object) -> None:
+    """A step with these flags on DEVICE is one without them on the other device."""
+    loss, gradient, _ = one_step(DEVICE, method, kind, **flags)
+    expected, direction, _ = one_step(device, method, kind)
     assert direction.norm() > 0
     assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    assert (gradient - direction).norm() < 1e-3 * direction.norm()
+    assert (gradient - direction).norm() < (2e-3 if method == "degas" else 1e-3) * direction.norm()
 
 
-@pytest.mark.parametrize("net", ["G", "D"])
-@pytest.mark.parametrize("stage", ["training", "stage 1"])
-def test_a_bfloat16_step_is_finite_and_keeps_float32_weights(stage, net, cpu_latents):
-    loss, gradient, trained = one_step(DEVICE, stage, net, amp=True)
-    expected, direction, _ = one_step(CPU, stage, net)
-    assert loss == pytest.approx(expected, rel=0.05, abs=0.05)
+@pytest.mark.usefixtures("same_numbers")
+@pytest.mark.parametrize(("method", "kind"), STEPS)
+def test_a_step_is_that_of_the_cpu(method: str, kind: str) -> None:
+    assert_same_step(method, kind, CPU)
+
+
+@pytest.mark.parametrize("kind", ["alpha", "beta", "search G", "search D"])
+def test_adversarialnas_merged_and_plain_edges_take_the_same_step(kind: str) -> None:
+    assert_same_step("adversarialnas", kind, mixed="plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kind"), TRAINING)
+@pytest.mark.usefixtures("same_numbers")
+def test_a_compiled_step_is_that_of_eager(method: str, kind: str) -> None:
+    assert_same_step(method, kind, compile=True)
+
+
+@pytest.mark.usefixtures("same_numbers")
+@pytest.mark.parametrize(("method", "kind"), WEIGHTS)
+def test_a_bfloat16_step_is_near_it_and_keeps_float32_weights(method: str, kind: str) -> None:
+    loss, gradient, trained = one_step(DEVICE, method, kind, amp=True)
+    expected, direction, _ = one_step(CPU, method, kind)
+    assert loss == pytest.approx(expected, rel=0.05, abs=0.1 if method == "degas" else 0.05)
     assert (gradient - direction).norm() > 1e-3 * direction.norm()  # more than float32's: bfloat16 was in fact used
     assert torch.cosine_similarity(gradient, direction, dim=0) > 0.5
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in trained.parameters())
 
 
-def test_spectral_norm_of_convolutions_is_float32_under_autocast(cpu_latents):
-    plain, mixed = (dict(one_step(DEVICE, "training", "D", amp=amp)[2].named_buffers()) for amp in (False, True))
+@pytest.mark.usefixtures("same_numbers")
+def test_spectral_norm_of_convolutions_is_float32_under_autocast() -> None:
+    plain, mixed = (dict(one_step(DEVICE, "eagan", "training D", amp=amp)[2].named_buffers()) for amp in (False, True))
     vectors = [name for name in plain if name.endswith("_v")]
     assert vectors
     for name in vectors:
         torch.testing.assert_close(mixed[name], plain[name], rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("net", ["G", "D"])
-def test_a_compiled_step_is_that_of_eager(net):
-    loss, gradient, _ = one_step(DEVICE, "training", net, compile=True)
-    expected, direction, _ = one_step(DEVICE, "training", net)
-    assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    assert (gradient - direction).norm() < 1e-3 * direction.norm()
+@torch.no_grad()
+def test_networks_that_adversarialnas_derives_give_the_numbers_of_the_cpu() -> None:
+    nas, rng = adversarialnas, random.Random(0)
+    z, x = torch.randn(4, nas.Args().z_dim), shapes(4).images / 127.5 - 1
+    for i in range(10):
+        g, d = (nas.random_genotype(space, rng) for space in (nas.G_SPACE, nas.D_SPACE))
+        for make, given in ((lambda g=g: nas.Generator(g, 8), z), (lambda d=d: nas.Discriminator(d, 8), x)):
+            here, there = (seeded(job_of(nas, to), make, i).eval()(given.to(to)).cpu() for to in (CPU, DEVICE))
+            torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_every_architecture_of_autogan_makes_the_images_of_the_cpu() -> None:
+    z = torch.randn(4, autogan.Args().z_dim)
+    jobs = [job_of(autogan, device) for device in (CPU, DEVICE)]
+    nets = [seeded(job, lambda: autogan.Generator((None, None, None), 8, z.shape[1], 32), "G").eval() for job in jobs]
+    for x in autogan.uniform(jobs[0].args, 20, "test"):
+        here, there = (G(z.to(job.ranks.device), autogan.names_of(x.vector)).cpu() for G, job in zip(nets, jobs, strict=True))
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-4)
 
 
 # ---- data and metrics ------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_those_of_the_cpu():
+def test_batches_are_those_of_the_cpu() -> None:
     images = shapes(20).images
     there, here = (Batches(images, 8, 1, device) for device in (DEVICE, CPU))
     for i in range(7):  # three an epoch, the last one short
@@ -127,7 +235,18 @@ def test_batches_are_those_of_the_cpu():
         torch.testing.assert_close(there(i).cpu(), here(i), rtol=0, atol=1e-6)  # CUDA multiplies by 1/127.5
 
 
-def test_stream_draws_the_same_again_whatever_was_drawn_between():
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="a CPU waits for nothing")
+def test_batches_do_not_wait_for_the_gpu() -> None:
+    batches = Batches(shapes(20).images, 8, 1, DEVICE)
+    batches(0)  # draws the epoch's order, on the CPU
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_stream_draws_the_same_again_whatever_was_drawn_between() -> None:
     def draw(name: str) -> Tensor:
         return torch.randn(5, generator=stream(7, name, device=DEVICE), device=DEVICE)
 
@@ -137,12 +256,11 @@ def test_stream_draws_the_same_again_whatever_was_drawn_between():
     assert draw("z").equal(first)
 
 
-def test_frechet_distance_is_that_of_the_cpu():
-    def moments(seed: int) -> tuple[Tensor, Tensor]:
+def test_frechet_distance_is_that_of_the_cpu() -> None:
+    here = []
+    for seed in (0, 1):
         x = torch.randn(300, 64, dtype=torch.float64, generator=stream(seed, "moments")) * (1 + seed)
-        return x.mean(0), x.T.cov()
-
-    here = [*moments(0), *moments(1)]
+        here += [x.mean(0), x.T.cov()]
     there = [x.to(DEVICE) for x in here]
     expected = frechet_distance(*here)
     assert expected > 1
@@ -150,7 +268,7 @@ def test_frechet_distance_is_that_of_the_cpu():
     assert frechet_distance(*there, matrix_root(there[1])) == pytest.approx(expected, rel=1e-6)
 
 
-def test_compact_scores_are_those_of_the_cpu(tmp_path):
+def test_compact_scores_are_those_of_the_cpu(tmp_path: Path) -> None:
     """One cache folder: the network trained by the first evaluator serves the second."""
     made = torch.randint(0, 256, (3, 100, 3, 32, 32), dtype=torch.uint8, generator=stream(0, "made"))
     data, scores = shapes(1000), []
@@ -167,57 +285,81 @@ def test_compact_scores_are_those_of_the_cpu(tmp_path):
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
+SMALL = f"--preset smoke --device {DEVICE.type} --g-ch 8 --d-ch 8 --d-batch 8 --g-batch 8 --epoch-batches 4 --eval-n 100"
+EAGAN = "--search-n 100 --final-n 100 --train-epochs 4 --n-critic 2 --eval-every 2"
+ADVERSARIALNAS = "--search-g-ch 4 --search-d-ch 4 --search-batch 8 --search-epochs 3 --derive-every 4 --search-eval-every 2"
+AUTOGAN = "--search-g-ch 8 --search-d-ch 8 --iterations 3 --grow 1,2 --ctrl-steps 2 --reward-n 100 --final-n 100"
+
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
+def data_dir(quick_compact: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")  # the compact network is trained once for all runs
 
 
-def flags(data_dir: Path, runs: Path, *more: str) -> list[str]:
-    return [*SMALL, "--data-dir", str(data_dir), "--runs-dir", str(runs), *more]
+def command_line(data_dir: Path, runs: Path, *more: str) -> list[str]:
+    return [*SMALL.split(), "--log-every", "1", "--data-dir", str(data_dir), "--runs-dir", str(runs), *more]
 
 
-def train(*argv: str) -> int:
-    return cli(eagan.main, eagan.Args, eagan.PRESETS, list(argv))
+def stopped_at(number: int, script: ModuleType, words: list[str]) -> Path:
+    """The directory of a run that is asked to stop at that tick."""
+    ticks, tick = count(1), Run.tick
+
+    def stopping_tick(run: Run, *rest: object) -> None:
+        run.stopping = next(ticks) == number
+        tick(run, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "tick", stopping_tick)
+        assert command(script, words) == 130
+    (run,) = Path(words[words.index("--runs-dir") + 1]).iterdir()
+    return run
 
 
 def read(file: Path) -> dict:
     return json.loads(file.read_text())
 
 
-def test_search_training_and_evaluation(data_dir, tmp_path):
-    subprocess.run([sys.executable, ROOT / "eagan.py", *flags(data_dir, tmp_path)], check=True, timeout=300)
-    (run,) = tmp_path.iterdir()
+@pytest.mark.parametrize(
+    ("script", "flags", "tick", "search_rows"),
+    [
+        (eagan, EAGAN, 5, 4),
+        (adversarialnas, ADVERSARIALNAS + " --amp --train-epochs 2", 5, 3),
+        (autogan, AUTOGAN + " --train-epochs 2", 20, 10),
+        (degas, "--search-ch 8 --search-epochs 1 --iters 4 --conditional --amp", 3, 2),
+    ],
+    ids=["eagan", "adversarialnas", "autogan", "degas"],
+)
+def test_a_whole_run_searches_and_trains_and_goes_on_after_a_stop(
+    script: ModuleType, flags: str, tick: int, search_rows: int, data_dir: Path, tmp_path: Path
+) -> None:
+    run = stopped_at(tick, script, command_line(data_dir, tmp_path, *flags.split()))
+    assert read(run / "status.json")["phase"] == "search"
+    assert command(script, ["--resume", str(run)]) == 0
     status = read(run / "status.json")
-    assert status["state"] == "done"
-    assert (status["gpu_mem"] is not None) == (DEVICE.type == "cuda")
+    assert (status["state"], status["gpu_mem"] is not None) == ("done", DEVICE.type == "cuda")
+    assert len(rows(run, "search.jsonl")) == search_rows
+    steps = [row["step"] for row in rows(run, "metrics.jsonl") if "loss/d" in row]
+    assert steps == list(range(steps[0], status["total"] + 1))
     assert read(run / "result.json")["last"]["fid"] > 0
 
 
-def test_resumed_run_is_the_uninterrupted_one(data_dir, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_uninterrupted_one(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked to stop at step 3 of 8, then resumed. On the CPU the weights are the same bit for bit.
 
     CUDA is asked for its deterministic kernels; for those without such a form, a mean difference of 1 % of a learning
     rate is allowed. To forget G's average, a batch or Adam's state at the resume makes 3 %, 40 % and 100 % (measured).
     """
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    tick = Run.tick
-
-    def stopping_tick(self: Run, step: int, upcoming: str = "") -> None:
-        self.stopping = step == 3
-        tick(self, step, upcoming)
-
+    train = [*EAGAN.split(), "--phase", "train", "--genotype", "eagan-g"]
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        assert train(*flags(data_dir, tmp_path / "whole", *TRAIN)) == 0
-        with monkeypatch.context() as patch:
-            patch.setattr(Run, "tick", stopping_tick)
-            assert train(*flags(data_dir, tmp_path / "parts", *TRAIN)) == 130
-        (whole,), (parts,) = (tmp_path / "whole").iterdir(), (tmp_path / "parts").iterdir()
+        assert command(eagan, command_line(data_dir, tmp_path / "whole", *train)) == 0
+        parts = stopped_at(4, eagan, command_line(data_dir, tmp_path / "parts", *train))
         assert read(parts / "status.json")["step"] == 3
-        assert train("--resume", str(parts)) == 0
+        assert command(eagan, ["--resume", str(parts)]) == 0
     finally:
         torch.use_deterministic_algorithms(False)
+    (whole,) = (tmp_path / "whole").iterdir()
     assert read(parts / "status.json")["step"] == read(whole / "status.json")["step"] == 8
     a, b = (torch.load(run / "checkpoint.pt", map_location="cpu")["parts"] for run in (whole, parts))
     for net in ("G", "D", "G_ema"):
@@ -226,10 +368,9 @@ def test_resumed_run_is_the_uninterrupted_one(data_dir, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda" and torch.cuda.device_count() < 2, reason="fewer than two GPUs")
-def test_two_processes(data_dir, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, ROOT / "eagan.py", *flags(data_dir, tmp_path, *TRAIN)]
-    subprocess.run(command, check=True, timeout=300)
+def test_two_processes(data_dir: Path, tmp_path: Path) -> None:
+    words = command_line(data_dir, tmp_path, *EAGAN.split(), "--phase", "train", "--genotype", "eagan-g")
+    assert torchrun(eagan, words).returncode == 0
     (run,) = tmp_path.iterdir()
     assert read(run / "status.json")["state"] == "done"
     assert read(run / "config.json")["world_size"] == 2
