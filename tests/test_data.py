@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import re
-import urllib.error
 import urllib.request
 import zipfile
 from itertools import chain
@@ -114,13 +113,13 @@ def test_an_epoch_visits_each_image_once_with_a_short_last_batch() -> None:
 def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
     forward, backward = batches_of(50, 8), batches_of(50, 8)
     seen = [forward(i) for i in range(20)]
-    for i in reversed(range(20)):
-        assert torch.equal(backward(i), seen[i])
-    first = numbers(seen[0])
     torch.manual_seed(5)
-    seen[0].zero_()  # a batch is a copy: what is done to it stays out of the data
-    assert first == numbers(forward(0)) == numbers(batches_of(50, 8)(0))
-    assert first != numbers(batches_of(50, 8, seed=2)(0))
+    for i in reversed(range(20)):
+        batch = backward(i)
+        assert torch.equal(batch, seen[i])
+        batch.zero_()  # a batch is a copy: what is done to it stays out of the data
+    assert torch.equal(backward(0), seen[0])
+    assert numbers(seen[0]) != numbers(batches_of(50, 8, seed=2)(0))
 
 
 @pytest.mark.parametrize(("n", "world", "steps", "last"), [(24, 2, 4, 6), (20, 2, 4, 2), (21, 2, 4, 2), (20, 3, 3, 6)])
@@ -190,11 +189,8 @@ CLUTTER = {".DS_Store": b"", "__MACOSX/cat/1.png": b"no image", "cat/.hidden.png
         ({"b/1.png": 1, "a/2.png": 2, "c.png": 3}, [2, 1, 3], [0, 1, -1]),
         ({"/b/1.png": 1, "a/2.png": 2}, [2, 1], [0, 1]),
     ],
-    ids=["classes", "flat", "some beside the class folders", "absolute path"],
 )
-def test_sorted_class_folders_become_labels(
-    files: dict[str, int], order: list[int], labels: list[int] | None, form: str, top: str, tmp_path: Path
-) -> None:
+def test_sorted_class_folders_become_labels(files: dict, order: list, labels: list | None, form: str, top: str, tmp_path: Path):
     contents = {top + name: png(i) for name, i in files.items()} | CLUTTER
     write(tmp_path, {"pets.zip": zipped(contents)} if form == "zip" else {f"pets/{k}": v for k, v in contents.items()})
     data = load(tmp_path / ("pets.zip" if form == "zip" else "pets"))
@@ -223,11 +219,9 @@ def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
     assert data.labels.tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize(
-    ("given", "name"), [("my pets, 2.0", "my-pets-2.0"), ("ünï", "n"), ("...é", "images"), ("x" * 200, "x" * 60)]
-)
-def test_names_are_safe_as_file_names(given: str, name: str, tmp_path: Path) -> None:
-    assert load(write(tmp_path / given, {"1.png": png(), "2.png": png()})).name == name
+def test_names_are_safe_as_file_names(tmp_path: Path) -> None:
+    for given, name in [("my pets, 2.0", "my-pets-2.0"), ("ünï", "n"), ("...é", "images"), ("x" * 200, "x" * 60)]:
+        assert load(write(tmp_path / given, {"1.png": png(), "2.png": png()})).name == name
 
 
 def test_every_file_format_and_colour_mode(tmp_path: Path) -> None:
@@ -396,22 +390,14 @@ def test_celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "file"),
     [("cifar10", "cifar-10-python.tar.gz"), ("stl10", "stl10_binary.tar.gz"), ("celeba", "img_align_celeba.zip")],
 )
-def test_a_download_that_fails_names_what_to_put_where(
-    name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_fails_names_what_to_put_where(name: str, file: str, tmp_path: Path, monkeypatch) -> None:
     from torchvision.datasets import celeba
 
-    class DriveError(Exception):
-        """gdown's errors have no base of their own."""
-
     def no_network(*_: object, **__: object) -> None:
-        raise urllib.error.URLError("no route\nto host")
-
-    def no_drive(*_: object) -> None:
-        raise DriveError("no route\nto host")
+        raise Exception("no route\nto host")  # not an OSError: gdown's errors have no base of their own
 
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(celeba, "download_file_from_google_drive", no_drive)
+    monkeypatch.setattr(celeba, "download_file_from_google_drive", no_network)
     refused(name, f"--dataset {name}", tmp_path, "no route to host", file, "--dataset shapes", data_dir=tmp_path)
 
 
@@ -467,9 +453,7 @@ BROKEN = [b"no image at all", b"", noise()[:600], noise("JPEG")[:500], noise()[:
         ({"1.png": png(), "deep.png": encoded(Image.new("I;16", (32, 32), 40_000))}, ["deep.png", 8]),
     ],
 )
-def test_a_folder_or_zip_without_two_readable_images_is_refused(
-    files: dict[str, bytes], parts: list[object], tmp_path: Path
-) -> None:
+def test_a_folder_or_zip_without_two_readable_images_is_refused(files: dict, parts: list, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     refused(write(tmp_path / "set", files), "set", *parts)
     refused(write(tmp_path, {"pack.zip": zipped(files)}) / "pack.zip", "pack", *parts)
@@ -477,9 +461,7 @@ def test_a_folder_or_zip_without_two_readable_images_is_refused(
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("side", "limit"), [(40, 1100), (64, 2200)])
-def test_an_image_over_the_pixel_limit_is_refused(
-    side: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_over_the_pixel_limit_is_refused(side: int, limit: int, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1100)  # up to twice that Pillow only warns
     refused(write(tmp_path, {"1.png": png(), "2.png": png(0, (side, side)), "3.png": png()}), "2.png", limit)
 
@@ -534,7 +516,6 @@ BOMB = zipped({"1.png": png(), "2.png": bytes(65 * 2**20)}, zipfile.ZIP_DEFLATED
         (flipped(ZIP, 1, *FLAGS), ["1.png"]),
         (BOMB, ["2.png", 65 * 2**20, 64 * 2**20]),
     ],
-    ids=["no zip", "cut off", "damaged member", "encrypted member", "member that inflates too far"],
 )
 def test_a_zip_that_cannot_be_read_is_refused(data: bytes, parts: list[object], tmp_path: Path) -> None:
     refused(write(tmp_path, {"x.zip": data}) / "x.zip", "x.zip", *parts)

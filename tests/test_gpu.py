@@ -23,7 +23,7 @@ from common.cells import named
 from common.data import Batches, shapes
 from common.files import stream
 from common.gan import Job, seeded
-from common.metrics import Evaluator, frechet_distance, matrix_root
+from common.metrics import Evaluator
 from common.ranks import Ranks
 from common.run import Run
 from tests.runs import command, rows, torchrun
@@ -227,45 +227,17 @@ def test_every_architecture_of_autogan_makes_the_images_of_the_cpu() -> None:
 # ---- data and metrics ------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_those_of_the_cpu() -> None:
+def test_batches_are_those_of_the_cpu_and_do_not_wait() -> None:
     images = shapes(20).images
     there, here = (Batches(images, 8, 1, device) for device in (DEVICE, CPU))
-    for i in range(7):  # three an epoch, the last one short
-        assert there(i).device.type == DEVICE.type
-        torch.testing.assert_close(there(i).cpu(), here(i), rtol=0, atol=1e-6)  # CUDA multiplies by 1/127.5
-
-
-@pytest.mark.skipif(DEVICE.type == "cpu", reason="a CPU waits for nothing")
-def test_batches_do_not_wait_for_the_gpu() -> None:
-    batches = Batches(shapes(20).images, 8, 1, DEVICE)
-    batches(0)  # draws the epoch's order, on the CPU
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        batches(1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def test_stream_draws_the_same_again_whatever_was_drawn_between() -> None:
-    def draw(name: str) -> Tensor:
-        return torch.randn(5, generator=stream(7, name, device=DEVICE), device=DEVICE)
-
-    first = draw("z")
-    torch.randn(3, device=DEVICE)
-    assert draw("other").ne(first).any()
-    assert draw("z").equal(first)
-
-
-def test_frechet_distance_is_that_of_the_cpu() -> None:
-    here = []
-    for seed in (0, 1):
-        x = torch.randn(300, 64, dtype=torch.float64, generator=stream(seed, "moments")) * (1 + seed)
-        here += [x.mean(0), x.T.cov()]
-    there = [x.to(DEVICE) for x in here]
-    expected = frechet_distance(*here)
-    assert expected > 1
-    assert frechet_distance(*there) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(*there, matrix_root(there[1])) == pytest.approx(expected, rel=1e-6)
+    for i in range(7):  # three an epoch, the last one short; its first draws the epoch's order, on the CPU
+        if DEVICE.type == "cuda" and i % 3:
+            torch.cuda.set_sync_debug_mode("error")
+        batch = there(i)
+        if DEVICE.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+        assert batch.device.type == DEVICE.type
+        torch.testing.assert_close(batch.cpu(), here(i), rtol=0, atol=1e-6)  # CUDA multiplies by 1/127.5
 
 
 def test_compact_scores_are_those_of_the_cpu(tmp_path: Path) -> None:
@@ -327,11 +299,9 @@ def read(file: Path) -> dict:
         (autogan, AUTOGAN + " --train-epochs 2", 20, 10),
         (degas, "--search-ch 8 --search-epochs 1 --iters 4 --conditional --amp", 3, 2),
     ],
-    ids=["eagan", "adversarialnas", "autogan", "degas"],
+    ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_a_whole_run_searches_and_trains_and_goes_on_after_a_stop(
-    script: ModuleType, flags: str, tick: int, search_rows: int, data_dir: Path, tmp_path: Path
-) -> None:
+def test_a_whole_run_goes_on_after_a_stop(script: ModuleType, flags: str, tick: int, search_rows: int, data_dir, tmp_path):
     run = stopped_at(tick, script, command_line(data_dir, tmp_path, *flags.split()))
     assert read(run / "status.json")["phase"] == "search"
     assert command(script, ["--resume", str(run)]) == 0
