@@ -93,13 +93,6 @@ def numbers(batch: torch.Tensor) -> list[int]:
     return ((batch[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
-def test_a_batch_has_its_images_from_minus_1_to_1() -> None:
-    images = torch.arange(2 * 3 * 8 * 16).to(torch.uint8).view(2, 3, 8, 16)
-    batch = Batches(images, 2, 0, "cpu")(0)
-    assert (batch.dtype, batch.min(), batch.max()) == (torch.float32, -1, 1)
-    assert torch.equal(batch.sort(0).values, (images / 127.5 - 1).sort(0).values)
-
-
 def test_an_epoch_visits_each_image_once_with_a_short_last_batch() -> None:
     batches = batches_of(10, 4)
     assert len(batches) == 3
@@ -108,6 +101,8 @@ def test_an_epoch_visits_each_image_once_with_a_short_last_batch() -> None:
         assert [len(batch) for batch in epoch] == [4, 4, 2]
         assert sorted(chain(*epoch)) == list(range(10))
     assert epochs[0] != epochs[1] != epochs[2]
+    batch = batches_of(256, 256)(0)
+    assert (batch.dtype, batch.min(), batch.max()) == (torch.float32, -1, 1)
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
@@ -417,17 +412,11 @@ def test_real_cifar10_has_its_known_mean_and_deviation() -> None:
 # ---- what cannot be loaded -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [8, 20, -32, 33])
-def test_an_impossible_size_is_refused(size: int) -> None:
-    refused("shapes", size, size=size)
-
-
-@pytest.mark.parametrize(("name", "nearest"), [("cifar", "cifar10"), ("Shapes", "shapes"), ("celebA", "celeba")])
-def test_an_unknown_name_is_told_the_names_and_the_nearest(name: str, nearest: str) -> None:
-    assert refused(name, f"--dataset {name}", *SIZES).count(nearest) == 2
-
-
-def test_a_path_that_is_not_there_or_of_unknown_type_is_refused(tmp_path: Path) -> None:
+def test_sizes_names_and_paths_that_are_none_are_refused(tmp_path: Path) -> None:
+    for size in (8, 20, -32, 33):
+        refused("shapes", size, size=size)
+    for name, nearest in (("cifar", "cifar10"), ("Shapes", "shapes"), ("celebA", "celeba")):
+        assert refused(name, f"--dataset {name}", *SIZES).count(nearest) == 2  # among all names, and as the one meant
     refused(tmp_path / "absent", f"--dataset {tmp_path}/absent")
     refused("", "--dataset")
     refused("x" * 5000, "xxx")

@@ -272,6 +272,10 @@ def command_line(data_dir: Path, runs: Path, *more: str) -> list[str]:
     return [*SMALL.split(), "--log-every", "1", "--data-dir", str(data_dir), "--runs-dir", str(runs), *more]
 
 
+def status_of(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
 def stopped_at(number: int, script: ModuleType, words: list[str]) -> Path:
     """The directory of a run that is asked to stop at that tick."""
     ticks, tick = count(1), Run.tick
@@ -287,10 +291,6 @@ def stopped_at(number: int, script: ModuleType, words: list[str]) -> Path:
     return run
 
 
-def read(file: Path) -> dict:
-    return json.loads(file.read_text())
-
-
 @pytest.mark.parametrize(
     ("script", "flags", "tick", "search_rows"),
     [
@@ -303,14 +303,15 @@ def read(file: Path) -> dict:
 )
 def test_a_whole_run_goes_on_after_a_stop(script: ModuleType, flags: str, tick: int, search_rows: int, data_dir, tmp_path):
     run = stopped_at(tick, script, command_line(data_dir, tmp_path, *flags.split()))
-    assert read(run / "status.json")["phase"] == "search"
+    assert status_of(run)["phase"] == "search"
     assert command(script, ["--resume", str(run)]) == 0
-    status = read(run / "status.json")
+    status = status_of(run)
     assert (status["state"], status["gpu_mem"] is not None) == ("done", DEVICE.type == "cuda")
     assert len(rows(run, "search.jsonl")) == search_rows
     steps = [row["step"] for row in rows(run, "metrics.jsonl") if "loss/d" in row]
     assert steps == list(range(steps[0], status["total"] + 1))
-    assert read(run / "result.json")["last"]["fid"] > 0
+    assert status["last"]["fid"] > 0
+    assert (run / "result.json").exists()
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,12 +326,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(data_dir: Path, tmp_path: Path, 
     try:
         assert command(eagan, command_line(data_dir, tmp_path / "whole", *train)) == 0
         parts = stopped_at(4, eagan, command_line(data_dir, tmp_path / "parts", *train))
-        assert read(parts / "status.json")["step"] == 3
+        assert status_of(parts)["step"] == 3
         assert command(eagan, ["--resume", str(parts)]) == 0
     finally:
         torch.use_deterministic_algorithms(False)
     (whole,) = (tmp_path / "whole").iterdir()
-    assert read(parts / "status.json")["step"] == read(whole / "status.json")["step"] == 8
+    assert status_of(parts)["step"] == status_of(whole)["step"] == 8
     a, b = (torch.load(run / "checkpoint.pt", map_location="cpu")["parts"] for run in (whole, parts))
     for net in ("G", "D", "G_ema"):
         mean = torch.cat([(a[net][k] - v).abs().flatten() for k, v in b[net].items() if v.is_floating_point()]).mean()
@@ -342,5 +343,5 @@ def test_two_processes(data_dir: Path, tmp_path: Path) -> None:
     words = command_line(data_dir, tmp_path, *EAGAN.split(), "--phase", "train", "--genotype", "eagan-g")
     assert torchrun(eagan, words).returncode == 0
     (run,) = tmp_path.iterdir()
-    assert read(run / "status.json")["state"] == "done"
-    assert read(run / "config.json")["world_size"] == 2
+    assert status_of(run)["state"] == "done"
+    assert json.loads((run / "config.json").read_text())["world_size"] == 2
