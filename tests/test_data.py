@@ -200,7 +200,7 @@ def test_sorted_class_folders_become_labels(files: dict, order: list, labels: li
 
 
 def test_other_files_left_out_are_counted(tmp_path: Path) -> None:
-    assert "2" in load(write(tmp_path, {"1.png": png(), "2.png": png(), "READ ME.txt": b"", "a.csv": b""})).note
+    assert "3" in load(write(tmp_path, {"1.png": png(), "2.png": png(), "a.txt": b"", "b.csv": b"", "c": b""})).note
 
 
 def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_npz(tmp_path: Path) -> None:
 
 def test_the_digest_tells_images_labels_and_sizes_apart(tmp_path: Path) -> None:
     images, zeros = random_images(6, 32, 32, 3), np.zeros((8, 32, 32, 3), np.uint8)
-    sets = [{"images": x} for x in (images, images ^ (images == images.max()), zeros, zeros.reshape(2, 64, 64, 3))]
+    sets = [{"images": x} for x in (images, images[::-1], zeros, zeros.reshape(2, 64, 64, 3))]
     sets += [{"images": images, "labels": np.arange(6) % n} for n in (2, 6)] + [{"images": images, "size": 16}]
     digests = {load_npz(tmp_path, **arrays).digest for arrays in sets}
     assert len(digests) == 7
@@ -475,8 +475,9 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     user = os.geteuid()
     os.seteuid(user or 65534)  # root may read everything
     try:
-        for name, named in {"x.zip": "x.zip", "x.npz": "x.npz", "a": "a", "a/sub/y.zip": "y.zip", "b": "2.png"}.items():
-            refused(tmp_path / name, named, "Permission denied")
+        for name in ("x.zip", "x.npz", "a", "a/sub/y.zip"):  # not what the parsers of zip and .npz say
+            assert "Errno" not in refused(tmp_path / name, name, "Permission denied")
+        refused(tmp_path / "b", "2.png", "Permission denied")
     finally:
         os.seteuid(user)
         for path in closed:

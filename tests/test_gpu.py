@@ -3,12 +3,15 @@
 GAN_NAS_GPU_TESTS=cpu runs the same tests on the CPU, which checks the tests.
 """
 
+import importlib
 import json
 import os
 import random
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,10 +19,11 @@ from torch import Tensor, nn
 
 import adversarialnas
 import autogan
+import common.data
 import degas
 import eagan
+from benchmark import steps
 from common import gan
-from common.cells import named
 from common.data import Batches, shapes
 from common.files import stream
 from common.gan import Job, seeded
@@ -44,7 +48,8 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every random number from the CPU, whose generators no GPU can repeat; no dropout."""
+    """Every random number from the CPU, whose generators no GPU can repeat; no dropout; few images."""
+    monkeypatch.setattr(common.data, "shapes", partial(shapes, 256))
     for module in (gan, adversarialnas, autogan, degas, eagan):
         monkeypatch.setattr(module, "stream", lambda *name, device="cpu": stream(*name), raising=False)
     for name in ("rand", "randn", "randint", "randperm"):
@@ -59,148 +64,93 @@ def same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---- a first step of each network ------------------------------------------------------------------------------------
 
-KINDS = {
-    "eagan": ("stage 1 G", "stage 1 D", "training G", "training D"),
-    "adversarialnas": ("alpha", "beta", "search G", "search D", "training G", "training D"),
-    "autogan": ("search G", "search D", "training G", "training D"),
-    "degas": ("search zw", "search alpha", "training G", "training D"),
+LOOPS = [(method, loop) for method, loops in steps.ROWS.items() for loop in loops]
+TRAINING = [(method, loop) for method, loop in LOOPS if loop == "training"]
+SMALL = dict(size=32, g_ch=16, d_ch=16, g_batch=8, d_batch=8, n_critic=1, g_lr=0.0, d_lr=0.0)  # no update changes the next
+SEARCH = {
+    "eagan": {},
+    "adversarialnas": dict(search_batch=8, chunks=3, search_g_ch=16, search_d_ch=16, arch_lr=0.0),
+    "autogan": dict(search_g_ch=16, search_d_ch=16),
+    "degas": dict(
+        search_size=32, search_images=16, lap_levels=3, search_ch=16, z_dim=16, search_batch=8, w_lr=0.0, arch_lr=0.0
+    ),
 }
-STEPS = [(method, kind) for method, kinds in KINDS.items() for kind in kinds]
-WEIGHTS = [(method, kind) for method, kind in STEPS if kind not in ("alpha", "beta")]
-TRAINING = [(method, kind) for method, kind in STEPS if kind.startswith("training")]
+
+Step = tuple[float, Tensor, nn.Module]  # loss, gradient, network
 
 
-def job_of(script: ModuleType, device: torch.device, size: int = 32, **flags: object) -> Job:
-    args = script.Args(size=32, g_ch=16, d_ch=16, g_batch=8, d_batch=8, **flags)
-    return Job(args, Ranks(device), None, shapes(16, size))
-
-
-def compile_if_asked(job: Job, *nets: nn.Module) -> None:
-    for net in nets if job.args.compile else ():
-        net.compile()
-
-
-def eagan_step(device: torch.device, kind: str, **flags: object) -> tuple[Tensor, nn.Module]:
-    job = job_of(eagan, device, **flags)
-    if kind.startswith("stage 1"):
-        path, g, d = eagan.sample(eagan.G_SPACE, random.Random(3)), None, "autogan-d"
-    else:
-        path, g, d = None, named("eagan-g", eagan.G_SPACE, eagan.PUBLISHED), "eagan-d-cifar10"
-    G = seeded(job, lambda: eagan.Generator(g, *job.args.g_shape), "G")
-    D = seeded(job, lambda: eagan.make_d(named(d, eagan.D_SPACE, eagan.PUBLISHED), 16), "D")
-    compile_if_asked(job, G, D)
-    trained, step = (D, eagan.d_step) if kind.endswith("D") else (G, eagan.g_step)
-    return step(job, gan.pair_of(job, G, D), 0, (path, None)), trained
-
-
-def adversarialnas_step(device: torch.device, kind: str, **flags: object) -> tuple[Tensor, nn.Module]:
-    nas = adversarialnas
-    job = job_of(nas, device, chunks=3, search_g_ch=16, search_d_ch=16, **flags)
-    if kind.startswith("training"):
-        nets, _ = nas.from_scratch(job, named("adversarialnas-g", nas.G_SPACE, nas.PUBLISHED), "autogan")
-        G, D = nets.G, nets.D
-        compile_if_asked(job, G, D)
-    else:
-        nets = nas.Supernets(job)
-        G, D = nets.mixed(job, 1.0, "test")
-    with job.autocast():
-        if kind == "beta" or kind.endswith("D"):
-            loss = nas.d_pass(job, G, D, Batches(job.images, 8, 0, device)(0), "d", 0)
-        else:
-            loss = nas.g_pass(job, G, D, 8, "g", 0)
-    name = kind.split()[-1]
-    gan.update(job, getattr(nets, name), getattr(nets, f"{name.lower()}_opt"), loss)
-    return loss, getattr(nets, name)
-
-
-def autogan_step(device: torch.device, kind: str, **flags: object) -> tuple[Tensor, nn.Module]:
-    search, vector = kind.startswith("search"), autogan.PUBLISHED["C"]
-    job = job_of(autogan, device, 16 if search else 32, **flags)
-    genotype, stage = (autogan.names_of(vector[:9]), 1) if search else (autogan.names_of(vector), 2)
-    nets = autogan.new_pair(job, (None, None, None) if search else genotype, 16, 16, "test")
-    compile_if_asked(job, nets.G, nets.D)
-    step, trained = (autogan.d_step, nets.D) if kind.endswith("D") else (autogan.g_step, nets.G)
-    return step(job, nets, 0, genotype if search else None, stage), trained
-
-
-def degas_step(device: torch.device, kind: str, **flags: object) -> tuple[Tensor, nn.Module]:
-    sizes = dict(search_size=32, search_images=16, lap_levels=3, search_ch=16, z_dim=16, search_batch=8)
-    job = job_of(degas, device, **sizes, w_lr=0.3, g_lr=1e-3, d_lr=1e-3, **flags)
-    if kind.startswith("search"):
-        s, i = degas.Search(job), torch.arange(8, device=device)
-        s.alpha = degas.Alpha(job.args.space, job.args.seed, 1.0).to(device)
-        s.w_opt = torch.optim.SGD(s.net.parameters(), 0.3)
-        s.a_opt = torch.optim.Adam(s.alpha.parameters())
-        if kind == "search zw":
-            return degas.zw_step(job, s, i, 0.3), s.net
-        return degas.alpha_step(job, s, i), s.alpha
-    G = seeded(job, lambda: degas.Generator("baseline", 16, 16, 32), "G")
-    D = seeded(job, lambda: degas.Critic(16), "D")
-    compile_if_asked(job, G, D)
-    nets = gan.pair_of(job, G, D)
-    if kind.endswith("D"):
-        return sum(degas.critic_step(job, nets, None, 0).values()), D
-    return sum(degas.generator_step(job, nets, 0).values()), G
-
-
-STEP = {"eagan": eagan_step, "adversarialnas": adversarialnas_step, "autogan": autogan_step, "degas": degas_step}
-
-
-def one_step(device: torch.device, method: str, kind: str, **flags: object) -> tuple[float, Tensor, nn.Module]:
-    """Loss, gradient and updated network of a first step.
+def first_steps(device: torch.device, method: str, loop: str, **flags: object) -> list[Step]:
+    """The first update of each network in a loop of the method's command.
 
     Gradients are compared, not weights: Adam's first step is lr * sign(gradient), whatever the gradient's size.
     """
-    loss, trained = STEP[method](device, kind, **flags)
-    gradient = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
-    return loss.item(), gradient.cpu(), trained
+    script, found = importlib.import_module(method), []
+
+    def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = 0.0) -> None:
+        if net in [seen for _, _, seen in found]:
+            raise steps.Measured
+        gan.update(job, net, optimizer, loss, clip)
+        gradient = torch.cat([p.grad.flatten().cpu() for p in net.parameters() if p.grad is not None])
+        found.append((loss.item(), gradient, net))
+
+    given = {**SMALL, **SEARCH[method], **steps.ROWS[method][loop], **flags}
+    args = script.Args(dataset="shapes", evaluator="compact", device=device.type, **given)
+    with patch.object(script, "update", update):
+        steps.measure(script, args, device, seconds=float("inf"))
+    return found
 
 
-def assert_same_step(method: str, kind: str, device: torch.device = DEVICE, **flags: object) -> None:
-    """A step with these flags on DEVICE is one without them on the other device."""
-    loss, gradient, _ = one_step(DEVICE, method, kind, **flags)
-    expected, direction, _ = one_step(device, method, kind)
-    assert direction.norm() > 0
-    assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    assert (gradient - direction).norm() < (2e-3 if method == "degas" else 1e-3) * direction.norm()
+def assert_same(method: str, one: list[Step], other: list[Step]) -> None:
+    assert len(one) == len(other) >= 2
+    for (loss, gradient, net), (expected, direction, _) in zip(one, other, strict=True):
+        assert direction.norm() > 0
+        assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        assert (gradient - direction).norm() < (2e-3 if method == "degas" else 1e-3) * direction.norm(), type(net)
 
 
 @pytest.mark.usefixtures("same_numbers")
-@pytest.mark.parametrize(("method", "kind"), STEPS)
-def test_a_step_is_that_of_the_cpu(method: str, kind: str) -> None:
-    assert_same_step(method, kind, CPU)
-
-
-@pytest.mark.parametrize("kind", ["alpha", "beta", "search G", "search D"])
-def test_adversarialnas_merged_and_plain_edges_take_the_same_step(kind: str) -> None:
-    assert_same_step("adversarialnas", kind, mixed="plain")
+@pytest.mark.parametrize(("method", "loop"), LOOPS)
+def test_a_step_is_that_of_the_cpu(method: str, loop: str) -> None:
+    assert_same(method, first_steps(DEVICE, method, loop), first_steps(CPU, method, loop))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "kind"), TRAINING)
 @pytest.mark.usefixtures("same_numbers")
-def test_a_compiled_step_is_that_of_eager(method: str, kind: str) -> None:
-    assert_same_step(method, kind, compile=True)
+@pytest.mark.parametrize(("method", "loop"), TRAINING)
+def test_a_compiled_step_is_that_of_eager(method: str, loop: str) -> None:
+    assert_same(method, first_steps(DEVICE, method, loop, compile=True), first_steps(DEVICE, method, loop))
+
+
+def test_adversarialnas_merged_and_plain_edges_take_the_same_step() -> None:
+    merged, plain = (first_steps(DEVICE, "adversarialnas", loop) for loop in ("search", "search, plain"))
+    assert_same("adversarialnas", merged, plain)
 
 
 @pytest.mark.usefixtures("same_numbers")
-@pytest.mark.parametrize(("method", "kind"), WEIGHTS)
-def test_a_bfloat16_step_is_near_it_and_keeps_float32_weights(method: str, kind: str) -> None:
-    loss, gradient, trained = one_step(DEVICE, method, kind, amp=True)
-    expected, direction, _ = one_step(CPU, method, kind)
-    assert loss == pytest.approx(expected, rel=0.05, abs=0.1 if method == "degas" else 0.05)
-    assert (gradient - direction).norm() > 1e-3 * direction.norm()  # more than float32's: bfloat16 was in fact used
-    assert torch.cosine_similarity(gradient, direction, dim=0) > 0.5
-    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in trained.parameters())
+@pytest.mark.parametrize(("method", "loop"), LOOPS)
+def test_a_bfloat16_step_is_near_it_and_keeps_float32_weights(method: str, loop: str) -> None:
+    half, full = first_steps(DEVICE, method, loop, amp=True), first_steps(CPU, method, loop)
+    for (loss, gradient, trained), (expected, direction, _) in zip(half, full, strict=True):
+        if isinstance(trained, adversarialnas.Logits):  # alpha and beta
+            continue
+        assert loss == pytest.approx(expected, rel=0.05, abs=0.1 if method == "degas" else 0.05)
+        assert (gradient - direction).norm() > 1e-3 * direction.norm()  # more than float32's: bfloat16 was in fact used
+        assert torch.cosine_similarity(gradient, direction, dim=0) > 0.5
+        assert all(p.isfinite().all() and p.dtype == torch.float32 for p in trained.parameters())
 
 
 @pytest.mark.usefixtures("same_numbers")
 def test_spectral_norm_of_convolutions_is_float32_under_autocast() -> None:
-    plain, mixed = (dict(one_step(DEVICE, "eagan", "training D", amp=amp)[2].named_buffers()) for amp in (False, True))
+    plain, mixed = (first_steps(DEVICE, "eagan", "training", amp=amp)[0] for amp in (False, True))  # D is first
+    plain, mixed = (dict(net.named_buffers()) for _, _, net in (plain, mixed))
     vectors = [name for name in plain if name.endswith("_v")]
     assert vectors
     for name in vectors:
         torch.testing.assert_close(mixed[name], plain[name], rtol=0, atol=1e-5)
+
+
+def job_of(script: ModuleType, device: torch.device) -> Job:
+    return Job(script.Args(**SMALL), Ranks(device), None, None)
 
 
 @torch.no_grad()
@@ -257,7 +207,7 @@ def test_compact_scores_are_those_of_the_cpu(tmp_path: Path) -> None:
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
-SMALL = f"--preset smoke --device {DEVICE.type} --g-ch 8 --d-ch 8 --d-batch 8 --g-batch 8 --epoch-batches 4 --eval-n 100"
+SHORT = f"--preset smoke --device {DEVICE.type} --g-ch 8 --d-ch 8 --d-batch 8 --g-batch 8 --epoch-batches 4 --eval-n 100"
 EAGAN = "--search-n 100 --final-n 100 --train-epochs 4 --n-critic 2 --eval-every 2"
 ADVERSARIALNAS = "--search-g-ch 4 --search-d-ch 4 --search-batch 8 --search-epochs 3 --derive-every 4 --search-eval-every 2"
 AUTOGAN = "--search-g-ch 8 --search-d-ch 8 --iterations 3 --grow 1,2 --ctrl-steps 2 --reward-n 100 --final-n 100"
@@ -269,7 +219,7 @@ def data_dir(quick_compact: None, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def command_line(data_dir: Path, runs: Path, *more: str) -> list[str]:
-    return [*SMALL.split(), "--log-every", "1", "--data-dir", str(data_dir), "--runs-dir", str(runs), *more]
+    return [*SHORT.split(), "--log-every", "1", "--data-dir", str(data_dir), "--runs-dir", str(runs), *more]
 
 
 def status_of(run: Path) -> dict:
