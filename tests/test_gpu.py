@@ -249,7 +249,7 @@ def stopped_at(number: int, script: ModuleType, words: list[str]) -> Path:
         (autogan, AUTOGAN + " --train-epochs 2", 20, 10),
         (degas, "--search-ch 8 --search-epochs 1 --iters 4 --conditional --amp", 3, 2),
     ],
-    ids=lambda x: getattr(x, "__name__", ""),
+    ids=["eagan", "adversarialnas", "autogan", "degas"],
 )
 def test_a_whole_run_goes_on_after_a_stop(script: ModuleType, flags: str, tick: int, search_rows: int, data_dir, tmp_path):
     run = stopped_at(tick, script, command_line(data_dir, tmp_path, *flags.split()))
