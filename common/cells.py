@@ -14,13 +14,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from common.files import UserError, read_json
 
-Pair = tuple[int, int]
+Ints = int | tuple[int, ...]
 # name: (kernel, dilation)
 CONVS = {"conv_1x1": (1, 1), "conv_3x3": (3, 1), "conv_5x5": (5, 1), "dil_conv_3x3": (3, 2), "dil_conv_5x5": (5, 2)}
 
 
 def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int | Pair, padding: Pair, dilation: Pair, groups: int = 1
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints | str, dilation: Ints, groups: int = 1
 ) -> Tensor:
     """F.conv2d, except that dilated convolutions on a CPU stay in float32 under autocast.
 
@@ -107,7 +107,7 @@ class Up(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.name == "nearest":  # ReLU and 1x1 are pointwise: upsampling last is equivalent
             return F.interpolate(self.conv(x.relu()), scale_factor=2)
-        if self.name == "bilinear":
+        if self.up is None:  # bilinear
             return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear").relu())
         return self.conv(self.up(x.relu()))
 
@@ -197,9 +197,10 @@ def op_cost(make: Callable[[int], nn.Module], ch: int, side: int) -> Cost:
     """Cost of an op from OPS_*, output side x side. TypeError: the op has no `macs(side)`."""
     with torch.device("meta"):
         op = make(ch)
-    if not hasattr(op, "macs"):
+    macs = getattr(op, "macs", None)
+    if macs is None:
         raise TypeError(f"{type(op).__name__}: needs a method macs(side) that returns its multiply-adds per image")
-    return Cost(count_params(op), op.macs(side))
+    return Cost(count_params(op), macs(side))
 
 
 class DBlock(nn.Module):
@@ -338,7 +339,7 @@ class Space:
             raise UserError(
                 f"{source}: expected integers of shape {self.cells, len(self.edges)}, found {codes.dtype} {codes.shape}"
             )
-        rows = [[] for _ in range(self.cells)]
+        rows: list[list[str]] = [[] for _ in range(self.cells)]
         for i, row in enumerate(codes.tolist(), 1):
             for edge, code in zip(self.edges_of(i - 1), row, strict=True):
                 last = edge.first_code + len(edge.ops) - 1

@@ -95,7 +95,7 @@ def options(args_class: type) -> list[tuple[dataclasses.Field, dict]]:
     """(field, metadata) of every option, ordered by panel; missing metadata is inherited."""
     found = []
     for field in dataclasses.fields(args_class):
-        about = {}
+        about: dict = {}
         for base in reversed(args_class.__mro__):  # base classes first
             given = getattr(base, "__dataclass_fields__", {}).get(field.name)
             about = combined(about, given.metadata) if given else about
@@ -113,7 +113,7 @@ def combined(base: dict, given: dict) -> dict:
     return {"help": words, "panel": base["panel"], "limits": {**base["limits"], **given["limits"]}}
 
 
-def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[str] | None = None) -> int:
+def cli(main: Callable, args_class: type[CommonArgs], presets: dict[str, dict], argv: list[str] | None = None) -> int:
     """Parse the command line into `args_class`, run `main(args)` and return the exit code.
 
     Explicit flags override `--preset`, which overrides the defaults. `--resume DIR` reads all values
@@ -122,7 +122,7 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
     """
     argv = sys.argv[1:] if argv is None else argv
     fields = options(args_class)
-    asked = {"--preset": None, "--resume": None}
+    asked: dict[str, str | None] = {"--preset": None, "--resume": None}
     for flag in asked:  # read before parsing: --preset quick --help shows its defaults
         for i, word in enumerate(argv):
             if word == flag and i + 1 < len(argv):
@@ -151,7 +151,7 @@ def cli(main: Callable, args_class: type, presets: dict[str, dict], argv: list[s
             option = typer.Option(help=text, rich_help_panel=about["panel"], **about["limits"])
             kind, default = Annotated[field.type, option], defaults[field.name]
             parameters.append(inspect.Parameter(field.name, parameters[0].kind, default=default, annotation=kind))
-        command.__signature__ = inspect.Signature(parameters)
+        vars(command)["__signature__"] = inspect.Signature(parameters)
         command.__doc__ = (inspect.getmodule(args_class).__doc__ or "").strip().split("\n\n")[0]
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
         app.command()(command)
@@ -172,5 +172,5 @@ def resumed_defaults(run: Path, preset: str | None, script: str) -> dict:
     config = read_json(run / "config.json", "--resume: cannot read")
     if config.get("script") != script:
         raise UserError(f"--resume {run}: created by {config.get('script')}, not {script}; resume it with that script")
-    saved = config.get("args") if isinstance(config.get("args"), dict) else {}
-    return {name: value for name, value in saved.items() if name != "resume"}
+    saved = config.get("args")
+    return {name: value for name, value in saved.items() if name != "resume"} if isinstance(saved, dict) else {}

@@ -80,9 +80,9 @@ def _dataset(name: str, images: torch.Tensor, labels: torch.Tensor | None, note:
     if labels is not None and (labels < 0).all():
         labels = None
     sha = hashlib.sha256(repr((tuple(images.shape), labels is not None)).encode())
-    sha.update(images.numpy())
+    sha.update(images.numpy().data)
     if labels is not None:
-        sha.update(labels.numpy())
+        sha.update(labels.numpy().data)
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")[:60] or "images"
     return Dataset(safe, images, labels, sha.hexdigest()[:16], note)
 
@@ -164,10 +164,9 @@ def _image_files(
     def decode(i: int) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(read(files[i])), formats=tuple(FORMATS.values()))
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(
-                    f"{image.width}x{image.height}, over Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels"
-                )
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit and image.width * image.height > limit:
+                raise ValueError(f"{image.width}x{image.height}, over Pillow's limit of {limit} pixels")
             if image.mode[0] in "IF":  # Pillow clips these instead of scaling them
                 raise ValueError("more than 8 bits per channel, convert it to 8")
             return ImageOps.exif_transpose(image).convert("RGB")
@@ -219,9 +218,8 @@ def _npz(path: Path, size: int) -> Dataset:
             raise UserError(f"{path}: labels is {labels.dtype} {labels.shape}, must be integers ({len(images)},)")
         if labels.min() < -1 or labels.max() >= 2**31:
             raise UserError(f"{path}: labels are {labels.min()} to {labels.max()}, must be 0, 1, ... or -1 for none")
-        labels = torch.from_numpy(labels.astype(np.int64))
     tensor, note = _resize(images, size, path)
-    return _dataset(path.stem, tensor, labels, note)
+    return _dataset(path.stem, tensor, None if labels is None else torch.from_numpy(labels.astype(np.int64)), note)
 
 
 def _line(error: Exception) -> str:

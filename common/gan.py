@@ -19,6 +19,7 @@ from common.run import Run, duration
 
 Stage = tuple[str, int, float]  # of a plan: name, G updates, multiply-adds per update
 Generate = Callable[[Tensor, Any], Tensor]  # (latents, batch index or "grid") -> images in [-1, 1]
+NO_RUN: Any = None  # of a Job, until all arguments have been checked
 INCEPTION_MACS = 5.7e9  # per image, 299x299
 
 
@@ -31,7 +32,7 @@ class Job:
     evaluator: Evaluator
     data: Dataset
     plan: list[Stage] = field(default_factory=list)  # training from scratch, if any, comes last
-    run: Run = None  # set once all arguments have been checked
+    run: Run = NO_RUN
     eval_bn: str = "running"  # BatchNorm statistics in evaluations: "running" or "batch"
     to_bytes: Callable[[Tensor], Tensor] = to_uint8  # images in [-1, 1] -> uint8
 
@@ -112,7 +113,7 @@ def latent(job: Job, n: int, *name: object) -> Tensor:
 def seeded(job: Job, make: Callable[[], nn.Module], *name: object) -> nn.Module:
     """Call make() and move the network to the device; initial weights are seeded by (seed, name)."""
     torch.manual_seed(stream(job.args.seed, "init", *name).initial_seed())
-    return make().to(job.ranks.device, memory_format=torch.channels_last)
+    return make().to(job.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def adam(job: Job, net: nn.Module, lr: float) -> torch.optim.Adam:

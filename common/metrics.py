@@ -163,8 +163,9 @@ class Inception(nn.Module):
         self.layers.load_state_dict(state, assign=True)
         self.eval().requires_grad_(False)
         for module in self.modules():  # fold BatchNorm into the convolution
-            if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
-                module.conv = nn.utils.fuse_conv_bn_eval(module.conv, module.bn)
+            conv, bn = getattr(module, "conv", None), getattr(module, "bn", None)
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+                module.conv = nn.utils.fuse_conv_bn_eval(conv, bn)
                 module.bn = nn.Identity()
         self.to(memory_format=torch.channels_last)
 
@@ -173,7 +174,7 @@ class Inception(nn.Module):
         x = (2 * x - 1).contiguous(memory_format=torch.channels_last)
         logits = None
         for name, layer in self.layers.items():
-            if name == "fc":
+            if isinstance(layer, nn.Linear):  # fc
                 logits = x.flatten(1) @ layer.weight.T
                 break
             x = layer(x)
@@ -239,6 +240,7 @@ class Compact(nn.Module):
     """A small classifier: uint8 (B,3,H,W) -> features (B,128), logits (B,classes)."""
 
     dims = 128
+    digest = ""  # of its weights, where the evaluator has loaded them
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -359,7 +361,7 @@ class Evaluator:
             if fid_dims not in FID_LAYERS:
                 raise UserError(f"--fid-dims {fid_dims}: must be one of {', '.join(map(str, FID_LAYERS))}")
             self.net = f"inception-{fid_dims}"
-            self.network = Inception(weights, fid_dims, want_is).to(self.device)
+            self.network: Inception | Compact = Inception(weights, fid_dims, want_is).to(self.device)
         elif name == "compact":
             self.net = "compact"
         else:
@@ -424,7 +426,7 @@ class Evaluator:
                 )
             features, logits = self._apply(images)
             moments.add(features)
-            if inception_score:
+            if inception_score and logits is not None:
                 inception_score.add(logits.double().softmax(1), k * self.batch)
         if world > 1:
             moments.reduce()
@@ -434,13 +436,15 @@ class Evaluator:
         if self.want_fid:
             real = self.reference
             fid = frechet_distance(real["mean"], real["cov"], moments.mean, moments.cov, real["root"])
-        return Score(fid, *(inception_score.result() if inception_score else (None, None)), n, self.net, self.ref)
+        is_mean, is_std = inception_score.result() if inception_score else (None, None)
+        return Score(fid, is_mean, is_std, n, self.net, self.ref)
 
     def _apply(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(self.device.type, enabled=False):  # even inside a bf16 step
             return self.network(images)
 
     def _train(self) -> dict[str, Tensor]:
+        assert self.dataset.labels is not None  # see use()
         labelled = self.dataset.labels >= 0
         images, labels = self.dataset.images[labelled], self.dataset.labels[labelled].unique(return_inverse=True)[1]
         self.log(f"compact network: training on {self.dataset.name}; cached in {self.cache_dir}")

@@ -97,7 +97,7 @@ class Run:
         dataset: str, digest: str, plan: list[tuple[str, int, float]], facts: dict, disk: float = 0
     ) -> None:  # fmt: skip
         script = Path(script)
-        self.args = {k: jsonable(v) for k, v in args.items()}
+        self.args: dict[str, Any] = {k: jsonable(v) for k, v in args.items()}
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
         self.stopping, self.lock = False, threading.Lock()
@@ -215,7 +215,7 @@ class Run:
             error = UserError(f"{self.dir}: {error}; fix it, then run {self.status['resume_command']}")
         self.status["state"] = "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
         if self.status["state"] == "failed":
-            self.status["error"] = {"type": kind.__name__, "message": str(error)}
+            self.status["error"] = {"type": kind and kind.__name__, "message": str(error)}
         else:
             self.print(f"{self.status['state']} · {self.dir}")
         if isinstance(error, Stopped):
@@ -466,7 +466,8 @@ class Run:
 
 def imported_from(folder: Path) -> set[Path]:
     """The files of a folder that this process has imported, such as the script that another one extends."""
-    files = {Path(m.__file__).absolute() for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
+    names = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    files = {Path(name).absolute() for name in names if name}
     return {file for file in files if file.parent == folder.absolute() and file.is_file()}  # torch.ops has no real one
 
 

@@ -7,34 +7,18 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import register_parametrization
 
-from common.cells import (
-    OPS_DOWN,
-    OPS_NORMAL,
-    OPS_UP,
-    AutoGANDiscriminator,
-    Conv,
-    ConvAvgPool,
-    Cost,
-    Down,
-    Edge,
-    Linear,
-    Normal,
-    Up,
-    add,
-    conv2d,
-    count_params,
-    init_weights,
-    op_cost,
-    xavier_sn,
-)
+from common import cells
+from common.cells import OPS_DOWN, OPS_NORMAL, OPS_UP, AutoGANDiscriminator, Conv, ConvAvgPool, Cost, Normal, count_params
 from common.files import stream
 
 WINDOW = {  # (padding, dilation) as the papers' tables give them
     **{"conv_1x1": (0, 1), "conv_3x3": (1, 1), "conv_5x5": (2, 1)},
     **{"dil_conv_3x3": (2, 2), "dil_conv_5x5": (4, 2)},
 }
-MAKE = {Normal: OPS_NORMAL, Up: OPS_UP, Down: OPS_DOWN}
-EVERY_OP = pytest.mark.parametrize(("make", "name"), [(make, name) for make in MAKE for name in MAKE[make]])
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=stream(seed, "test"))
 
 
 def convolve(layer: nn.Module, x: Tensor, macs: list[int], **how: object) -> Tensor:
@@ -62,56 +46,34 @@ def paper_op(name: str, op: nn.Module, x: Tensor, macs: list[int], stride: int =
     return convolve(op.conv, x.relu() if relu else x, macs, stride=stride, padding=padding, dilation=dilation)
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=stream(seed, "test"))
+OPS = [(ops, name, side) for ops, side in ((OPS_NORMAL, 8), (OPS_UP, 16), (OPS_DOWN, 4)) for name in ops]
 
 
-@EVERY_OP
-def test_op_is_its_definition(make: type, name: str):
-    op, x, macs = make(name, 6).double().eval(), normal(2, 6, 8, 8), []
-    side = {Normal: 8, Up: 16, Down: 4}[make]
+@pytest.mark.parametrize(("ops", "name", "side"), OPS, ids=[f"{name}-{side}" for _, name, side in OPS])
+def test_an_op_its_gradients_and_its_cost_are_those_of_its_definition(ops: dict, name: str, side: int) -> None:
+    """AdversarialNAS §3.3, Fig. 2; EAGAN §3; AutoGAN §3.1"""
+    op, x, macs = ops[name](6).double(), normal(2, 6, 8, 8).requires_grad_(), []
     y = op(x)
     assert y.shape == (2, 6, side, side)
-    torch.testing.assert_close(y, paper_op(name, op, x, macs, stride=2 if make is Down else 1), rtol=0, atol=1e-12)
-    assert op_cost(MAKE[make][name], 6, side) == Cost(count_params(op), sum(macs))
-
-
-@EVERY_OP
-def test_op_has_finite_gradients(make: type, name: str):
-    op, x = make(name, 6), normal(2, 6, 8, 8).float().requires_grad_()
-    op(x).square().sum().backward()
+    torch.testing.assert_close(y, paper_op(name, op, x, macs, stride=2 if side == 4 else 1), rtol=0, atol=1e-12)
+    assert cells.op_cost(ops[name], 6, side) == Cost(count_params(op), sum(macs))
+    y.square().sum().backward()
     for p in (x, *op.parameters()):
         assert p.grad.isfinite().all()
-    assert x.grad.abs().sum() > 0
-    assert all(p.grad.abs().sum() > 0 for p in op.parameters())
+        assert p.grad.abs().sum() > 0
 
 
-def test_params_of_the_papers_widths():
+def test_ops_have_the_parameters_of_the_papers_widths() -> None:
     g = {"nearest": 65_792, "conv_transpose": 67_840, "conv_3x3": 590_080, "dil_conv_5x5": 1_638_656}
     d = {"avg_pool": 0, "dil_conv_3x3": 147_584, "conv_5x5": 409_728}
-    assert {op: op_cost({**OPS_UP, **OPS_NORMAL}[op], 256, 32).params for op in g} == g
-    assert {op: op_cost(OPS_DOWN[op], 128, 32).params for op in d} == d
-    assert op_cost(OPS_NORMAL["conv_1x1"], 128, 32).params == 16_512
+    assert {op: cells.op_cost({**OPS_UP, **OPS_NORMAL}[op], 256, 32).params for op in g} == g
+    assert {op: cells.op_cost(OPS_DOWN[op], 128, 32).params for op in d} == d
+    assert cells.op_cost(OPS_NORMAL["conv_1x1"], 128, 32).params == 16_512
+    with pytest.raises(TypeError, match="macs"):  # an op that does not state its cost
+        cells.op_cost(lambda ch: nn.Conv2d(ch, ch, 7), 4, 8)
 
 
-def test_an_op_that_states_no_cost_is_refused():
-    with pytest.raises(TypeError, match="macs"):
-        op_cost(lambda ch: nn.Conv2d(ch, ch, 7), 4, 8)
-
-
-@pytest.mark.parametrize(("size", "stage"), [(8, 0), (16, 1), (32, 2), (48, 2)])
-def test_cost_of_autogans_discriminator(size: int, stage: int):
-    D, macs = AutoGANDiscriminator(6), [6]
-    for layer in D.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(lambda m, _x, y: macs.append(y[0].numel() * (m.weight[0].numel() + 1)))
-        if isinstance(layer, ConvAvgPool) or layer is D.middle[0].shortcut:  # the paper convolves first and pools then
-            layer.register_forward_hook(lambda m, _x, y: macs.append(3 * y[0].numel() * (m.weight[0].numel() + 1)))
-    D(torch.zeros(1, 3, size, size), stage)
-    assert AutoGANDiscriminator.cost(6, size, stage) == Cost(count_params(D), sum(macs))
-
-
-def test_relu_can_be_left_out_and_spectral_norm_asked_for():
+def test_relu_can_be_left_out_and_spectral_norm_asked_for() -> None:
     op, x = Normal("conv_3x3", 6, sn=True, relu=False).double().eval(), normal(2, 6, 8, 8)
     torch.testing.assert_close(op(x), paper_op("conv_3x3", op, x, [], relu=False))
     assert not torch.allclose(op(x), op(x.relu()))
@@ -119,14 +81,14 @@ def test_relu_can_be_left_out_and_spectral_norm_asked_for():
     assert not hasattr(Normal("conv_3x3", 6).conv, "parametrizations")
 
 
-def test_conv_avg_pool_is_a_convolution_and_a_pool():
+def test_conv_avg_pool_is_a_convolution_and_a_pool() -> None:
     layer, x = ConvAvgPool(5, 7).double(), normal(2, 5, 8, 8)
     want = F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1), 2)
     torch.testing.assert_close(layer(x), want, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("layer", [Conv(8, 4, 3), ConvAvgPool(8, 4), Linear(8, 4)], ids=lambda m: type(m).__name__)
-def test_weights_are_computed_in_float32_under_autocast(layer: nn.Module):
+@pytest.mark.parametrize("layer", [Conv(8, 4, 3), ConvAvgPool(8, 4), cells.Linear(8, 4)], ids=lambda m: type(m).__name__)
+def test_weights_are_computed_in_float32_under_autocast(layer: nn.Module) -> None:
     """As spectral norm's are; the layer itself computes in bfloat16."""
     found = []
 
@@ -142,85 +104,83 @@ def test_weights_are_computed_in_float32_under_autocast(layer: nn.Module):
     assert set(found) == {torch.float32}
 
 
-def test_an_edge_computes_only_the_op_asked_for():
-    edge, x = Edge({name: Normal(name, 4) for name in OPS_NORMAL}), normal(1, 4, 8, 8).float()
+def test_an_edge_computes_only_the_op_asked_for() -> None:
+    edge, x = cells.Edge({name: Normal(name, 4) for name in OPS_NORMAL}), normal(1, 4, 8, 8).float()
     assert edge(x, "none") is None
     assert torch.equal(edge(x, "conv_3x3"), edge["conv_3x3"](x))
     edge(x, "conv_3x3").sum().backward()
     assert {n.split(".")[0] for n, p in edge.named_parameters() if p.grad is not None} == {"conv_3x3"}
 
 
-def test_add_leaves_its_terms_alone():
+def test_add_leaves_its_terms_alone() -> None:
     x, y = normal(3), normal(3, seed=1)
-    before = x.clone()
-    assert torch.equal(add(None, x, None, y), before + y)
-    assert torch.equal(x, before)
+    assert torch.equal(cells.add(None, x, None, y), normal(3) + y)
+    assert torch.equal(x, normal(3))
 
 
-def test_initial_weights():
+def test_initial_weights() -> None:
     """Xavier where the authors' initialiser has an effect; torch's defaults under spectral norm, where it has none."""
-    torch.manual_seed(0)
     plain, normed, batch_norm = Conv(128, 128, 3), spectral_norm(Conv(128, 128, 3)), nn.BatchNorm2d(2000)
     linear = nn.Linear(128, 128)
     before = linear.weight.clone()
-    init_weights(nn.ModuleList([plain, normed, batch_norm, linear]))
-    bound = {"xavier": (6 / (2 * 128 * 9)) ** 0.5, "default": (128 * 9) ** -0.5}  # 0.0510 and 0.0295
-    for weight, name in ((plain.weight, "xavier"), (normed.parametrizations.weight.original, "default")):
-        assert 0.99 * bound[name] < weight.abs().max() <= bound[name]
+    cells.init_weights(nn.ModuleList([plain, normed, batch_norm, linear]))
+    xavier, default = (6 / (2 * 128 * 9)) ** 0.5, (128 * 9) ** -0.5  # 0.0510 and 0.0295
+    autogans = cells.xavier_sn(Conv(128, 128, 3)).parametrizations.weight.original  # not: as initialised before it
+    for weight, bound in (plain.weight, xavier), (normed.parametrizations.weight.original, default), (autogans, xavier):
+        assert 0.99 * bound < weight.abs().max() <= bound
     assert batch_norm.weight.mean().item() == pytest.approx(1, abs=0.002)
     assert batch_norm.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not batch_norm.bias.any()
     assert torch.equal(linear.weight, before)
 
 
-# ---- AutoGAN's discriminator ----------------------------------------------------------------------------------------
+# ---- AutoGAN's discriminator, AutoGAN §3.1 ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("ch", "params"), [(128, 1_053_824), (64, 264_768), (8, 4_424)])
-def test_autogan_discriminator_has_the_published_size(ch: int, params: int) -> None:
+def test_autogans_discriminator_has_the_published_size(ch: int, params: int) -> None:
     D = AutoGANDiscriminator(ch)
     assert count_params(D) == params == 64 * ch**2 + 41 * ch
     assert sum(hasattr(m, "parametrizations") for m in D.modules()) == 11
 
 
 @pytest.mark.parametrize(("stage", "size", "active"), [(0, 8, 112_896), (1, 16, 190_912), (2, 32, 264_768), (2, 48, 264_768)])
-def test_autogan_discriminator_grows_with_the_stage(stage: int, size: int, active: int) -> None:
-    D = AutoGANDiscriminator(64)
+def test_autogans_discriminator_grows_with_the_stage_and_costs_what_it_says(stage: int, size: int, active: int) -> None:
+    D, macs = AutoGANDiscriminator(64), [64]
+    for layer in D.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda m, _x, y: macs.append(y[0].numel() * (m.weight[0].numel() + 1)))
+        if isinstance(layer, ConvAvgPool) or layer is D.middle[0].shortcut:  # the paper convolves first and pools then
+            layer.register_forward_hook(lambda m, _x, y: macs.append(3 * y[0].numel() * (m.weight[0].numel() + 1)))
     out = D(torch.randn(2, 3, size, size), stage)
     assert out.shape == (2, 1)
+    assert AutoGANDiscriminator.cost(64, size, stage) == Cost(count_params(D), sum(macs))
     out.sum().backward()
     assert sum(p.numel() for p in D.parameters() if p.grad is not None) == active
 
 
-def test_autogan_discriminator_sums_over_positions_and_halves_twice() -> None:
+def test_autogans_discriminator_sums_over_positions_and_halves_twice() -> None:
     D, seen = AutoGANDiscriminator(8).eval(), []
     for block in (*D.middle, D.last):
         block.register_forward_hook(lambda _m, _i, out: seen.append(out.shape[-1]))
-    with torch.no_grad():
-        D.last.register_forward_hook(lambda _m, _i, out: torch.ones_like(out))
-        small, large = D(torch.randn(1, 3, 24, 24)), D(torch.randn(1, 3, 48, 48))
+    D.last.register_forward_hook(lambda _m, _i, out: torch.ones_like(out))
+    small, large = D(torch.randn(1, 3, 24, 24)), D(torch.randn(1, 3, 48, 48))
     torch.testing.assert_close(large, 4 * small)
     assert seen == [6, 6, 6, 12, 12, 12]
 
 
-def test_xavier_reaches_the_weights_under_spectral_norm() -> None:
-    torch.manual_seed(0)
-    raw = xavier_sn(Conv(64, 64, 3, padding=1)).parametrizations.weight.original
-    bound = (6 / (2 * 64 * 9)) ** 0.5
-    assert 0.99 * bound < raw.abs().max() <= bound
-
-
 @pytest.mark.parametrize(("width", "groups"), [(24, 1), (16, 16)])
 @pytest.mark.parametrize(("kernel", "padding", "dilation"), [((3, 3), (2, 2), (2, 2)), ((2, 5), (4, 4), (8, 2))])
-def test_a_dilated_convolution_under_autocast_has_its_gradients(width, groups, kernel, padding, dilation):
+def test_a_dilated_convolution_under_autocast_has_its_gradients(width, groups, kernel, padding, dilation) -> None:
     """torch's own on a CPU has not: nan, or twice as far from the true gradient as that is long."""
-    x = torch.randn(4, width, 32, 32).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(width, width // groups, *kernel).contiguous(memory_format=torch.channels_last)
     gradients = []
     for amp in (False, True):
-        x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+        x, weight = (
+            normal(*shape).float().contiguous(memory_format=torch.channels_last).requires_grad_()
+            for shape in ((4, width, 32, 32), (width, width // groups, *kernel))
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            y = conv2d(x, weight, None, 1, padding, dilation, groups)
+            y = cells.conv2d(x, weight, None, 1, padding, dilation, groups)
         assert y.dtype == (torch.bfloat16 if amp else torch.float32)
         y.float().square().sum().backward()
         gradients.append((x.grad, weight.grad))

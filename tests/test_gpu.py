@@ -1,156 +1,196 @@
-"""What only a GPU can show: the CUDA results against the CPU's, bfloat16, whole runs, stop and resume.
+"""What only a GPU can show of each method: its steps against the CPU's, bfloat16, compiled code, whole runs.
 
-GAN_NAS_GPU_TESTS=cpu runs the same tests on the CPU, which checks the tests: there each comparison must be exact.
+GAN_NAS_GPU_TESTS=cpu runs the same tests on the CPU, which checks the tests.
 """
 
+import importlib
 import json
 import os
 import random
-import subprocess
-import sys
-from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import adversarialnas
+import autogan
+import common.data
+import degas
 import eagan
+from benchmark import steps
 from common import gan
-from common.cells import named
-from common.cli import cli
 from common.data import Batches, shapes
 from common.files import stream
 from common.gan import Job, seeded
-from common.metrics import Evaluator, frechet_distance, matrix_root
+from common.metrics import Evaluator
 from common.ranks import Ranks
 from common.run import Run
-from eagan import D_SPACE, G_SPACE, PUBLISHED, Generator
+from tests.runs import command, rows, torchrun
 
 CPU = torch.device("cpu")
 DEVICE = torch.device(os.environ.get("GAN_NAS_GPU_TESTS", "cuda"))
-ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
-TINY = {"g_ch": 16, "d_ch": 16, "g_batch": 8, "d_batch": 8, "size": 32}
-SMALL = (  # every stage in seconds; training takes 8 G updates
-    f"--preset smoke --device {DEVICE.type} --g-ch 8 --d-ch 8 --d-batch 4 --g-batch 4 --epoch-batches 4 --search-n 100 "
-    "--final-n 100 --train-epochs 4 --n-critic 2 --eval-n 100 --eval-every 2"
-).split()
-TRAIN = ("--phase", "train", "--genotype", "eagan-g")
 
 
 @pytest.fixture(autouse=True)
-def float32(monkeypatch):
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TF32, with 10 bits where float32 has 23: convolutions use it by default on CUDA, matrix products do not."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
-def cpu_latents(monkeypatch):
-    """The same latents on both devices, whose generators draw different numbers from one seed."""
-    drawn = gan.fixed_latent
-
-    def on_cpu(job: Job, n: int, *name: object) -> Tensor:
-        return drawn(replace(job, ranks=Ranks(CPU)), n, *name).to(job.ranks.device)
-
-    monkeypatch.setattr(gan, "fixed_latent", on_cpu)
-
-
-def one_step(device: torch.device, stage: str, net: str, **changes: object) -> tuple[float, Tensor, torch.nn.Module]:
-    """The loss, the gradient and the updated network of the first step of G or D, of training or of stage 1."""
-    job = Job(eagan.Args(**TINY, **changes), Ranks(device), None, shapes(16))
-    if stage == "stage 1":
-        path, g, d = eagan.sample(G_SPACE, random.Random(3)), None, named("autogan-d", D_SPACE, PUBLISHED)
-    else:
-        path, g, d = None, named("eagan-g", G_SPACE, PUBLISHED), named("eagan-d-cifar10", D_SPACE, PUBLISHED)
-    G = seeded(job, lambda: Generator(g, *job.args.g_shape), "G")
-    D = seeded(job, lambda: eagan.make_d(d, job.args.d_ch), "D")
-    if job.args.compile:
-        G.compile()
-        D.compile()
-    trained, step = (D, eagan.d_step) if net == "D" else (G, eagan.g_step)
-    loss = step(job, gan.pair_of(job, G, D), 0, (path, None))
-    gradient = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
-    return loss.item(), gradient.cpu(), trained
+def same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every random number from the CPU, whose generators no GPU can repeat; no dropout; few images."""
+    monkeypatch.setattr(common.data, "shapes", partial(shapes, 256))
+    for module in (gan, adversarialnas, autogan, degas, eagan):
+        monkeypatch.setattr(module, "stream", lambda *name, device="cpu": stream(*name), raising=False)
+    for name in ("rand", "randn", "randint", "randperm"):
+        draw = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, device="cpu", draw=draw, **how: draw(*a, **how).to(device))
+    exponential = Tensor.exponential_
+    monkeypatch.setattr(
+        Tensor, "exponential_", lambda x, generator: x.copy_(exponential(torch.empty(x.shape), generator=generator))
+    )
+    monkeypatch.setattr(degas.F, "dropout", lambda x, *_: x)
 
 
-# The gradients are compared, not the weights: Adam's first step is lr * sign(gradient), whatever the gradient's size.
-@pytest.mark.parametrize("net", ["G", "D"])
-@pytest.mark.parametrize("stage", ["training", "stage 1"])
-def test_a_step_is_that_of_the_cpu(stage, net, cpu_latents):
-    loss, gradient, _ = one_step(DEVICE, stage, net)
-    expected, direction, _ = one_step(CPU, stage, net)
-    assert direction.norm() > 0
-    assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    assert (gradient - direction).norm() < 1e-3 * direction.norm()
+# ---- a first step of each network ------------------------------------------------------------------------------------
+
+LOOPS = [(method, loop) for method, loops in steps.ROWS.items() for loop in loops]
+TRAINING = [(method, loop) for method, loop in LOOPS if loop == "training"]
+SMALL = dict(size=32, g_ch=16, d_ch=16, g_batch=8, d_batch=8, n_critic=1, g_lr=0.0, d_lr=0.0)  # no update changes the next
+SEARCH = {
+    "eagan": {},
+    "adversarialnas": dict(search_batch=8, chunks=3, search_g_ch=16, search_d_ch=16, arch_lr=0.0),
+    "autogan": dict(search_g_ch=16, search_d_ch=16),
+    "degas": dict(
+        search_size=32, search_images=16, lap_levels=3, search_ch=16, z_dim=16, search_batch=8, w_lr=0.0, arch_lr=0.0
+    ),
+}
+
+Step = tuple[float, Tensor, nn.Module]  # loss, gradient, network
 
 
-@pytest.mark.parametrize("net", ["G", "D"])
-@pytest.mark.parametrize("stage", ["training", "stage 1"])
-def test_a_bfloat16_step_is_finite_and_keeps_float32_weights(stage, net, cpu_latents):
-    loss, gradient, trained = one_step(DEVICE, stage, net, amp=True)
-    expected, direction, _ = one_step(CPU, stage, net)
-    assert loss == pytest.approx(expected, rel=0.05, abs=0.05)
-    assert (gradient - direction).norm() > 1e-3 * direction.norm()  # more than float32's: bfloat16 was in fact used
-    assert torch.cosine_similarity(gradient, direction, dim=0) > 0.5
-    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in trained.parameters())
+def first_steps(device: torch.device, method: str, loop: str, **flags: object) -> list[Step]:
+    """The first update of each network in a loop of the method's command.
+
+    Gradients are compared, not weights: Adam's first step is lr * sign(gradient), whatever the gradient's size.
+    """
+    script, found = importlib.import_module(method), []
+
+    def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = 0.0) -> None:
+        if net in [seen for _, _, seen in found]:
+            raise steps.Measured
+        gan.update(job, net, optimizer, loss, clip)
+        gradient = torch.cat([p.grad.flatten().cpu() for p in net.parameters() if p.grad is not None])
+        found.append((loss.item(), gradient, net))
+
+    given = {**SMALL, **SEARCH[method], **steps.ROWS[method][loop], **flags}
+    args = script.Args(dataset="shapes", evaluator="compact", device=device.type, **given)
+    with patch.object(script, "update", update):
+        steps.measure(script, args, device, seconds=float("inf"))
+    return found
 
 
-def test_spectral_norm_of_convolutions_is_float32_under_autocast(cpu_latents):
-    plain, mixed = (dict(one_step(DEVICE, "training", "D", amp=amp)[2].named_buffers()) for amp in (False, True))
+def assert_same(method: str, one: list[Step], other: list[Step]) -> None:
+    assert len(one) == len(other) >= 2
+    for (loss, gradient, net), (expected, direction, _) in zip(one, other, strict=True):
+        assert direction.norm() > 0
+        assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        assert (gradient - direction).norm() < (2e-3 if method == "degas" else 1e-3) * direction.norm(), type(net)
+
+
+@pytest.mark.usefixtures("same_numbers")
+@pytest.mark.parametrize(("method", "loop"), LOOPS)
+def test_a_step_is_that_of_the_cpu(method: str, loop: str) -> None:
+    assert_same(method, first_steps(DEVICE, method, loop), first_steps(CPU, method, loop))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("same_numbers")
+@pytest.mark.parametrize(("method", "loop"), TRAINING)
+def test_a_compiled_step_is_that_of_eager(method: str, loop: str) -> None:
+    assert_same(method, first_steps(DEVICE, method, loop, compile=True), first_steps(DEVICE, method, loop))
+
+
+def test_adversarialnas_merged_and_plain_edges_take_the_same_step() -> None:
+    merged, plain = (first_steps(DEVICE, "adversarialnas", loop) for loop in ("search", "search, plain"))
+    assert_same("adversarialnas", merged, plain)
+
+
+@pytest.mark.usefixtures("same_numbers")
+@pytest.mark.parametrize(("method", "loop"), LOOPS)
+def test_a_bfloat16_step_is_near_it_and_keeps_float32_weights(method: str, loop: str) -> None:
+    half, full = first_steps(DEVICE, method, loop, amp=True), first_steps(CPU, method, loop)
+    for (loss, gradient, trained), (expected, direction, _) in zip(half, full, strict=True):
+        if isinstance(trained, adversarialnas.Logits):  # alpha and beta
+            continue
+        assert loss == pytest.approx(expected, rel=0.05, abs=0.1 if method == "degas" else 0.05)
+        assert (gradient - direction).norm() > 1e-3 * direction.norm()  # more than float32's: bfloat16 was in fact used
+        assert torch.cosine_similarity(gradient, direction, dim=0) > 0.5
+        assert all(p.isfinite().all() and p.dtype == torch.float32 for p in trained.parameters())
+
+
+@pytest.mark.usefixtures("same_numbers")
+def test_spectral_norm_of_convolutions_is_float32_under_autocast() -> None:
+    plain, mixed = (first_steps(DEVICE, "eagan", "training", amp=amp)[0] for amp in (False, True))  # D is first
+    plain, mixed = (dict(net.named_buffers()) for _, _, net in (plain, mixed))
     vectors = [name for name in plain if name.endswith("_v")]
     assert vectors
     for name in vectors:
         torch.testing.assert_close(mixed[name], plain[name], rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("net", ["G", "D"])
-def test_a_compiled_step_is_that_of_eager(net):
-    loss, gradient, _ = one_step(DEVICE, "training", net, compile=True)
-    expected, direction, _ = one_step(DEVICE, "training", net)
-    assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    assert (gradient - direction).norm() < 1e-3 * direction.norm()
+def job_of(script: ModuleType, device: torch.device) -> Job:
+    return Job(script.Args(**SMALL), Ranks(device), None, None)
+
+
+@torch.no_grad()
+def test_networks_that_adversarialnas_derives_give_the_numbers_of_the_cpu() -> None:
+    nas, rng = adversarialnas, random.Random(0)
+    z, x = torch.randn(4, nas.Args().z_dim), shapes(4).images / 127.5 - 1
+    for i in range(10):
+        g, d = (nas.random_genotype(space, rng) for space in (nas.G_SPACE, nas.D_SPACE))
+        for make, given in ((lambda g=g: nas.Generator(g, 8), z), (lambda d=d: nas.Discriminator(d, 8), x)):
+            here, there = (seeded(job_of(nas, to), make, i).eval()(given.to(to)).cpu() for to in (CPU, DEVICE))
+            torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_every_architecture_of_autogan_makes_the_images_of_the_cpu() -> None:
+    z = torch.randn(4, autogan.Args().z_dim)
+    jobs = [job_of(autogan, device) for device in (CPU, DEVICE)]
+    nets = [seeded(job, lambda: autogan.Generator((None, None, None), 8, z.shape[1], 32), "G").eval() for job in jobs]
+    for x in autogan.uniform(jobs[0].args, 20, "test"):
+        here, there = (G(z.to(job.ranks.device), autogan.names_of(x.vector)).cpu() for G, job in zip(nets, jobs, strict=True))
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-4)
 
 
 # ---- data and metrics ------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_those_of_the_cpu():
+def test_batches_are_those_of_the_cpu_and_do_not_wait() -> None:
     images = shapes(20).images
     there, here = (Batches(images, 8, 1, device) for device in (DEVICE, CPU))
-    for i in range(7):  # three an epoch, the last one short
-        assert there(i).device.type == DEVICE.type
-        torch.testing.assert_close(there(i).cpu(), here(i), rtol=0, atol=1e-6)  # CUDA multiplies by 1/127.5
+    for i in range(7):  # three an epoch, the last one short; its first draws the epoch's order, on the CPU
+        if DEVICE.type == "cuda" and i % 3:
+            torch.cuda.set_sync_debug_mode("error")
+        batch = there(i)
+        if DEVICE.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+        assert batch.device.type == DEVICE.type
+        torch.testing.assert_close(batch.cpu(), here(i), rtol=0, atol=1e-6)  # CUDA multiplies by 1/127.5
 
 
-def test_stream_draws_the_same_again_whatever_was_drawn_between():
-    def draw(name: str) -> Tensor:
-        return torch.randn(5, generator=stream(7, name, device=DEVICE), device=DEVICE)
-
-    first = draw("z")
-    torch.randn(3, device=DEVICE)
-    assert draw("other").ne(first).any()
-    assert draw("z").equal(first)
-
-
-def test_frechet_distance_is_that_of_the_cpu():
-    def moments(seed: int) -> tuple[Tensor, Tensor]:
-        x = torch.randn(300, 64, dtype=torch.float64, generator=stream(seed, "moments")) * (1 + seed)
-        return x.mean(0), x.T.cov()
-
-    here = [*moments(0), *moments(1)]
-    there = [x.to(DEVICE) for x in here]
-    expected = frechet_distance(*here)
-    assert expected > 1
-    assert frechet_distance(*there) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(*there, matrix_root(there[1])) == pytest.approx(expected, rel=1e-6)
-
-
-def test_compact_scores_are_those_of_the_cpu(tmp_path):
+def test_compact_scores_are_those_of_the_cpu(tmp_path: Path) -> None:
     """One cache folder: the network trained by the first evaluator serves the second."""
     made = torch.randint(0, 256, (3, 100, 3, 32, 32), dtype=torch.uint8, generator=stream(0, "made"))
     data, scores = shapes(1000), []
@@ -167,58 +207,81 @@ def test_compact_scores_are_those_of_the_cpu(tmp_path):
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
+SHORT = f"--preset smoke --device {DEVICE.type} --g-ch 8 --d-ch 8 --d-batch 8 --g-batch 8 --epoch-batches 4 --eval-n 100"
+EAGAN = "--search-n 100 --final-n 100 --train-epochs 4 --n-critic 2 --eval-every 2"
+ADVERSARIALNAS = "--search-g-ch 4 --search-d-ch 4 --search-batch 8 --search-epochs 3 --derive-every 4 --search-eval-every 2"
+AUTOGAN = "--search-g-ch 8 --search-d-ch 8 --iterations 3 --grow 1,2 --ctrl-steps 2 --reward-n 100 --final-n 100"
+
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
+def data_dir(quick_compact: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")  # the compact network is trained once for all runs
 
 
-def flags(data_dir: Path, runs: Path, *more: str) -> list[str]:
-    return [*SMALL, "--data-dir", str(data_dir), "--runs-dir", str(runs), *more]
+def command_line(data_dir: Path, runs: Path, *more: str) -> list[str]:
+    return [*SHORT.split(), "--log-every", "1", "--data-dir", str(data_dir), "--runs-dir", str(runs), *more]
 
 
-def train(*argv: str) -> int:
-    return cli(eagan.main, eagan.Args, eagan.PRESETS, list(argv))
+def status_of(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())
 
 
-def read(file: Path) -> dict:
-    return json.loads(file.read_text())
+def stopped_at(number: int, script: ModuleType, words: list[str]) -> Path:
+    """The directory of a run that is asked to stop at that tick."""
+    ticks, tick = count(1), Run.tick
+
+    def stopping_tick(run: Run, *rest: object) -> None:
+        run.stopping = next(ticks) == number
+        tick(run, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "tick", stopping_tick)
+        assert command(script, words) == 130
+    (run,) = Path(words[words.index("--runs-dir") + 1]).iterdir()
+    return run
 
 
-def test_search_training_and_evaluation(data_dir, tmp_path):
-    subprocess.run([sys.executable, ROOT / "eagan.py", *flags(data_dir, tmp_path)], check=True, timeout=300)
-    (run,) = tmp_path.iterdir()
-    status = read(run / "status.json")
-    assert status["state"] == "done"
-    assert (status["gpu_mem"] is not None) == (DEVICE.type == "cuda")
-    assert read(run / "result.json")["last"]["fid"] > 0
+@pytest.mark.parametrize(
+    ("script", "flags", "tick", "search_rows"),
+    [
+        (eagan, EAGAN, 5, 4),
+        (adversarialnas, ADVERSARIALNAS + " --amp --train-epochs 2", 5, 3),
+        (autogan, AUTOGAN + " --train-epochs 2", 20, 10),
+        (degas, "--search-ch 8 --search-epochs 1 --iters 4 --conditional --amp", 3, 2),
+    ],
+    ids=["eagan", "adversarialnas", "autogan", "degas"],
+)
+def test_a_whole_run_goes_on_after_a_stop(script: ModuleType, flags: str, tick: int, search_rows: int, data_dir, tmp_path):
+    run = stopped_at(tick, script, command_line(data_dir, tmp_path, *flags.split()))
+    assert status_of(run)["phase"] == "search"
+    assert command(script, ["--resume", str(run)]) == 0
+    status = status_of(run)
+    assert (status["state"], status["gpu_mem"] is not None) == ("done", DEVICE.type == "cuda")
+    assert len(rows(run, "search.jsonl")) == search_rows
+    steps = [row["step"] for row in rows(run, "metrics.jsonl") if "loss/d" in row]
+    assert steps == list(range(steps[0], status["total"] + 1))
+    assert status["last"]["fid"] > 0
+    assert (run / "result.json").exists()
 
 
-def test_resumed_run_is_the_uninterrupted_one(data_dir, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_uninterrupted_one(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked to stop at step 3 of 8, then resumed. On the CPU the weights are the same bit for bit.
 
     CUDA is asked for its deterministic kernels; for those without such a form, a mean difference of 1 % of a learning
     rate is allowed. To forget G's average, a batch or Adam's state at the resume makes 3 %, 40 % and 100 % (measured).
     """
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    tick = Run.tick
-
-    def stopping_tick(self: Run, step: int, upcoming: str = "") -> None:
-        self.stopping = step == 3
-        tick(self, step, upcoming)
-
+    train = [*EAGAN.split(), "--phase", "train", "--genotype", "eagan-g"]
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        assert train(*flags(data_dir, tmp_path / "whole", *TRAIN)) == 0
-        with monkeypatch.context() as patch:
-            patch.setattr(Run, "tick", stopping_tick)
-            assert train(*flags(data_dir, tmp_path / "parts", *TRAIN)) == 130
-        (whole,), (parts,) = (tmp_path / "whole").iterdir(), (tmp_path / "parts").iterdir()
-        assert read(parts / "status.json")["step"] == 3
-        assert train("--resume", str(parts)) == 0
+        assert command(eagan, command_line(data_dir, tmp_path / "whole", *train)) == 0
+        parts = stopped_at(4, eagan, command_line(data_dir, tmp_path / "parts", *train))
+        assert status_of(parts)["step"] == 3
+        assert command(eagan, ["--resume", str(parts)]) == 0
     finally:
         torch.use_deterministic_algorithms(False)
-    assert read(parts / "status.json")["step"] == read(whole / "status.json")["step"] == 8
+    (whole,) = (tmp_path / "whole").iterdir()
+    assert status_of(parts)["step"] == status_of(whole)["step"] == 8
     a, b = (torch.load(run / "checkpoint.pt", map_location="cpu")["parts"] for run in (whole, parts))
     for net in ("G", "D", "G_ema"):
         mean = torch.cat([(a[net][k] - v).abs().flatten() for k, v in b[net].items() if v.is_floating_point()]).mean()
@@ -226,10 +289,9 @@ def test_resumed_run_is_the_uninterrupted_one(data_dir, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda" and torch.cuda.device_count() < 2, reason="fewer than two GPUs")
-def test_two_processes(data_dir, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, ROOT / "eagan.py", *flags(data_dir, tmp_path, *TRAIN)]
-    subprocess.run(command, check=True, timeout=300)
+def test_two_processes(data_dir: Path, tmp_path: Path) -> None:
+    words = command_line(data_dir, tmp_path, *EAGAN.split(), "--phase", "train", "--genotype", "eagan-g")
+    assert torchrun(eagan, words).returncode == 0
     (run,) = tmp_path.iterdir()
-    assert read(run / "status.json")["state"] == "done"
-    assert read(run / "config.json")["world_size"] == 2
+    assert status_of(run)["state"] == "done"
+    assert json.loads((run / "config.json").read_text())["world_size"] == 2

@@ -18,77 +18,52 @@ from benchmark import steps
 from common.cli import cli, options
 
 ROOT = Path(__file__).parents[1]
-METHODS = [f for f in sorted(ROOT.glob("*.py")) if "PRESETS" in f.read_text()]
+METHODS = [ROOT / f"{name}.py" for name in ("adversarialnas", "autogan", "degas", "eagan")]  # other scripts are a user's
+EACH_METHOD = pytest.mark.parametrize("file", METHODS, ids=lambda f: f.stem)
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 DIVERGES = {  # names that mean the same in each script and are another thing in each
-    "Args": "each method has its own arguments",
-    "State": "what a resumed run needs",
-    "main": "what the method checks and resolves first",
-    "check": "which values of its own arguments cannot go together",
-    "check_size": "how often its networks double or halve a side",
-    "d_loss": "the hinge loss, or DEGAS's of CT-GAN",
-    "Generator": "the network that the method searches",
-    "UpCell": "one op an edge, or all of them mixed",
-    "DownCell": "one op an edge, or all of them mixed",
-    "Discriminator": "one op an edge, or all of them mixed",
-    "make_d": "which discriminators it has",
-    "d_step": "what a network takes beside its input: paths, or an architecture and a stage",
-    "g_step": "what a network takes beside its input: paths, or an architecture and a stage",
-    "gan_step": "what a network takes beside its input: paths, or an architecture and a stage",
-    "search": "the method",
-    "derive": "how its search ends in one genotype",
-    "train": "the schedule of its paper",
-    "genotype_json": "what its genotypes are",
-    "first_state": "what a resumed run needs",
-    "stages_of": "which stages it has, in which order",
-    "plan_of": "how long its stages take",
-    "cost_of": "which networks it has",
-    "costs_of": "which networks it has",
+    *("Args", "State", "main", "check", "check_size", "d_loss", "Generator", "UpCell", "DownCell", "Discriminator"),
+    *("make_d", "d_step", "g_step", "gan_step", "search", "derive", "train", "genotype_json", "first_state"),
+    *("stages_of", "plan_of", "cost_of", "costs_of"),
 }
 
 
-def names(file: Path) -> dict[str, str]:
-    """Top-level functions and classes, each as the text of its syntax tree without its docstring."""
-    found = {}
-    for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            if ast.get_docstring(node):
-                node.body = node.body[1:]
-            found[node.name] = ast.dump(node)
-    return found
+def page_of(file: Path) -> str:
+    return (ROOT / "docs" / f"{file.stem}.md").read_text()
+
+
+def without_docstrings(file: Path) -> tuple[ast.Module, list[str]]:
+    """A script's syntax tree, and its lines."""
+    lines = file.read_text().splitlines()
+    tree = ast.parse("\n".join(lines))
+    documented = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.FunctionDef | ast.ClassDef)]
+    described = {n.body.pop(0) for n in documented if ast.get_docstring(n)}
+    left_out = {i for doc in described for i in range(doc.lineno, doc.end_lineno + 1)}
+    return tree, [line for i, line in enumerate(lines, 1) if i not in left_out]
 
 
 def test_a_name_of_two_scripts_has_the_same_code() -> None:
     seen: dict[str, tuple[str, str]] = {}
     for file in METHODS:
-        for name, code in names(file).items():
-            other, same = seen.setdefault(name, (file.name, code))
-            assert name in DIVERGES or code == same, f"{name} differs in {other} and {file.name}"
+        for node in without_docstrings(file)[0].body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in DIVERGES:
+                other, same = seen.setdefault(node.name, (file.name, ast.dump(node)))
+                assert ast.dump(node) == same, f"{node.name} differs in {other} and {file.name}"
 
 
-def header_of(text: str) -> str:
-    """The PEP 723 block at the top of a script."""
-    return re.match(r"# /// script\n(?:#.*\n)*?# ///\n", text)[0]
-
-
-LINES = {"eagan": 1010, "adversarialnas": 1010, "autogan": 1050, "degas": 1150}  # what is read in one sitting
-SEARCH = {"eagan": ["search_g", "search_d"]}  # the functions that show the paper's algorithm
-
-
-@pytest.mark.parametrize("name", LINES)
-def test_a_script_is_read_in_one_sitting(name: str) -> None:
-    text = (ROOT / f"{name}.py").read_text()
-    text = text.removeprefix(header_of(text))  # dependencies are for uv to read
-    lines, tree = text.splitlines(), ast.parse(text)
-    assert len(lines) <= LINES[name]
+@EACH_METHOD
+def test_a_script_is_read_in_one_sitting(file: Path) -> None:
+    tree, lines = without_docstrings(file)
+    assert len(lines) <= (1100 if file.stem == "degas" else 1000)  # DEGAS holds two papers
     assert sum(len(line) > 100 for line in lines) <= len(lines) / 10
-    assert len(names(ROOT / f"{name}.py")) <= 45
+    assert sum(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body) <= 45
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             args = node.args
-            parameters = [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs) if a.arg not in ("self", "cls")]
+            parameters = {a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)} - {"self", "cls"}
             assert len(parameters) + bool(args.vararg) <= 6, node.name
-            if node.name in SEARCH.get(name, ["search"]):
-                assert node.end_lineno - node.lineno < 60, node.name
+            if node.name in ("search", "search_g", "search_d"):  # they show the paper's algorithm
+                assert node.end_lineno - node.body[0].lineno < 60, node.name
 
 
 def test_cells_need_no_command_line() -> None:
@@ -105,36 +80,29 @@ def test_common_imports_no_method_and_methods_import_no_other() -> None:
             assert not methods & {m.split(".")[0] for m in modules if m}, file.name
 
 
-def test_the_parsers_library_is_never_imported() -> None:
-    assert not [
-        f for f in ROOT.glob("**/*.py") if ".venv" not in f.parts and re.search(r"^(import|from) click", f.read_text(), re.M)
-    ]
-
-
-@pytest.mark.parametrize("file", METHODS, ids=lambda f: f.stem)
+@EACH_METHOD
 def test_every_deviation_has_its_row(file: Path) -> None:
     in_code = sorted(int(n) for n in re.findall(r"DEVIATES (\d+):", file.read_text()))
-    section = (ROOT / "docs" / f"{file.stem}.md").read_text().split("## Deviations and open questions")[1]
-    in_docs = [int(n) for n in re.findall(r"^\| (\d+) \|", section, re.M)]
+    last_section = page_of(file).rpartition("\n## ")[2]
+    in_docs = [int(n) for n in re.findall(r"^\| (\d+) \|", last_section, re.M)]
     assert in_code == in_docs == list(range(1, len(in_code) + 1))
 
 
-@pytest.mark.parametrize("file", METHODS, ids=lambda f: f.stem)
-def test_the_method_page_has_the_seven_headings_and_every_logged_key(file: Path) -> None:
-    text = (ROOT / "docs" / f"{file.stem}.md").read_text()
-    assert re.findall(r"^## (.*)", text, re.M) == [
-        *("Paper in brief", "Search space", "Usage", "Logged metrics", "Implementation details", "Results"),
-        "Deviations and open questions",
-    ]
-    sources = file.read_text() + (ROOT / "common/run.py").read_text() + (ROOT / "common/metrics.py").read_text()
-    for key in set(re.findall(r'"((?:loss|eval|noise|perf)/\w+)"', sources)):
-        assert f"`{key}`" in text, key
+@EACH_METHOD
+def test_every_logged_key_is_in_the_methods_page(file: Path) -> None:
+    sources = [file, ROOT / "common/run.py", ROOT / "common/metrics.py"]
+    for key in re.findall(r'"((?:loss|eval|noise|perf)/\w+)"', "".join(f.read_text() for f in sources)):
+        assert f"`{key}`" in page_of(file), key
+
+
+def test_the_methods_pages_have_the_same_headings() -> None:
+    assert len({tuple(re.findall(r"^## .*", page_of(file), re.M)) for file in METHODS}) == 1
 
 
 def commands() -> list[tuple[str, list[str]]]:
     """Every `python METHOD.py …` in the documents, without the runs and files that only a user has."""
     found = []
-    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+    for page in PAGES:
         for method, line in re.findall(r"(?:python|--nproc-per-node \d+) (\w+)\.py( [^#`\n]*)", page.read_text()):
             if method in {f.stem for f in METHODS} and not re.search(r"RUN|--resume|\\", line):
                 found.append((method, shlex.split(line)))
@@ -153,8 +121,8 @@ def test_commands_in_the_documents_parse(method: str, words: list[str]) -> None:
     assert made or "--help" in words
 
 
-@pytest.mark.parametrize("file", METHODS, ids=lambda f: f.stem)
-def test_presets_and_help_are_whole(file: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+@EACH_METHOD
+def test_presets_and_help_are_whole(file: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     script = importlib.import_module(file.stem)
     for values in script.PRESETS.values():
         script.Args(**values)
@@ -167,23 +135,16 @@ def test_presets_and_help_are_whole(file: Path, capsys, monkeypatch: pytest.Monk
 
 
 def test_links_resolve() -> None:
-    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_no_file_of_the_project_names_a_machine() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    files = tracked.stdout.split() or [str(f.relative_to(ROOT)) for f in ROOT.glob("**/*.py") if ".venv" not in f.parts]
-    for name in files:
-        if name.endswith(".png") or name == "tests/test_repo.py":
-            continue
-        assert not re.search(r"/work/|/root/|/home/\w", (ROOT / name).read_text()), name
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [f.stem for f in METHODS])
-def test_the_speed_of_every_loop_can_be_measured(method: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_speed_of_every_loop_can_be_measured(
+    method: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(steps, "REPEATS", 1)
     monkeypatch.setattr(common.data, "shapes", partial(common.data.shapes, 256))
     monkeypatch.setattr(sys, "argv", ["steps", method, "--preset", "smoke", "--seconds", "0.1", "--device", "cpu"])
@@ -196,8 +157,8 @@ def test_the_speed_of_every_loop_can_be_measured(method: str, capsys, monkeypatc
 def test_the_header_of_every_start_script_equals_the_requirements() -> None:
     requirements = (ROOT / "requirements.txt").read_text().split()
     for file in (*METHODS, ROOT / "tui.py"):  # tui.py starts the methods with its own Python
-        lines = header_of(file.read_text()).splitlines()[1:-1]
-        header = tomllib.loads("\n".join(line[2:] for line in lines))
+        block = re.match(r"# /// script\n((?:# .*\n)*)# ///\n", file.read_text())[1]  # PEP 723
+        header = tomllib.loads(re.sub("^# ", "", block, flags=re.M))
         assert header == {"requires-python": ">=3.11", "dependencies": requirements}, file.name
 
 
