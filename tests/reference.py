@@ -84,9 +84,14 @@ def normed(net: nn.Module) -> int:
     return sum(hasattr(m, "parametrizations") for m in net.modules())
 
 
+def edges_of(*several: Genotype) -> list[tuple[str, ...]]:
+    """Of each edge, what these genotypes hold."""
+    return [ops for rows in zip(*several, strict=True) for ops in zip(*rows, strict=True)]
+
+
 def distance(a: Genotype, b: Genotype) -> int:
     """In how many edges two genotypes differ."""
-    return sum(x != y for row_a, row_b in zip(a, b, strict=True) for x, y in zip(row_a, row_b, strict=True))
+    return sum(x != y for x, y in edges_of(a, b))
 
 
 def counted(net: nn.Module, x: Tensor) -> Cost:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from itertools import combinations, pairwise, product
 from math import inf, isfinite, nan, sqrt
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -302,17 +303,12 @@ def test_mutation_reaches_every_valid_neighbour(space: Space):
             assert all(abs(count - n / 7) < 5 * sqrt(n / 7) for count in Counter(near[x] for x in found).values())
 
 
-def edges_of(*several: Genotype) -> list[tuple[str, ...]]:
-    """Of each edge, what these genotypes hold."""
-    return [ops for rows in zip(*several, strict=True) for ops in zip(*rows, strict=True)]
-
-
 @SPACES
 def test_crossover_takes_one_edge_of_the_other_parent(space: Space):
     """Any that differs, the down edges together where one parent has none; and the result is valid."""
     rng, parents = random.Random(0), [*genotypes(space, 30), *([G_STAR, ADVNAS_G] if space is G_SPACE else [D_S, D_C])]
     for a, b in pairwise(parents):
-        between = {x for x in neighbours(space, a) if all(op in (y, z) for op, y, z in edges_of(x, a, b))}
+        between = {x for x in neighbours(space, a) if all(op in (y, z) for op, y, z in ref.edges_of(x, a, b))}
         assert {eagan.crossover(space, a, b, rng) for _ in range(300)} == between
 
 
@@ -565,17 +561,13 @@ class Event(NamedTuple):
 
 
 class WatchedRun(Run):
-    """A real run that notes each new stage, safe point and scored round."""
+    """A real run that notes each safe point and scored round."""
 
     def note(self, what: str, value: object) -> None:
         live, copies = self.tracked[1]["G"].state_dict(), self.tracked[1].get("copies", {})
         storages = [v.untyped_storage().data_ptr() for weights in (live, *copies.values()) for v in weights.values()]
         assert len(set(storages)) == len(storages)  # none is shared, at any time
         self.events.append(Event(what, value, *deepcopy((live, copies))))
-
-    def begin(self, phase: str, stage: str, *rest: object, **more: object) -> None:
-        self.note("begin", stage)
-        super().begin(phase, stage, *rest, **more)
 
     def tick(self, step: int, upcoming: str = "") -> None:
         self.note("tick", step)
@@ -586,21 +578,8 @@ class WatchedRun(Run):
         super().search_row(row)
 
 
-class Found(NamedTuple):
-    """What a stage of the search left."""
-
-    state: State
-    evaluator: ref.FakeEvaluator
-    events: list[Event]
-    rounds: list[Event]  # those of them that are a row of search.jsonl
-
-    @property
-    def rows(self) -> list[dict]:
-        return [event.value for event in self.rounds]
-
-
-def search(stage: Callable, args: Args, folder: Path, g_weights: Weights | None = None) -> Found:
-    """Run a stage of the search in a run directory of its own."""
+def search(stage: Callable, args: Args, folder: Path, g_weights: Weights | None = None) -> SimpleNamespace:
+    """Run a stage of the search in a run directory of its own. rounds: the events of rows of search.jsonl."""
     job = job_of(replace(args, runs_dir=folder))
     state = State(G=G_STAR if stage is eagan.search_d else None, D=AUTOGAN_D, g_weights=g_weights)
     about = {"dataset": "d", "digest": "", "plan": [], "facts": {}}
@@ -610,11 +589,12 @@ def search(stage: Callable, args: Args, folder: Path, g_weights: Weights | None 
         job.run.note("end", None)
     written = str(job.run.dir / "genotype.json")
     assert [named(written, space, PUBLISHED) for space in (G_SPACE, D_SPACE)] == [state.G, state.D]
-    events = job.run.events
-    return Found(state, job.evaluator, events, [event for event in events if event.what == "row"])
+    rounds = [event for event in job.run.events if event.what == "row"]
+    rows = [event.value for event in rounds]
+    return SimpleNamespace(state=state, evaluator=job.evaluator, events=job.run.events, rounds=rounds, rows=rows)
 
 
-def check_rounds(args: Args, space: Space, found: Found) -> None:
+def check_rounds(args: Args, space: Space, found: SimpleNamespace) -> None:
     """When rounds end; all are scored, half survive; survivors and their children go on; the best leads the front."""
     stage, batches_a_step = ("1", 1) if space is G_SPACE else ("2", args.n_critic)
     ends = [args.epoch_batches * (args.warmup_epochs + r * args.round_epochs) for r in range(1, args.rounds + 1)]
@@ -680,7 +660,7 @@ def test_stage_1(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def stage_2(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def stage_2(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return search(eagan.search_d, TINY, tmp_path_factory.mktemp("runs"))
 
 
@@ -688,13 +668,13 @@ def equal(a: Weights, b: Weights) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_stage_2(stage_2: Found):
+def test_stage_2(stage_2: SimpleNamespace):
     """Algorithm 1, lines 17-32."""
     check_rounds(TINY, D_SPACE, stage_2)
     assert stage_2.state.step == eagan.plan_of(job_of(TINY))[1][1]
 
 
-def test_each_individual_has_its_own_generator(stage_2: Found):
+def test_each_individual_has_its_own_generator(stage_2: SimpleNamespace):
     """A G step changes the copy of the one it trains and no other. In the authors' code all are one network. [§4.2]"""
     trained = []
     for before, after in pairwise(stage_2.events):
@@ -707,7 +687,7 @@ def test_each_individual_has_its_own_generator(stage_2: Found):
     assert len(set(trained)) >= TINY.population
 
 
-def test_copies_begin_with_the_warmed_up_weights(stage_2: Found):
+def test_copies_begin_with_the_warmed_up_weights(stage_2: SimpleNamespace):
     """The authors' first visit of an individual brings weights from before the warm-up."""
     first = next(event for event in stage_2.events if event.copies)
     assert len(first.copies) == TINY.population
@@ -715,7 +695,7 @@ def test_copies_begin_with_the_warmed_up_weights(stage_2: Found):
     assert not equal(first.live, stage_2.events[0].live)
 
 
-def test_each_is_scored_by_its_own_generator(stage_2: Found):
+def test_each_is_scored_by_its_own_generator(stage_2: SimpleNamespace):
     G = Generator(G_STAR, *TINY.g_shape)
     for event in stage_2.rounds:
         fids = {x["id"]: x["fid"] for x in event.value["population"]}
@@ -725,7 +705,7 @@ def test_each_is_scored_by_its_own_generator(stage_2: Found):
         assert len(set(fids.values())) > 1
 
 
-def next_rounds(found: Found) -> Iterator[tuple[dict, dict[str, Weights], dict[str, Weights]]]:
+def next_rounds(found: SimpleNamespace) -> Iterator[tuple[dict, dict[str, Weights], dict[str, Weights]]]:
     """For all rounds but the last: its row, the copies that were scored, and those that the next round begins with."""
     assert len(found.rounds) > 1
     for event, following in pairwise(found.rounds):
@@ -735,7 +715,7 @@ def next_rounds(found: Found) -> Iterator[tuple[dict, dict[str, Weights], dict[s
         yield event.value, event.copies, copies
 
 
-def test_weight_resetting(stage_2: Found):
+def test_weight_resetting(stage_2: SimpleNamespace):
     """Paper §4.2: all copies restart from the best one's weights."""
     for row, before, after in next_rounds(stage_2):
         assert all(equal(weights, before[row["best"]]) for weights in after.values())
