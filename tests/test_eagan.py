@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -11,7 +11,6 @@ from itertools import combinations, pairwise, product
 from math import inf, isfinite, nan, sqrt
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from common import gan
 from common.cells import OPS_DOWN, OPS_NORMAL, OPS_UP, Genotype, Space, count_params, named, op_cost
 from common.files import UserError
 from common.gan import clone, latent, own_batch_norm, seeded
-from common.metrics import to_uint8
 from common.run import Run, Stopped
 from eagan import D_SPACE, G_SPACE, PUBLISHED, Args, Discriminator, Generator, Individual, State, mutate, sample
 from tests import reference as ref
@@ -153,7 +151,7 @@ def test_genotype_json_round_trip(tmp_path: Path):
         eagan.first_state(args)
 
 
-# ---- the whole space (§3) by enumeration -----------------------------------------------------------------------------
+# ---- the search space and its networks (§3) --------------------------------------------------------------------------
 
 PARAMS_256, PARAMS_128 = (
     {"none": 0} | {op: op_cost(make, ch, 1).params for ops in tables for op, make in ops.items()}
@@ -187,12 +185,11 @@ def test_every_generator_counted_and_sized():
         total = longer
     assert (min(total), max(total)) == (smallest, largest) == (4_126_211, 28_718_339)
 
-    mean = sum(size * n for size, n in total.items()) / count
-    deviation = sqrt(sum((size - mean) ** 2 * n for size, n in total.items()) / count)
     ordered = sorted(total)
     below = np.cumsum([total[size] for size in ordered], dtype=object) / count
-    assert round(mean) == 13_920_793
-    assert deviation / 1e6 == pytest.approx(2.58, abs=0.005)
+    each = list(sizes.elements())
+    assert round(smallest + 3 * (np.mean(each) - min(each))) == 13_920_793  # the mean
+    assert sqrt(3) * np.std(each) / 1e6 == pytest.approx(2.58, abs=0.005)
     assert ordered[np.argmax(below >= 0.5)] == 13_828_611
     assert below[ordered.index(star)] == pytest.approx(0.001585, abs=5e-7)
 
@@ -206,9 +203,6 @@ def test_every_discriminator_counted_and_sized():
         row = rows[sizes.index(extreme(sizes))]
         assert Discriminator.cost((row,) * 3).params == params
         assert Discriminator.cost(D_SPACE.from_codes([codes] * 3)).params == params
-
-
-# ---- networks (§3) ---------------------------------------------------------------------------------------------------
 
 
 def paper_discriminator(D: Discriminator, genotype: Genotype, x: Tensor) -> tuple[Tensor, int]:
@@ -256,7 +250,7 @@ def test_cost_of_the_plain_discriminator():
     assert cost == ref.counted(eagan.PlainDiscriminator(8), normal(2, 3, 32, 32).float())
 
 
-# ---- sampling and variation (§4.3) -----------------------------------------------------------------------------------
+# ---- evolution (§4.3) ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -353,8 +347,6 @@ def test_seeds_choose_the_architectures(space: Space):
     assert first == again
     assert not set(first) & set(other)
 
-
-# ---- sorting and selection (§4.3) ------------------------------------------------------------------------------------
 
 IS, FID, SIZE = [8, 7.5, 7, 6.5, 6, 5], [20, 18, 25, 30, 15, 60], [9, 7, 8, 5, 6, 20]
 BY_IS, BY_FID = [1 / v for v in IS], [1 / v for v in FID]
@@ -551,23 +543,14 @@ def test_evaluations_of_the_papers_training(images: int, d_batch: int, epoch: in
 Weights = dict[str, Tensor]
 
 
-class Event(NamedTuple):
-    """What a search was doing, the weights of the live G then, and those of every individual's copy."""
-
-    what: str
-    value: object
-    live: Weights
-    copies: dict[str, Weights]
-
-
 class WatchedRun(Run):
-    """A real run that notes each safe point and scored round."""
+    """A real run that notes at each safe point and scored round the weights of the live G and of all copies."""
 
     def note(self, what: str, value: object) -> None:
         live, copies = self.tracked[1]["G"].state_dict(), self.tracked[1].get("copies", {})
         storages = [v.untyped_storage().data_ptr() for weights in (live, *copies.values()) for v in weights.values()]
         assert len(set(storages)) == len(storages)  # none is shared, at any time
-        self.events.append(Event(what, value, *deepcopy((live, copies))))
+        self.events.append(SimpleNamespace(what=what, value=value, live=deepcopy(live), copies=deepcopy(copies)))
 
     def tick(self, step: int, upcoming: str = "") -> None:
         self.note("tick", step)
@@ -579,7 +562,7 @@ class WatchedRun(Run):
 
 
 def search(stage: Callable, args: Args, folder: Path, g_weights: Weights | None = None) -> SimpleNamespace:
-    """Run a stage of the search in a run directory of its own. rounds: the events of rows of search.jsonl."""
+    """What a stage of the search left. rounds: the events that are rows of search.jsonl."""
     job = job_of(replace(args, runs_dir=folder))
     state = State(G=G_STAR if stage is eagan.search_d else None, D=AUTOGAN_D, g_weights=g_weights)
     about = {"dataset": "d", "digest": "", "plan": [], "facts": {}}
@@ -600,6 +583,8 @@ def check_rounds(args: Args, space: Space, found: SimpleNamespace) -> None:
     ends = [args.epoch_batches * (args.warmup_epochs + r * args.round_epochs) for r in range(1, args.rounds + 1)]
     told = [(row["stage"], row["round"], row["step"] * batches_a_step) for row in found.rows]
     assert told == [(stage, r, end) for r, end in enumerate(ends, 1)]
+    plan = {name: steps for name, steps, _ in eagan.plan_of(job_of(args))}
+    assert found.state.step == plan[f"search-{space.name.lower()}"]
     assert found.state.step * batches_a_step == found.state.batch == ends[-1]
     P = args.population
     everyone = {x["id"]: x["genotype"] for row in found.rows for x in row["population"]}
@@ -622,11 +607,8 @@ def check_rounds(args: Args, space: Space, found: SimpleNamespace) -> None:
 
 
 def fid_of(G: Generator, genotype: Genotype | None = None) -> float:
-    """Of G as it is, in eval mode and by hand."""
-    with torch.no_grad():
-        images = to_uint8(G.eval()(gan.fixed_latent(job_of(TINY), 8, "eval", 0), genotype))
-    G.train()
-    return ref.FakeEvaluator().score(lambda _: images, 8).fid
+    """Of G as it is."""
+    return gan.score(job_of(TINY), G, 8, gan.along(G, genotype)).fid
 
 
 @pytest.mark.parametrize(("change", "size"), [({"mu_plus_lambda": True}, 8), ({"stages": "coupled"}, 4)])
@@ -643,7 +625,6 @@ def test_stage_1(tmp_path: Path):
     found = search(eagan.search_g, TINY, tmp_path)
     state = found.state
     check_rounds(TINY, G_SPACE, found)
-    assert state.step == eagan.plan_of(job_of(TINY))[0][1]
     for event in found.rounds:
         G = Generator(None, *TINY.g_shape)
         G.load_state_dict(event.live)
@@ -671,7 +652,6 @@ def equal(a: Weights, b: Weights) -> bool:
 def test_stage_2(stage_2: SimpleNamespace):
     """Algorithm 1, lines 17-32."""
     check_rounds(TINY, D_SPACE, stage_2)
-    assert stage_2.state.step == eagan.plan_of(job_of(TINY))[1][1]
 
 
 def test_each_individual_has_its_own_generator(stage_2: SimpleNamespace):
@@ -705,21 +685,20 @@ def test_each_is_scored_by_its_own_generator(stage_2: SimpleNamespace):
         assert len(set(fids.values())) > 1
 
 
-def next_rounds(found: SimpleNamespace) -> Iterator[tuple[dict, dict[str, Weights], dict[str, Weights]]]:
-    """For all rounds but the last: its row, the copies that were scored, and those that the next round begins with."""
-    assert len(found.rounds) > 1
-    for event, following in pairwise(found.rounds):
-        begun = found.events[found.events.index(event) :]
-        copies = next(later.copies for later in begun if later.what == "tick")
-        assert copies.keys() == {x["id"] for x in following.value["population"]}
-        yield event.value, event.copies, copies
+def next_rounds(found: SimpleNamespace) -> list[tuple[SimpleNamespace, SimpleNamespace]]:
+    """For all rounds but the last: its end, with the copies that were scored, and the beginning of the next."""
+    pairs = [(a, b) for a, b in pairwise(found.events) if (a.what, b.what) == ("row", "tick")]
+    for (_, begun), row in zip(pairs, found.rows[1:], strict=True):
+        assert begun.copies.keys() == {x["id"] for x in row["population"]}
+    return pairs
 
 
 def test_weight_resetting(stage_2: SimpleNamespace):
     """Paper §4.2: all copies restart from the best one's weights."""
-    for row, before, after in next_rounds(stage_2):
-        assert all(equal(weights, before[row["best"]]) for weights in after.values())
-        assert not all(equal(weights, before[row["best"]]) for weights in before.values())
+    for end, begun in next_rounds(stage_2):
+        best = end.copies[end.value["best"]]
+        assert all(equal(weights, best) for weights in begun.copies.values())
+        assert not all(equal(weights, best) for weights in end.copies.values())
 
 
 def test_without_weight_resetting_weights_follow_their_genotype(tmp_path: Path):
@@ -729,9 +708,10 @@ def test_without_weight_resetting_weights_follow_their_genotype(tmp_path: Path):
     check_rounds(args, D_SPACE, found)
     parents = {x["id"]: x["parents"] for row in found.rows for x in row["population"]}
     others = 0
-    for row, before, after in next_rounds(found):
-        source = {i: i if i in row["kept"] else parents[i][0] for i in after}
-        assert all(equal(weights, before[source[i]]) for i, weights in after.items())
+    for end, begun in next_rounds(found):
+        row, before = end.value, end.copies
+        source = {i: i if i in row["kept"] else parents[i][0] for i in begun.copies}
+        assert all(equal(weights, before[source[i]]) for i, weights in begun.copies.items())
         others += sum(not equal(before[j], before[row["best"]]) for i, j in source.items() if i != j)
     assert others  # children whose weights are not those of the best: there is something to mix up
 
