@@ -1,5 +1,6 @@
 """What the tests of EAGAN and AdversarialNAS share: tiny jobs without files, and their generator by its definition."""
 
+import json
 from collections.abc import Callable
 from math import isqrt
 from pathlib import Path
@@ -152,14 +153,15 @@ def assert_defined(
     assert cost == Cost(count_params(alone), macs)
 
 
-def assert_published(name: str, space: Space, other: Space, published: dict, file: Path, dtype: type) -> None:
-    """A name stands for its codes, as does the authors' file of them, and is refused for the other network."""
+def assert_published(name: str, space: Space, other: Space, published: dict, folder: Path, dtype: type) -> None:
+    """A name stands for its codes, as do the authors' file of them and a .json; and not for the other network."""
     genotype = named(name, space, published)
     assert space.to_codes(genotype) == published[space.name][name]
     lines = table(genotype, space).splitlines()
     assert [line.split()[1:] for line in lines] == [[e.name for e in space.edges], *map(list, genotype)]
-    np.save(file, np.array(published[space.name][name], dtype))
-    assert named(str(file), space, published) == genotype
+    np.save(folder / "g.npy", np.array(published[space.name][name], dtype))
+    (folder / "g.json").write_text(json.dumps({space.name: genotype}))
+    assert [named(str(folder / file), space, published) for file in ("g.npy", "g.json")] == [genotype] * 2
     with pytest.raises(UserError) as error:
         named(name, other, published)
     assert all(word in str(error.value) for word in (name, *published[other.name]))

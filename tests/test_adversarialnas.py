@@ -1,6 +1,5 @@
 """AdversarialNAS: the published numbers, both networks against their definitions, the merged edge, the four updates."""
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,13 +79,6 @@ def test_params_of_the_published_generator_at_any_width():
     assert Generator.cost(PAPER_G, 256, 120, 48, 2).params == 8_131_075
 
 
-def test_params_of_the_training_discriminator():
-    D = AutoGANDiscriminator(128)
-    blocks = [(D.stem1, D.stem2, D.stem_skip), (D.middle[0],), (D.middle[1],), (D.last,), (D.out,)]
-    assert [sum(map(count_params, block)) for block in blocks] == [151_680, 311_680, 295_168, 295_168, 128]
-    assert nas.d_cost("autogan", 128, 32).params == nas.d_cost("autogan", 128, 48).params == 1_053_824
-
-
 def test_params_of_the_supernets():
     G, D = Generator(None, 160), Discriminator(None, 80)
     assert [count_params(cell) for cell in G.cells] == [8_993_120, 9_018_880, 9_044_640]
@@ -114,6 +106,7 @@ def test_multiply_adds_of_the_published_networks():
     """In millions: convolutions and linears with bias; of Super-G without transposed convolutions."""
     costs = [Generator.cost(PAPER_G), Generator.cost(PAPER_G, 270, 120, 48, 2), Generator.cost(None, 160)]
     costs += [nas.d_cost("autogan", 128, 32), nas.d_cost("autogan", 128, 48), nas.d_cost(None, 80, 32)]
+    assert [cost.params for cost in costs[3:5]] == [1_053_824] * 2
     macs = [cost.macs / 1e6 for cost in costs]
     macs[2] -= sum(2 * 9 * 160 * (4 * 2**cell) ** 2 for cell in range(3)) / 1e6  # both up edges, at the size before
     assert macs == pytest.approx([2_680.479, 6_701.684, 12_148.865, 272.499, 613.122, 1_996.031], abs=5e-4)
@@ -199,24 +192,15 @@ def test_random_genotypes_are_valid_and_uniform():
 @pytest.mark.parametrize(("net", "name"), [(net, name) for net in PUBLISHED for name in PUBLISHED[net]])
 def test_published_names_and_files_resolve(net: str, name: str, tmp_path: Path):
     space, other = (G_SPACE, D_SPACE) if net == "G" else (D_SPACE, G_SPACE)
-    ref.assert_published(name, space, other, PUBLISHED, tmp_path / "g.npy", np.uint8)
-
-
-def test_genotype_json_round_trip(tmp_path: Path):
-    path = tmp_path / "genotype.json"
-    path.write_text(json.dumps(nas.genotype_json(PAPER, PAPER_G, ANIMATION_D)))
-    assert named(str(path), G_SPACE, PUBLISHED) == PAPER_G
-    assert named(str(path), D_SPACE, PUBLISHED) == ANIMATION_D
+    ref.assert_published(name, space, other, PUBLISHED, tmp_path, np.uint8)
 
 
 @pytest.mark.parametrize(
     ("cell", "changes", "words"),
     [
         (1, {0: 5}, ["0->1", "5", "0..4"]),  # five convolutions from the image
-        (2, {0: 7}, ["0->1", "7", "0..6"]),
         (3, {5: 6}, ["2->4", "6", "0..5"]),
         (2, {1: 0, 3: 0}, ["node 2", "0->2", "1->2"]),
-        (4, {2: 0, 4: 0}, ["node 3", "0->3", "1->3"]),
         (3, {0: 0}, ["node 1", "0->1"]),
     ],
 )
@@ -665,8 +649,6 @@ def test_initial_weights():
     transposed = [m for m in G.modules() if isinstance(m, nn.ConvTranspose2d)]
     assert len(transposed) == 6
     assert all(0.25 < m.weight.abs().max() <= 1 / 3 for m in transposed)
-    assert abs(G.bn.weight.mean() - 1) < 0.05
-    assert (G.bn.bias == 0).all()
 
 
 def plan_of(images: int = 50_000, **changes: object) -> list[tuple]:
@@ -674,19 +656,16 @@ def plan_of(images: int = 50_000, **changes: object) -> list[tuple]:
     return nas.plan_of(job_of_paper(replace(PAPER, **{"phase": "search", **changes}), images), 7, 3)
 
 
-def test_iterations_of_the_search():
+def test_iterations_of_the_search_and_the_training():
     assert nas.search_length(job_of_paper(PAPER, 50_000)) == (417, 10_008)
     assert [stage[:2] for stage in plan_of()] == [("search", 2_002)]
     assert [stage[:2] for stage in plan_of(search_batch=100, search_epochs=26)] == [("search", 2_500)]  # the paper's
-
-
-@pytest.mark.parametrize(("images", "batch", "d", "g"), [(50_000, 40, 750_000, 150_000), (105_000, 128, 492_600, 98_520)])
-def test_iterations_of_the_training(images: int, batch: int, d: int, g: int):
-    job = job_of_paper(replace(PAPER, d_batch=batch), images)
-    assert job.args.train_epochs * job.epoch == d
-    assert [stage[:2] for stage in plan_of(images, phase="train", d_batch=batch)] == [("train", g)]
-    assert len(job.batches(job.epoch - 1)) == 40
-    assert (job.args.eval_n, IS_SPLITS) == (50_000, 10)
+    for images, batch, d, g in ((50_000, 40, 750_000, 150_000), (105_000, 128, 492_600, 98_520)):
+        job = job_of_paper(replace(PAPER, d_batch=batch), images)
+        assert job.args.train_epochs * job.epoch == d
+        assert [stage[:2] for stage in plan_of(images, phase="train", d_batch=batch)] == [("train", g)]
+        assert len(job.batches(job.epoch - 1)) == 40
+    assert (PAPER.eval_n, IS_SPLITS) == (50_000, 10)
 
 
 def test_the_price_of_a_search_counts_its_updates():
