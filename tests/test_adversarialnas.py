@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import adversarialnas as nas
 from adversarialnas import D_SPACE, G_SPACE, PUBLISHED, Args, Discriminator, Generator, Logits, State, Supernets
+from common import gan
 from common.cells import CONVS, OPS_NORMAL, AutoGANDiscriminator, Genotype, Normal, Space, count_params, named
 from common.files import UserError, stream
 from common.gan import latent
@@ -155,7 +156,7 @@ def test_g_params_sets_the_width():
             assert nas.g_shape(replace(TINY, g_params=target), genotype)[0] == nearest < 59
 
 
-# ---- the search space (§3.3) -----------------------------------------------------------------------------------------
+# ---- the search space and its networks (§3.3) ------------------------------------------------------------------------
 
 
 def valid_rows(space: Space, cell: int) -> int:
@@ -221,9 +222,6 @@ def test_a_node_that_nobody_reads_needs_no_input():
     D(normal(2, 3, 16, 16).float()).sum().backward()
     dead = {name.split(".")[3] for name, p in D.named_parameters() if p.grad is None}
     assert dead == {"0"}  # edge 0->1 of the first cell: built and counted, never computed
-
-
-# ---- networks are their definition (§3.3) ----------------------------------------------------------------------------
 
 
 def paper_discriminator(D: Discriminator, genotype: Genotype, x: Tensor) -> tuple[Tensor, int]:
@@ -463,21 +461,18 @@ def likely(space: Space, rows: list[list[str]], none: dict[tuple[int, int], floa
     return cells
 
 
-def test_repair_of_g():
-    """A node without an input gets the edge whose p(none) is smallest, the first of equals."""
-    up, dead = ["nearest", "bilinear"], ["none"] * 5
+def test_repair_of_nodes_without_an_input():
+    """The edge whose p(none) is smallest, the first of equals; node 1 of D needs one only if an edge leaves it."""
+    up, down, dead = ["nearest", "bilinear"], ["max_pool", "avg_pool"], ["none"] * 5
     none = {(0, 2): 0.6, (0, 3): 0.5, (1, 2): 0.4, (1, 3): 0.5, (0, 4): 0.5, (0, 5): 0.6, (0, 6): 0.4}
     found = nas.derive(G_SPACE, likely(G_SPACE, [up + dead] * 3, none, "conv_5x5"))
     assert found[0] == (*up, "none", "conv_5x5", "none", "none", "conv_5x5")
     assert found[1] == found[2] == (*up, "conv_5x5", "none", "conv_5x5", "none", "none")
 
-
-def test_repair_of_d():
-    """Nodes 2 and 3 by an edge from node 0 or from node 1, which then needs one itself."""
-    image, down = ["conv_1x1"] * 3 + ["none"] * 2, ["max_pool", "avg_pool"]
+    image = ["conv_1x1"] * 3 + ["none"] * 2 + down
     none = {(1, 1): 0.4, (1, 3): 0.5, (1, 2): 0.4, (1, 4): 0.5, (2, 1): 0.5, (2, 3): 0.4, (2, 2): 0.4, (2, 4): 0.5}
-    found = nas.derive(D_SPACE, likely(D_SPACE, [image + down, *[["none"] * 5 + down] * 3], none, "conv_3x3"))
-    assert found[0] == (*image, *down)
+    found = nas.derive(D_SPACE, likely(D_SPACE, [image, *[dead + down] * 3], none, "conv_3x3"))
+    assert found[0] == tuple(image)
     assert found[1] == found[3] == ("none", "conv_3x3", "conv_3x3", "none", "none", *down)
     assert found[2] == ("conv_3x3", "none", "conv_3x3", "conv_3x3", "none", *down)
 
@@ -555,19 +550,19 @@ def test_singalnas_leaves_the_architecture_of_d_alone(kind: str):
     assert all(u.moved == {u.net} for u in updates)
 
 
-def test_snapshots_and_scores_come_when_they_are_due(monkeypatch: pytest.MonkeyPatch):
+def test_snapshots_and_scores_come_when_they_are_due():
     """Of 4 epochs of 6 batches, the first untrained; each at the temperature of its epoch, and neither comes twice."""
     args = replace(TINY, search_epochs=4, epoch_batches=6, derive_every=4, search_eval_every=2)
-    job, state, scored = job_of(args), State(), []
+    job, state, scored = job_of(args), State(), set()
     nets = Supernets(job)
-    averaged = nets.averaged
-    monkeypatch.setattr(nets, "averaged", lambda job, tau: scored.append((state.batch, tau)) or averaged(job, tau))
     for state.batch in range(19):
         nas.report_if_due(job, state, nets)
         nas.report_if_due(job, state, nets)  # as a resumed run does
+        scored.add(state.scored)
     assert [(row["batch"], row["tau"]) for row in job.run.rows] == [(i, args.tau(1 + i // 6)) for i in (0, 4, 8, 12, 16, 18)]
-    assert scored == [(i, args.tau(i // 6)) for i in (0, 12, 18)]
-    assert len(job.evaluator.scores) == 3
+    assert scored == {0, 12, 18}
+    scores = job.evaluator.scores.copy()
+    assert scores == [gan.score(job, nets.G_ema, 8, nets.averaged(job, args.tau(epoch))).fid for epoch in (0, 2, 3)]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
