@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import random
 import re
 import shutil
 import signal
@@ -17,46 +18,22 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fake_trainer import evolution, make_run, me, write
+from fake_trainer import append, evolution, make_run, me, now, write
 from rich.cells import cell_len
 from textual.widget import Widget
 
 import tui
-from tui import Compare, Form, Help, OneRun, Runs, Tui
+from tui import Choose, Compare, Form, Help, OneRun, Runs, Tui
 from ui import launch, pages
-from ui.runs import alive
+from ui.base import Ask
+from ui.runs import Run, alive
 from ui.widgets import Doc, LogView, Table
 
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
-
-
-def drive(
-    root: Path,
-    steps: Callable[[Tui, "Pilot"], Awaitable],
-    size: tuple[int, int] = (120, 36),
-    asked: str = "",
-    **options: object,
-) -> Tui:
-    """Run the app on a folder of runs, without a terminal, and do the steps once the runs are there."""
-    app = Tui(root, **{"scripts_dir": TESTS, **options})
-    app.interval = 0.2
-    app.set_filter(asked)
-
-    async def all_of_it() -> None:
-        async with app.run_test(size=size) as pilot:
-            await until(pilot, lambda: app.scanned and app.screen.is_mounted and app.screen.query_one(Table).strips)
-            listed = lambda: [r.name for r in app.listed()]  # noqa: E731
-            await until(pilot, lambda: [name for name, _ in app.screen.query_one(Table).rows] == listed())
-            await steps(app, Pilot(app, pilot))
-            app.exit()
-
-    asyncio.run(all_of_it())
-    assert not app.complaints
-    return app
 
 
 async def until(pilot: object, what: Callable[[], object], seconds: float = 30.0) -> object:
@@ -78,6 +55,10 @@ class Pilot:
         await self.pilot.press(*keys)
         await self.settle()
 
+    async def answer(self, *keys: str, text: str) -> None:
+        """Press keys that ask for a line of text, and give it."""
+        await self.press(*keys, "ctrl+u", *text, "enter")
+
     async def settle(self) -> None:
         """Until what the screen wanted to do after its next refresh is done."""
         done = asyncio.Event()
@@ -85,27 +66,15 @@ class Pilot:
         with contextlib.suppress(TimeoutError):  # a screen that is just leaving does nothing any more
             await asyncio.wait_for(done.wait(), 2)
 
+    async def until(self, what: Callable[[], object]) -> object:
+        return await until(self.pilot, what)
+
     async def sees(self, *words: str) -> None:
         """Until the screen shows all of them."""
         await self.until(lambda: all(word in self.text() for word in words))
 
-    async def type(self, text: str) -> None:
-        names = {
-            " ": "space",
-            "<": "less_than_sign",
-            "=": "equals_sign",
-            ":": "colon",
-            "/": "slash",
-            "-": "minus",
-            "|": "vertical_line",
-        }
-        await self.press(*(names.get(c, c) for c in text))
-
-    async def until(self, what: Callable[[], object], seconds: float = 30.0) -> object:
-        return await until(self.pilot, what, seconds)
-
-    async def pause(self, seconds: float) -> None:
-        await self.pilot.pause(seconds)
+    async def reaches(self, screen: type) -> object:
+        return await self.until(lambda: isinstance(self.app.screen, screen) and self.app.screen.is_mounted and self.app.screen)
 
     async def read(self) -> None:
         """Until every run is read whole."""
@@ -113,21 +82,54 @@ class Pilot:
         self.app.refresh_screens()
         await self.settle()
 
-    def text(self) -> str:
-        """What the screen shows."""
-        return "\n".join(screen_lines(self.app))
+    async def open(self, part: str, tab: str = "1") -> OneRun:
+        """The screen of the first run with that part in its name."""
+        run = next(r for r in self.app.store.ordered() if part in r.name)
+        self.app.push_screen(OneRun(run))
+        await self.reaches(OneRun)
+        await self.until(lambda: run.loaded)
+        await self.press(tab)
+        return self.app.screen
 
-    def told(self) -> str:
-        return "\n".join(n.message for n in self.app._notifications)
+    async def state(self, state: str) -> Run:
+        """A run in that state, as soon as there is one."""
+        return await self.until(lambda: next((r for r in self.app.store.ordered() if r.state == state), None))
 
     async def resize(self, *size: int) -> None:
         await self.pilot.resize_terminal(*size)
         await self.settle()
 
+    def lines(self) -> list[str]:
+        return [strip.text for strip in self.app.screen._compositor.render_strips()]
 
-def screen_lines(app: Tui) -> list[str]:
-    screen = app.screen
-    return [strip.text for strip in screen._compositor.render_strips()]
+    def text(self) -> str:
+        """What the screen shows."""
+        return "\n".join(self.lines())
+
+    def told(self) -> str:
+        return "\n".join(n.message for n in self.app._notifications)
+
+
+Steps = Callable[[Tui, Pilot], Awaitable]
+
+
+def drive(root: Path, steps: Steps, size: tuple[int, int] = (120, 36), asked: str = "", **options: object) -> Tui:
+    """Run the app on a folder of runs, without a terminal, and do the steps once the runs are there."""
+    app = Tui(root, **{"scripts_dir": TESTS, **options})
+    app.interval = 0.2
+    app.set_filter(asked)
+
+    async def all_of_it() -> None:
+        async with app.run_test(size=size) as pilot:
+            await until(pilot, lambda: app.scanned and app.screen.is_mounted and app.screen.query_one(Table).strips)
+            listed = lambda: [r.name for r in app.listed()]  # noqa: E731
+            await until(pilot, lambda: [name for name, _ in app.screen.query_one(Table).rows] == listed())
+            await steps(app, Pilot(app, pilot))
+            app.exit()
+
+    asyncio.run(all_of_it())
+    assert not app.complaints
+    return app
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,9 @@ def runs_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for method in ("eagan", "adversarialnas", "autogan", "degas"):
         make_run(root, method, rows=60, samples=3)
     make_run(root, "eagan", seed=1, rows=60, samples=2, quality=20)
+    for run in root.glob("eagan-*"):
+        (run / "source").mkdir()
+        (run / "source" / "eagan.py").write_text(f"same = 0\nown = {run.name!r}\n")
     return root
 
 
@@ -146,11 +151,31 @@ def four(runs_of_all: Path) -> Path:
     return runs_of_all
 
 
+@pytest.fixture
+def copied(four: Path, tmp_path: Path) -> Path:
+    """A copy of them that may be changed."""
+    return shutil.copytree(four, tmp_path / "runs")
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Path:
+    """A run that is this process."""
+    return make_run(tmp_path, seed=1, rows=20, state="running", status={"process": me()})
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
 # ---- starting -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["empty", "missing", "unreadable", "file in the way"])
-def test_without_runs_it_says_what_to_press(tmp_path: Path, kind: str) -> None:
+def test_without_runs_it_says_where_it_looked_and_no_key_fails(tmp_path: Path, kind: str) -> None:
     root = tmp_path / "runs"
     if kind != "missing":
         root.mkdir()
@@ -160,21 +185,30 @@ def test_without_runs_it_says_what_to_press(tmp_path: Path, kind: str) -> None:
         (root / "metrics.jsonl").write_text("x")
 
     async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.sees("press n to start one", "python tui.py DIR")
+        await pilot.sees(root.parent.name, "python tui.py")
         if kind == "empty":
-            await pilot.press("enter", "space", "c", "I", "Z", "r", "x", "escape", "m", "u", "p", "0", "down", "G", "v", "left")
+            await pilot.press("enter", *" cIZrx", "escape", *"mup0", "down", *"Gv", "left")
         await pilot.press("q")
 
     assert (drive(root, steps).return_code or 0) == 0
 
 
-def test_bad_arguments_are_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for words, wrong in ((["--filter", "fid<low"], "low is not a number"), ([str(tmp_path / "file")], "is a file")):
-        done = subprocess.run([sys.executable, "tui.py", *words], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2
-        assert wrong in done.stderr
-        assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize("words", [["--filter", "fid<low"], [__file__]])
+def test_a_bad_argument_is_named_in_one_line(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "tui.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert words[-1] in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_plain_tells_the_same_facts(four: Path) -> None:
+    words = [sys.executable, "tui.py", str(four), "--plain", "--filter", "eagan"]
+    text = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    head, *lines = text.splitlines()
+    assert re.search(r"\b2 runs\b.*\b2 done\b", head)
+    assert sum(bool(re.match(r"done .*FID \d.*50k", line)) for line in lines) == 2
+    assert sum(bool(re.match(r" +FID .*\d", line)) for line in lines) == 2  # how it has moved
+    assert "\x1b" not in text
 
 
 # ---- the list -------------------------------------------------------------------------------------------------------------
@@ -186,48 +220,31 @@ def test_a_new_line_changes_its_chart_and_its_cell_and_nothing_else(tmp_path: Pa
 
     async def steps(app: Tui, pilot: Pilot) -> None:
         await pilot.read()
-        await pilot.press("space", "space", "space")
+        await pilot.press(*"   ")
         table, charts = app.screen.query_one(Table), app.screen.query_one("#charts", Doc)
-        name = table.rows[0][0]
         strips, picture = dict(table.strips), charts.text
-        row = {
-            "step": 500,
-            "phase": "train",
-            "stage": "training",
-            "eval/fid": 3.21,
-            "eval/is": 9.0,
-            "eval/net": "inception-2048",
-            "t": 99,
-        }
-        with open(tmp_path / name / "metrics.jsonl", "a") as f:
-            f.write(json.dumps(row) + "\n")
+        row = {"step": 500, "phase": "train", "eval/fid": 3.21, "eval/is": 9.0, "eval/net": "inception-2048", "t": 99}
+        append(tmp_path / table.rows[0][0] / "metrics.jsonl", row)
         await pilot.until(lambda: "3.21" in table.strips[1][1].text and charts.text != picture)
         assert all(table.strips[y] is strips[y] for y in (0, 2, 4))  # 3 and 1 hold the cursor and the change
 
     drive(tmp_path, steps)
 
 
-def test_filter_sort_hide_tag_trash_undo(four: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(four, tmp_path / "runs")
-    running = make_run(root, seed=7, rows=20, state="running", status={"process": me()}, quality=50)
-    make_run(root, seed=8, rows=3)  # no score yet
+def test_filter_sort_hide_tag_trash_undo(copied: Path) -> None:
+    running = make_run(copied, seed=7, rows=20, state="running", status={"process": me()}, quality=50)
+    make_run(copied, seed=8, rows=3)  # no score yet
 
     async def steps(app: Tui, pilot: Pilot) -> None:
         await pilot.read()
-        table = app.screen.query_one(Table)
-        seeds = lambda: [app.store.runs[k].seed for k, _ in table.rows]  # noqa: E731
-        assert table.rows[0][0] == running.name  # what lives comes first
-        await pilot.press("slash")
-        await pilot.type("eagan fid<15")
-        await pilot.press("enter")
+        seeds = lambda: [app.store.runs[k].seed for k, _ in app.screen.query_one(Table).rows]  # noqa: E731
+        assert app.screen.run_now().name == running.name  # what lives comes first
+        await pilot.answer("/", text="eagan fid<15")
         assert seeds() == [0]
-        await pilot.press("slash")
-        await pilot.type(" fid<low")
-        await pilot.press("enter")
-        assert "low is not a number" in pilot.text()
-        await pilot.press("escape", "slash", "ctrl+u")
-        await pilot.type("eagan")
-        await pilot.press("enter")
+        await pilot.answer("/", text="fid<low")
+        assert isinstance(app.screen, Ask)
+        assert "low" in app.screen.wrong
+        await pilot.answer(text="eagan")
         app.sort = "FID"
         app.refresh_screens()
         assert seeds() == [0, 1, 7, 8]
@@ -237,88 +254,81 @@ def test_filter_sort_hide_tag_trash_undo(four: Path, tmp_path: Path) -> None:
         assert seeds() == [1, 0, 8]
         await pilot.press("a")
         assert seeds() == [7, 1, 0, 8]
-        await pilot.press("a", "G", "number_sign")
-        await pilot.type("paper best | first try")
-        await pilot.press("enter")
+        await pilot.answer(*"aG#", text="paper best | first try")
         run = app.screen.run_now()
         assert (run.labels, run.tags["note"]) == (["paper", "best"], "first try")
         assert "#paper" in pilot.text()
-        await pilot.press("a", "g", "D")
-        assert "stop it first" in pilot.told()
+        await pilot.press(*"agD")
+        assert running.name in pilot.told()
         assert running.exists()
-        await pilot.press("G")
-        trashed = app.screen.run_now().path
-        await pilot.press("D")
-        assert not trashed.exists()
+        await pilot.press("G", "D")
+        assert not run.path.exists()
         await pilot.press("U")
-        await pilot.until(lambda: trashed.name in app.store.runs)
+        await pilot.until(lambda: run.path.name in app.store.runs)
 
-    drive(root, steps)
+    drive(copied, steps)
 
 
-def test_readonly_writes_nothing_and_touches_nothing(four: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(four, tmp_path / "runs")
-    child = subprocess.Popen(["sleep", "60"])
-    make_run(root, seed=7, rows=20, state="running", status={"process": launch.process_of(child.pid)})
-    before = {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in sorted(root.rglob("*"))}
+def test_readonly_writes_nothing_and_touches_nothing(copied: Path, child: subprocess.Popen) -> None:
+    make_run(copied, seed=7, rows=20, state="running", status={"process": launch.process_of(child.pid)})
+    state = lambda: {p: (p.stat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in copied.rglob("*")}  # noqa: E731
+    before = state()
 
     async def steps(app: Tui, pilot: Pilot) -> None:
         await pilot.read()
-        assert "read-only" in pilot.text()
-        for key in ("I", "Z", "R", "T", "K", "D", "U", "r", "d", "n", "p", "number_sign"):
+        for key in "IZRTKDUrdnp#":
             await pilot.press(key)
             assert isinstance(app.screen, Runs), key
-        assert "read-only" in pilot.told()
-        await pilot.press("space", "enter", "I", "K", "D", "r")
+        assert pilot.told()
+        await pilot.press("space", "enter", *"IKDr")
         assert isinstance(app.screen, OneRun)
-        assert not any(k in pilot.text().splitlines()[-1] for k in (" I ", " Z ", " R "))
+        assert not any(k in pilot.lines()[-1] for k in (" I ", " Z ", " R "))
 
-    drive(root, steps, readonly=True)
-    try:
-        assert child.poll() is None
-        assert before == {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in sorted(root.rglob("*"))}
-    finally:
-        child.kill()
-        child.wait()
+    drive(copied, steps, readonly=True)
+    assert child.poll() is None
+    assert before == state()
 
 
-def test_what_was_chosen_and_what_has_happened_since(tmp_path: Path) -> None:
-    run = make_run(tmp_path, seed=1, rows=20, state="running", status={"process": me()})
+def test_what_was_chosen_and_what_has_happened_since(live: Path, tmp_path: Path) -> None:
     make_run(tmp_path, seed=2, rows=20)
 
     async def first(app: Tui, pilot: Pilot) -> None:
         await pilot.press("space", "s")  # the cursor is on the running one, which is the first
 
     async def second(app: Tui, pilot: Pilot) -> None:
-        assert app.sort == "name"
-        assert list(app.overlay) == [run.name]
-        assert "since last visit: 1 done" in pilot.text()
-
-    drive(tmp_path, first)
-    status = json.loads((run / "status.json").read_text())
-    write(run / "status.json", {**status, "state": "done"})
+        assert (app.sort, list(app.overlay), app.since) == ("name", [live.name], {"done": 1})
 
     async def third(app: Tui, pilot: Pilot) -> None:
         assert app.filter_text == "seed=2"  # --filter is stronger than the remembered one
 
+    drive(tmp_path, first)
+    write(live / "status.json", json.loads((live / "status.json").read_text()) | {"state": "done"})
     drive(tmp_path, second)
-    saved = json.loads((tmp_path / ".tui.json").read_text())
-    write(tmp_path / ".tui.json", {**saved, "filter": "seed=1"})
+    write(tmp_path / ".tui.json", json.loads((tmp_path / ".tui.json").read_text()) | {"filter": "seed=1"})
     drive(tmp_path, third, asked="seed=2")
 
 
-def test_a_run_that_ends_is_announced(tmp_path: Path) -> None:
-    run = make_run(tmp_path, seed=1, rows=20, state="running", status={"process": me()})
+def test_a_run_that_ends_is_announced(live: Path, tmp_path: Path) -> None:
     out = tmp_path / "told"
 
     async def steps(app: Tui, pilot: Pilot) -> None:
-        status = json.loads((run / "status.json").read_text())
-        write(run / "status.json", {**status, "state": "failed", "error": {"type": "X", "message": "loss/g is nan at step 7"}})
+        write(live / "status.json", {"state": "failed", "error": {"type": "X", "message": "loss/g is nan at step 7"}})
         await pilot.until(lambda: "loss/g is nan at step 7" in pilot.told())
         await pilot.until(lambda: out.exists() and out.read_text())
 
     drive(tmp_path, steps, on_finish=f'echo "$GAN_STATE $GAN_RUN" > {out}')
-    assert out.read_text() == f"failed {run}\n"
+    assert out.read_text() == f"failed {live}\n"
+
+
+def test_a_first_sign_of_trouble_is_told_once(live: Path, tmp_path: Path) -> None:
+    async def steps(app: Tui, pilot: Pilot) -> None:
+        for i in (1, 2):
+            append(live / "metrics.jsonl", {"step": 300 + i, "loss/g": None})
+            await pilot.until(lambda n=i: app.store.runs[live.name].columns.nans == n)
+        await pilot.until(lambda: live.name in pilot.told())
+        assert pilot.told().count(live.name) == 1
+
+    drive(tmp_path, steps)
 
 
 def test_seeds_together_as_mean_and_spread(tmp_path: Path) -> None:
@@ -328,13 +338,13 @@ def test_seeds_together_as_mean_and_spread(tmp_path: Path) -> None:
 
     async def steps(app: Tui, pilot: Pilot) -> None:
         await pilot.read()
-        await pilot.press("g", "space", "space", "space", "space", "u")
-        text = pilot.text()
-        assert "eagan · cifar10 · quick · seeds 0 1 2" in text
+        await pilot.press("g", *"    u")
         fids = [r.last["fid"] for r in app.store.ordered() if r.method == "eagan"]
-        assert f"FID {statistics.mean(fids):.2f} ± {statistics.stdev(fids):.2f}" in text
-        assert "FID(compact)" in text
-        assert "edges that differ" in text
+        await pilot.sees("0 1 2", f"FID {statistics.mean(fids):.2f} ± {statistics.stdev(fids):.2f}", "FID(compact)")
+        table = pages.distances([run for run, _, _ in app.screen.drawn()])
+        rows = ["".join(text for text, _ in line).strip() for line in table]
+        assert sum("eagan" in row for row in rows) == 3
+        await pilot.sees(*(row for row in rows if "eagan" in row))
 
     drive(tmp_path, steps, size=(200, 60))
 
@@ -342,50 +352,40 @@ def test_seeds_together_as_mean_and_spread(tmp_path: Path) -> None:
 # ---- one run --------------------------------------------------------------------------------------------------------------
 
 
-async def open_run(app: Tui, pilot: Pilot, part: str, tab: str = "1") -> OneRun:
-    run = next(r for r in app.store.ordered() if part in r.name)
-    app.push_screen(OneRun(run))
-    await pilot.until(lambda: isinstance(app.screen, OneRun) and app.screen.is_mounted and run.loaded)
-    await pilot.press(tab)
-    return app.screen
-
-
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ("eagan-cifar10-s0", ["Population", "hypervolume", "◆", "★", "diversity", "×"]),
-        ("adversarialnas", ["Probabilities", "top-1 flips", "mean entropy", "over time", "c3x3"]),
-        ("degas", ["Probabilities", "reconstruction", "mean image"]),
+        ("eagan-cifar10-s0", ["Population", "hypervolume", "diversity", "◆", "★", "×"]),
+        ("adversarialnas", ["Probabilities", "flips", "entropy", "c3x3"]),
+        ("degas", ["Probabilities", "reconstruction", "entropy"]),
         ("autogan", ["Policy", "reward", "baseline", "beam", "pre", "post"]),
     ],
 )
 def test_what_only_one_method_has(four: Path, part: str, words: list[str]) -> None:
     async def steps(app: Tui, pilot: Pilot) -> None:
-        await open_run(app, pilot, part, "5")
+        screen = await pilot.open(part, "5")
         await pilot.sees(*words)
         before = pilot.text()
-        await pilot.press("right_square_bracket", "right_square_bracket")
+        await pilot.press(*"]]")
         assert pilot.text() != before or part == "autogan"
-        await pilot.press("comma")
-        assert "as of step" in pilot.text()
+        await pilot.press(",")
+        await pilot.sees(f"step {screen.view.at:.0f}")
 
     drive(four, steps, size=(120, 50))
 
 
 def test_all_tabs_turn_back_to_an_earlier_step(four: Path) -> None:
     async def steps(app: Tui, pilot: Pilot) -> None:
-        screen = await open_run(app, pilot, "eagan-cifar10-s0", "3")
-        assert "3 of 3" in pilot.text()
-        await pilot.press("comma", "comma")
-        assert "1 of 3" in pilot.text()
-        at = screen.view.at
+        screen = await pilot.open("eagan-cifar10-s0", "3")
+        await pilot.sees("step 600")
+        await pilot.press(*",,")
+        await pilot.sees("step 200")
         await pilot.press("4")
-        assert screen.view.at == at
-        assert f"as of step {at:.0f}" in pilot.text()
-        assert "as of step 150" in pilot.text()  # the genotype that held then
-        await pilot.press("3", "full_stop", "full_stop", "full_stop")
+        assert screen.view.at == 200
+        await pilot.sees("step 150")  # the genotype that held then
+        await pilot.press("3", *"...")
         assert screen.view.at is None
-        await pilot.press("asterisk")
+        await pilot.press("*")
         assert screen.view.at == screen.run.best()["step"]
         await pilot.press("escape")
         assert screen.view.at is None
@@ -396,20 +396,16 @@ def test_all_tabs_turn_back_to_an_earlier_step(four: Path) -> None:
 
 
 def test_a_round_appended_moves_the_front(tmp_path: Path) -> None:
-    import random
-
     run = make_run(tmp_path, rows=40)
+    row = evolution(random.Random(5), 400, 1)[0]
+    row["population"][0] |= {"id": "9-9", "fid": 0.5, "is": 11.0, "params": 1000}
 
     async def steps(app: Tui, pilot: Pilot) -> None:
-        await open_run(app, pilot, run.name, "5")
-        row = evolution(random.Random(5), 400, 1)[0]
-        row["population"][0] |= {"id": "9-9", "fid": 0.5, "is": 11.0, "params": 1000}
-        with open(run / "search.jsonl", "a") as f:
-            f.write(json.dumps({**row, "round": 9, "step": 390, "front": ["9-9"], "best": "9-9"}) + "\n")
-        await pilot.sees("9-9", "1 in the front")
-        with open(run / "search.jsonl", "a") as f:  # a row that does not say which is the front: it is computed
-            f.write(json.dumps({**row, "round": 10, "step": 395, "front": None}) + "\n")
-        await pilot.sees("round 10", "1 in the front")
+        screen = await pilot.open(run.name, "5")
+        for number, front in ((9, ["9-9"]), (10, None)):  # of a row that does not say which is the front it is computed
+            append(run / "search.jsonl", row | {"round": number, "step": 390, "front": front, "best": "9-9"})
+            await pilot.sees(f"round {number}", "9-9")
+            assert screen.run.search.rounds[-1]["front"] == {"9-9"}
         dots = lambda: sum(pilot.text().count(c) for c in "·∘○")  # noqa: E731
         before = dots()
         await pilot.press("z")
@@ -422,11 +418,14 @@ def test_a_run_deleted_while_it_is_open(tmp_path: Path) -> None:
     run = make_run(tmp_path, rows=40, samples=2)
 
     async def steps(app: Tui, pilot: Pilot) -> None:
-        await open_run(app, pilot, run.name)
+        screen = await pilot.open(run.name)
+        before = pilot.lines()[:4]
         shutil.rmtree(run)
-        await pilot.until(lambda: "this directory is gone" in pilot.text())
-        await pilot.press("2", "3", "comma", "4", "5", "6", "1", "m", "I", "Z", "x", "escape", "escape", "escape")
-        assert "no runs in" in pilot.text()
+        await pilot.until(lambda: not app.store.runs and pilot.lines()[:4] != before)
+        await pilot.press(*"23,4561mIZx", "escape")
+        assert app.screen is screen
+        await pilot.press("escape", "escape")
+        assert isinstance(app.screen, Runs)
 
     drive(tmp_path, steps)
 
@@ -439,25 +438,23 @@ def test_a_paused_log_does_not_move(tmp_path: Path) -> None:
     (run / "log.txt").write_text("".join(f"line {i} {'x' * 200}\n" for i in range(500)))
 
     async def steps(app: Tui, pilot: Pilot) -> None:
-        await open_run(app, pilot, run.name, "2")
-        log = app.screen.query_one(LogView)
+        log = (await pilot.open(run.name, "2")).query_one(LogView)
         assert "line 499" in log.text
         await pilot.press("up", "right")
-        before, first, left = log.text, log.top, log.left
+        before = (log.text, log.top, log.left)
         with open(run / "log.txt", "a") as f:
             f.writelines(f"new {i}\n" for i in range(1000))
-        await pilot.until(lambda: "PAUSED +1000 lines" in pilot.text())
-        assert (log.text, log.top, log.left) == (before, first, left)
+        await pilot.sees("+1000")
+        assert (log.text, log.top, log.left) == before
         await pilot.press("down", "down", "pagedown")
         assert not log.follow
         await pilot.press("f")
         assert log.follow
-        assert "new 999" in log.text or log.left
         await pilot.press("left", "home")
         assert log.text.startswith("   1 line 0")
         await pilot.press("end")
         assert "new 999" in log.text
-        assert "FOLLOW" in pilot.text()
+        assert log.follow
 
     drive(tmp_path, steps)
 
@@ -468,38 +465,28 @@ def test_search_and_filter_of_a_log(tmp_path: Path) -> None:
     (run / "log.txt").write_text("\n".join(lines) + "\n")
 
     async def steps(app: Tui, pilot: Pilot) -> None:
-        screen = await open_run(app, pilot, run.name, "2")
-        log = screen.query_one(LogView)
-        await pilot.press("exclamation_mark")
-        assert log.hit == 40
-        await pilot.press("exclamation_mark")
-        assert log.hit == 300
-        await pilot.press("slash")
-        await pilot.type("7$")
-        await pilot.press("enter")
+        log = (await pilot.open(run.name, "2")).query_one(LogView)
+        for found in (40, 300):
+            await pilot.press("!")
+            assert log.hit == found
+        await pilot.answer("/", text="7$")
         await pilot.press("home", "n")
-        assert lines[log.hit].endswith("7")
         before = log.hit
+        assert lines[before].endswith("7")
         await pilot.press("N", "n")
         assert log.hit == before
-        await pilot.press("ampersand")
-        await pilot.type("(")
-        await pilot.press("enter")
-        assert "unterminated" in pilot.text()
+        await pilot.answer("&", text="(")
+        assert isinstance(app.screen, Ask)
         assert log.shown is None
-        await pilot.press("backspace")
-        await pilot.type("9 ERR|00")
-        await pilot.press("enter")
+        await pilot.answer(text="9 ERR|00")
         expected = [i for i, line in enumerate(lines) if re.search("9 ERR|00", line)]
         assert log.shown == expected
         with open(run / "log.txt", "a") as f:
             f.write("more 00\nnot this\n")
         await pilot.until(lambda: log.shown == [*expected, 500])
-        await pilot.press("ampersand", "ctrl+u", "enter")
+        await pilot.answer("&", text="")
         assert log.shown is None
-        await pilot.press("ctrl+g")
-        await pilot.type("123")
-        await pilot.press("enter")
+        await pilot.answer("ctrl+g", text="123")
         assert "123 line 122" in log.text
 
     drive(tmp_path, steps)
@@ -513,20 +500,19 @@ def test_comparison_names_what_differs(four: Path) -> None:
         await pilot.read()
         a, b = (next(r for r in app.store.ordered() if f"eagan-cifar10-s{k}" in r.name) for k in (0, 1))
         app.push_screen(Compare(a, b))
-        await pilot.until(lambda: isinstance(app.screen, Compare) and app.screen.is_mounted)
+        await pilot.reaches(Compare)
         await pilot.settle()
         assert [k for k, _, _ in pages.config_diff(a, b)] == ["seed"]
         flat = [[op for row in r.genotype["G"] for op in row] for r in (a, b)]
         distance = sum(x != y for x, y in zip(*flat, strict=True))
-        text = pilot.text()
-        assert f"Hamming distance {distance}" in text
-        assert f"{a.last['fid'] - b.last['fid']:.4g}" in text
+        assert re.search(rf"Hamming distance\D+{distance}\b", pilot.text())
+        assert f"{a.last['fid'] - b.last['fid']:.4g}" in pilot.text()
         await pilot.press("s")
         assert f"+{b.last['fid'] - a.last['fid']:.4g}" in pilot.text()
         await pilot.press("p")
-        assert "no source" in pilot.text() or "has no source" in pilot.text()
-        await pilot.press("escape", "comma")
-        assert "as of step" in pilot.text()
+        await pilot.sees(f"-own = {b.name!r}", f"+own = {a.name!r}")
+        await pilot.press("escape", ",")
+        await pilot.sees(f"step {app.screen.view.at:.0f}")
 
     drive(four, steps, size=(120, 70))
 
@@ -536,18 +522,16 @@ def test_exports_hold_the_same_numbers(four: Path, tmp_path: Path, monkeypatch: 
 
     async def steps(app: Tui, pilot: Pilot) -> None:
         await pilot.read()
-        run = (await open_run(app, pilot, "eagan-cifar10-s0")).run
+        run = (await pilot.open("eagan-cifar10-s0")).run
         for key, suffix in (("c", "csv"), ("m", "md"), ("l", "tex"), ("s", "svg"), ("h", "html")):
             await pilot.press("x", key)
-            await pilot.until(lambda s=suffix: list(tmp_path.glob(f"exports/*.{s}")))
-            await pilot.until(lambda s=suffix: f".{s}" in pilot.told())
+            await pilot.until(lambda s=suffix: list(tmp_path.glob(f"exports/*.{s}")) and f".{s}" in pilot.told())
         text = {p.suffix[1:]: p.read_text() for p in tmp_path.glob("exports/*")}
         rows = list(csv.DictReader(io.StringIO(text["csv"])))
         for metric in run.columns.keys:
             step, _, value = run.column(metric)
-            own = [r for r in rows if r["metric"] == metric]
-            assert [float(r["value"]) for r in own] == value.tolist()
-            assert [float(r["step"]) for r in own] == step.tolist()
+            own = [(float(r["step"]), float(r["value"])) for r in rows if r["metric"] == metric]
+            assert own == list(zip(step, value, strict=True))
         assert f"{run.last['fid']:.2f}" in text["md"]
         assert "eagan-cifar10-s0" in text["tex"]
         ET.fromstring(text["svg"])
@@ -558,54 +542,35 @@ def test_exports_hold_the_same_numbers(four: Path, tmp_path: Path, monkeypatch: 
     drive(four, steps)
 
 
-def test_plain_tells_the_same_facts(four: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "tui.py", str(four), "--plain", "--filter", "eagan"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[0].endswith("2 runs: 2 done")
-    runs = [line for line in done.stdout.splitlines() if line.startswith("done")]
-    assert len(runs) == 2
-    assert all("FID" in line and "on 50k images" in line for line in runs)
-    assert "falling over the last" in done.stdout
-    assert "\x1b" not in done.stdout
-
-
 # ---- launching and steering from the screen --------------------------------------------------------------------------------
 
 
-async def fill_form(app: Tui, pilot: Pilot, **values: object) -> Form:
+async def fill_form(pilot: Pilot, **values: object) -> Form:
+    """The form of the fake trainer with these values."""
     await pilot.press("n")
-    await pilot.until(lambda: isinstance(app.screen, Form) and app.screen.is_mounted)
-    form = app.screen
-    if form.script.path.name != "fake_trainer.py":
-        form.set("script", "fake_trainer.py")
+    form = await pilot.reaches(Form)
+    form.set("script", "fake_trainer.py")
     for name, value in values.items():
-        form.set(name if name in ("seeds", "wait", "after") else f"-{name}", str(value))
+        form.set(name, str(value))
     await pilot.settle()
     return form
 
 
 def test_the_form_names_what_is_wrong_and_launches_nothing(tmp_path: Path) -> None:
     async def steps(app: Tui, pilot: Pilot) -> None:
-        form = await fill_form(app, pilot)
-        await pilot.press("slash")
-        await pilot.type("steps")
-        await pilot.press("enter")
-        await pilot.press("enter")
-        await pilot.press("ctrl+u")
-        await pilot.type("0")
-        await pilot.press("enter")
-        assert "must be ≥ 1" in pilot.text()
+        form = await fill_form(pilot)
+        await pilot.answer("/", text="steps")
+        await pilot.answer("enter", text="0")
+        assert "≥ 1" in app.screen.wrong
         await pilot.press("escape")
-        assert "1 problem" in pilot.text()
+        assert list(form.problems()) == ["-steps"]
         await pilot.press("ctrl+r")
-        assert "steps: must be ≥ 1" in pilot.told()
         assert isinstance(app.screen, Form)
+        assert re.search("steps.*≥ 1", pilot.told())
         await pilot.press("u")
         form.set("seeds", "-1")
         await pilot.press("ctrl+r")
-        assert "seeds: '-1'" in pilot.told()
+        assert re.search("seeds.*'-1'", pilot.told())
         form.set("seeds", "0-2")
         form.set("-amp", "true")
         await pilot.sees("3 runs")
@@ -615,91 +580,64 @@ def test_the_form_names_what_is_wrong_and_launches_nothing(tmp_path: Path) -> No
         await pilot.press("p")
         app.screen.query_one("Input").value = line
         await pilot.press("enter")
-        assert isinstance(app.screen, Form)
-        assert app.screen.command() == line
+        assert (await pilot.reaches(Form)).command() == line
         await pilot.press("escape")
-        assert not (tmp_path / "runs" / ".launch").exists()
 
     drive(tmp_path / "runs", steps)
+    assert not (tmp_path / "runs" / ".launch").exists()
 
 
 def test_launch_pause_stop_resume_and_rerun_from_the_keys(tmp_path: Path) -> None:
     """One run through all of its life, steered by keys alone."""
-    root = tmp_path / "runs"
 
     async def steps(app: Tui, pilot: Pilot) -> None:
-        await fill_form(app, pilot, steps=100_000, pause=0.01, workers=2)
+        await fill_form(pilot, **{"-steps": 100_000, "-pause": 0.01, "-workers": 2})
         await pilot.press("ctrl+r")
         assert isinstance(app.screen, Runs)
-        run = await pilot.until(lambda: next((r for r in app.store.ordered() if r.state == "running"), None))
+        run = await pilot.state("running")
         pid = run.process["pid"]
         await pilot.press("Z")
-        await pilot.until(lambda: run.state == "paused" and "‖" in pilot.text())
-        assert "paused" in pilot.text()
+        await pilot.state("paused")
+        await pilot.sees("‖", "paused")
         await pilot.press("Z")
-        await pilot.until(lambda: run.state == "running")
+        await pilot.state("running")
         await pilot.press("K")
-        assert "Kill" in pilot.text()
+        assert isinstance(app.screen, Choose)
         assert run.name in pilot.text()
         await pilot.press("n", "escape")
         assert alive(run.process)
         await pilot.press("I")
-        await pilot.until(lambda: run.state == "stopped")
+        assert await pilot.state("stopped") is run
         assert (run.path / "checkpoint.pt").exists()
         assert alive(run.process) is None
         assert len(app.store.runs) == 1
         await pilot.press("R")
         await pilot.until(lambda: run.state == "running" and run.process["pid"] != pid)
         await pilot.press("r")
-        assert isinstance(app.screen, Form)
-        assert app.screen.texts["workers"] == "2"
-        assert "Again, with changes" in pilot.text()
+        assert (await pilot.reaches(Form)).texts["workers"] == "2"
+        assert run.name in pilot.lines()[0]
         await pilot.press("escape", "K", "y")
-        await pilot.until(lambda: run.state == "failed" and "killed" in run.why)
+        await pilot.until(lambda: (run.state, run.exit) == ("failed", 137))
 
-    drive(root, steps)
-
-
-def test_a_signal_for_a_recycled_pid_is_refused(tmp_path: Path) -> None:
-    child = subprocess.Popen(["sleep", "60"])
-    process = launch.process_of(child.pid)
-    run_dir = make_run(tmp_path, rows=20, state="running", status={"process": process})
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        run = app.store.runs[run_dir.name]
-        assert run.state == "running"
-        run.status["process"] = {
-            **process,
-            "start_time": process["start_time"] - 5,
-        }  # as if read before the pid was taken again
-        for key in ("I", "T"):
-            run.state = "running"
-            await pilot.press(key)
-        assert "another process now" in pilot.told()
-
-    try:
-        drive(tmp_path, steps)
-        assert child.poll() is None
-    finally:
-        child.kill()
-        child.wait()
+    drive(tmp_path / "runs", steps)
 
 
 def test_a_run_of_another_host_gets_a_stop_file(tmp_path: Path) -> None:
-    from fake_trainer import now
-
-    run_dir = make_run(tmp_path, rows=20, state="running", status={"process": {**me(), "host": "elsewhere"}, "updated": now()})
+    status = {"process": me() | {"host": "elsewhere"}, "updated": now()}
+    run = make_run(tmp_path, rows=20, state="running", status=status)
 
     async def steps(app: Tui, pilot: Pilot) -> None:
         await pilot.press("K")
-        assert "not a process of this host" in pilot.told()
+        assert isinstance(app.screen, Runs)
+        assert run.name in pilot.told()
+        assert not (run / "STOP").exists()
         await pilot.press("I")
-        assert (run_dir / "STOP").exists()
+        assert (run / "STOP").exists()
 
     drive(tmp_path, steps)
 
 
-def in_terminal(words: list[str], size: tuple[int, int] = (120, 36), **env: str) -> tuple[int, int, bytearray]:
+def in_terminal(words: list[str], **env: str) -> tuple[int, int, bytearray]:
     """(pid, master, what it says) of a program in a terminal of its own."""
     import fcntl
     import termios
@@ -708,30 +646,32 @@ def in_terminal(words: list[str], size: tuple[int, int] = (120, 36), **env: str)
     if pid == 0:
         os.chdir(ROOT)
         os.execve(words[0], words, {**os.environ, "TERM": "xterm-256color", "TEXTUAL_ANIMATIONS": "none", **env})
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 36, 120, 0, 0))
     said = bytearray()
-    threading.Thread(target=_drain, args=(master, said), daemon=True).start()
+
+    def drain() -> None:
+        with contextlib.suppress(OSError):  # the program has ended
+            while data := os.read(master, 1 << 16):
+                said.extend(data)
+
+    threading.Thread(target=drain, daemon=True).start()
     return pid, master, said
 
 
-def _drain(master: int, said: bytearray) -> None:
-    with contextlib.suppress(OSError):  # the program has ended
-        while data := os.read(master, 1 << 16):
-            said += data
-
-
-@pytest.mark.parametrize(
-    "end", ["exit", pytest.param("kill", marks=pytest.mark.slow), pytest.param("hangup", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("end", ["exit", *(pytest.param(how, marks=pytest.mark.slow) for how in ("kill", "hangup"))])
 def test_a_launched_run_lives_on_when_the_ui_ends(tmp_path: Path, end: str) -> None:
     root = tmp_path / "runs"
-    found = {}
 
     async def begin(app: Tui, pilot: Pilot) -> None:
-        await fill_form(app, pilot, steps=100_000, pause=0.02)
+        await fill_form(pilot, **{"-steps": 100_000})
         await pilot.press("ctrl+r")
-        run = await pilot.until(lambda: next((r for r in app.store.ordered() if r.state == "running"), None))
-        found.update(run.process)
+        await pilot.state("running")
+
+    async def again(app: Tui, pilot: Pilot) -> None:
+        (run,) = app.store.ordered()
+        assert (run.state, run.process["pid"]) == ("running", process["pid"])
+        await pilot.press("I")
+        await pilot.state("stopped")
 
     if end == "exit":
         drive(root, begin)
@@ -739,21 +679,17 @@ def test_a_launched_run_lives_on_when_the_ui_ends(tmp_path: Path, end: str) -> N
         code = f"import sys; sys.path[:0] = ['.', 'tests']; import test_tui; test_tui.for_terminal({str(root)!r})"
         pid, master, _ = in_terminal([sys.executable, "-c", code])
         deadline = time.monotonic() + 60
-        while not (process := next(iter(launch.records(root)), {}).get("child")) or not launch.records(root)[0].get("run"):
+        while not any(r.get("run") for r in launch.records(root)):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        found.update(process)
-        os.kill(pid, signal.SIGKILL) if end == "kill" else os.close(master)
+        if end == "kill":
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.close(master)
         os.waitpid(pid, 0)
     time.sleep(0.3)
-    assert alive(found)
-
-    async def again(app: Tui, pilot: Pilot) -> None:
-        (run,) = app.store.ordered()
-        assert (run.state, run.process["pid"]) == ("running", found["pid"])
-        await pilot.press("I")
-        await pilot.until(lambda: run.state == "stopped")
-
+    process = launch.records(root)[0]["child"]
+    assert alive(process)
     drive(root, again)
 
 
@@ -772,71 +708,53 @@ def for_terminal(root: str) -> None:
     app.run()
 
 
-# ---- every screen in every size --------------------------------------------------------------------------------------------
+# ---- every screen in every size, theme and terminal ------------------------------------------------------------------------
 
 
-async def every_screen(app: Tui, pilot: Pilot, look: Callable[[str], None]) -> None:
-    await pilot.read()
-    look("runs")
-    await pilot.press("space", "space", "v")
-    look("runs overlaid")
-    await pilot.press("v", "u")
-    look("runs grouped")
-    await pilot.press("u", "c")
-    assert isinstance(app.screen, Compare)
-    look("compare")
-    await pilot.press("escape", "n")
-    assert isinstance(app.screen, Form)
-    look("form")
-    await pilot.press("escape", "x")
-    look("export")
-    await pilot.press("escape", "question_mark")
-    assert isinstance(app.screen, Help)
-    look("help")
-    await pilot.press("escape")
+async def every_screen(app: Tui, pilot: Pilot, look: Callable[[], None]) -> None:
+    for keys in ("", "  v", "vu"):
+        await pilot.press(*keys)
+        look()
+    for keys, screen in (("uc", Compare), ("n", Form), ("x", Choose), ("?", Help)):
+        await pilot.press(*keys)
+        assert isinstance(app.screen, screen)
+        look()
+        await pilot.press("escape")
     for part in ("eagan", "adversarialnas", "autogan", "degas"):
-        await open_run(app, pilot, part)
+        await pilot.open(part)
         for tab in "123456":
             await pilot.press(tab)
-            look(f"{part} tab {tab}")
+            look()
         await pilot.press("escape")
 
 
 @pytest.mark.parametrize(
     "size", [(80, 24), *(pytest.param(s, marks=pytest.mark.slow) for s in ((120, 36), (200, 60)))], ids=str
 )
-def test_every_screen_fits(four: Path, tmp_path: Path, size: tuple[int, int]) -> None:
-    root = shutil.copytree(four, tmp_path / "runs")
-
+def test_every_screen_fits(copied: Path, size: tuple[int, int]) -> None:
     async def steps(app: Tui, pilot: Pilot) -> None:
-        def look(where: str) -> None:
-            lines = screen_lines(app)
-            assert len(lines) == size[1], where
-            assert all(cell_len(line) <= size[0] for line in lines), where
-            assert sum(bool(line.strip()) for line in lines) > 12, where
-            if isinstance(app.screen, tui.Page):
-                assert "? help" in lines[-1], where
+        def look() -> None:
+            lines = pilot.lines()
+            assert len(lines) == size[1]
+            assert max(map(cell_len, lines)) <= size[0]
+            assert sum(bool(line.strip()) for line in lines) > 12
+            assert not isinstance(app.screen, tui.Page) or "? " in lines[-1]
 
+        await pilot.read()
         await every_screen(app, pilot, look)
 
-    drive(root, steps, size=size)
+    drive(copied, steps, size=size)
 
 
 def test_live_resizing_and_too_small(four: Path) -> None:
     async def steps(app: Tui, pilot: Pilot) -> None:
         await pilot.read()
         await pilot.press("space")
-        for size in ((80, 24), (200, 60), (60, 16), (120, 36), (100, 30), (99, 29)):
+        for size in ((80, 24), (200, 60), (60, 16), (120, 36), (100, 30), (99, 29), (40, 10), (80, 24)):
             await pilot.resize(*size)
-            lines = screen_lines(app)
-            assert len(lines) == size[1]
-            assert "eagan" in pilot.text(), size
-            assert "? help" in lines[-1], size
-        await pilot.resize(40, 10)
-        assert "too small" in pilot.text()
-        assert "eagan" not in pilot.text()
-        await pilot.resize(80, 24)
-        assert "eagan" in pilot.text()
+            assert len(pilot.lines()) == size[1]
+            assert ("eagan" in pilot.text()) == (size != (40, 10)), size
+            assert ("? " in pilot.lines()[-1]) == (size != (40, 10)), size
 
     drive(four, steps)
 
@@ -847,8 +765,8 @@ def test_themes(four: Path, look: str) -> None:
         await pilot.read()
         await pilot.press("space", "enter", "5", "escape")
         assert "eagan" in pilot.text()
-        strips = [s for strip in app.screen._compositor.render_strips() for s in strip if s.style]
-        colors = [c for s in strips for c in (s.style.color, s.style.bgcolor) if c]
+        styles = [s.style for strip in app.screen._compositor.render_strips() for s in strip if s.style]
+        colors = [c for style in styles for c in (style.color, style.bgcolor) if c]
         assert len({c.name for c in colors}) > 2
         assert look != "ansi" or all(c.type.name in ("DEFAULT", "STANDARD") for c in colors)  # the terminal's own sixteen
         app.use_theme("dark")
@@ -865,8 +783,9 @@ def test_without_colour_and_with_names_of_any_kind(tmp_path: Path) -> None:
     """In a process of its own: textual reads NO_COLOR when it is imported."""
     for i, name in enumerate(NAMES):
         make_run(tmp_path / "runs", name=name, seed=i, rows=20, samples=1)
-    os.mkdir(os.fsencode(tmp_path / "runs") + b"/bad\xff")
-    (Path(os.fsdecode(os.fsencode(tmp_path / "runs") + b"/bad\xff")) / "exit").write_text("3")
+    bad = tmp_path / "runs" / os.fsdecode(b"bad\xff")
+    bad.mkdir()
+    (bad / "exit").write_text("3")
     env = {**os.environ, "NO_COLOR": "1", "PYTHONPATH": f"{ROOT}:{TESTS}"}
     code = f"import test_tui; test_tui.without_colour({str(tmp_path / 'runs')!r})"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
@@ -876,21 +795,15 @@ def test_without_colour_and_with_names_of_any_kind(tmp_path: Path) -> None:
 def without_colour(root: str) -> None:
     async def steps(app: Tui, pilot: Pilot) -> None:
         await pilot.read()
-        text = pilot.text()
-        for shown in ("[red]bold[@]", "emoji-🎉-漢字", "xxxxx", "esc·[31m", "new line"):
-            assert shown in text, shown
-        assert "✓" in text
-        assert "✗" in text
-        await pilot.press("g", "space", "space", "space")
-        text = pilot.text()
-        assert all(f"▌{letter}" in text for letter in "abc")
-        assert len(set(re.findall(r"▌[a-z] ", text))) == 3
-        for name in list(app.store.runs):
-            app.push_screen(OneRun(app.store.runs[name]))
-            await pilot.until(lambda: isinstance(app.screen, OneRun) and app.screen.is_mounted)
+        await pilot.sees("[red]bold[@]", "emoji-🎉-漢字", "xxxxx", "esc·[31m", "new line", "✓", "✗")
+        await pilot.press("g", *"   ")
+        assert set(re.findall(r"▌[a-z] ", pilot.text())) == {"▌a ", "▌b ", "▌c "}
+        for run in app.store.ordered():
+            app.push_screen(OneRun(run))
+            await pilot.reaches(OneRun)
             await pilot.press("3")
-            assert "no colours here" in pilot.text() or "no samples" in pilot.text()
-            await pilot.press("1", "2", "4", "5", "6", "escape")
+            assert "▀" not in pilot.text()
+            await pilot.press(*"12456", "escape")
 
     drive(Path(root), steps)
 
@@ -903,17 +816,16 @@ def test_samples_as_pixels_where_the_terminal_has_them(four: Path) -> None:
 
     async def steps(app: Tui, pilot: Pilot) -> None:
         app.pixels = Picture
-        await open_run(app, pilot, "eagan-cifar10-s0", "3")
+        screen = await pilot.open("eagan-cifar10-s0", "3")
         await pilot.until(lambda: shown)
-        picture, content = app.screen.query_one(Picture), app.screen.query_one("#content", Doc)
-        whole = shown[-1].size
-        assert "step" in content.text
+        picture, content = screen.query_one(Picture), screen.query_one("#content", Doc)
+        assert "600" in content.text
         assert picture.display
         assert (picture.size.height, content.size.height) == (app.size.height - 6, 1)
-        await pilot.press("plus")
-        assert shown[-1].size[0] < whole[0]
+        await pilot.press("+")
+        assert shown[-1].size[0] < shown[0].size[0]
         n = len(shown)
-        await pilot.press("comma", "1")
+        await pilot.press(",", "1")
         assert len(shown) == n + 1
         assert not picture.display
         assert content.size.height > 20
@@ -928,7 +840,7 @@ def test_samples_as_pixels_where_the_terminal_has_them(four: Path) -> None:
 def test_a_terminal_gets_the_colours_it_has_and_q_leaves(four: Path, system: str, own: bytes, other: bytes) -> None:
     words = [sys.executable, "tui.py", str(four), "--readonly"]
     pid, master, said = in_terminal(words, TEXTUAL_COLOR_SYSTEM=system)
-    for key, shown in ((b" ", b"1 overlaid"), (b"q", b"\x1b[?1049l")):
+    for key, shown in ((b" ", "▌a ".encode()), (b"q", b"\x1b[?1049l")):
         deadline = time.monotonic() + 60
         while shown not in said:
             assert time.monotonic() < deadline, bytes(said[-300:])
@@ -945,31 +857,24 @@ def test_a_terminal_gets_the_colours_it_has_and_q_leaves(four: Path, system: str
 
 # ---- keys, help, documents -------------------------------------------------------------------------------------------------
 
-SCREENS = [Runs, OneRun, Compare, Form]
 
-
-@pytest.mark.parametrize("screen", SCREENS, ids=lambda s: s.__name__)
-def test_no_key_means_two_things_and_every_action_exists(screen: type) -> None:
-    keys = [k for b in [*screen.BINDINGS, *Tui.BINDINGS] for k in b.key.split(",")]
-    doubled = {k for k in keys if keys.count(k) > 1}
-    assert not doubled
-    for binding in screen.BINDINGS:
-        assert hasattr(screen, f"action_{binding.action.split('(')[0]}"), binding.action
-        assert binding.description
-        upper = len(binding.key) == 1 and binding.key.isupper() and binding.key not in "GN"
-        assert upper == (binding.action.startswith("act(")), binding.key
-
-
-@pytest.mark.parametrize("screen", SCREENS, ids=lambda s: s.__name__)
-def test_help_lists_every_key(screen: type, four: Path) -> None:
+@pytest.mark.parametrize("screen", [Runs, OneRun, Compare, Form], ids=lambda s: s.__name__)
+def test_no_key_means_two_things_every_action_exists_and_help_lists_it(screen: type) -> None:
+    bindings = [*screen.BINDINGS, *Tui.BINDINGS]
+    keys = [k for b in bindings for k in b.key.split(",")]
+    assert len(set(keys)) == len(keys)
     listed = [row for _, rows in tui.key_groups(screen) for row in rows]
-    for binding in [*screen.BINDINGS, *Tui.BINDINGS]:
-        assert (tui.key_name(binding.key), binding.description) in listed
+    assert all((tui.key_name(b.key), b.description) in listed for b in bindings)
+    for b in screen.BINDINGS:
+        assert hasattr(screen, f"action_{b.action.split('(')[0]}"), b.action
+        assert b.description
+        upper = len(b.key) == 1 and b.key.isupper() and b.key not in "GN"
+        assert upper == b.action.startswith("act("), b.key
 
 
-def test_help_shows_them(four: Path) -> None:
+def test_help_shows_every_key(four: Path) -> None:
     async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.press("question_mark")
+        await pilot.press("?")
         seen = ""
         for _ in range(6):
             seen += pilot.text()
@@ -984,13 +889,11 @@ def test_the_palette_has_every_action_run_metric_and_theme(four: Path) -> None:
     async def steps(app: Tui, pilot: Pilot) -> None:
         await pilot.read()
         commands = [text for text, _, _ in tui.Commands(app.screen).every()]
-        for binding in [*Runs.BINDINGS, *Tui.BINDINGS]:
-            assert binding.description in commands
-        assert all(f"open {r.name}" in commands for r in app.store.ordered())
-        assert {"chart FID", "chart IS", "chart loss/g", "theme light"} <= set(commands)
-        await pilot.press("colon")
-        await pilot.type("chart loss/g")
-        await pilot.pause(0.4)
+        wanted = [b.description for b in [*Runs.BINDINGS, *Tui.BINDINGS]] + [r.name for r in app.store.ordered()]
+        for word in [*wanted, "FID", "IS", "loss/g", "light"]:
+            assert any(text.endswith(word) for text in commands), word
+        await pilot.press(":", *"loss/g")
+        await pilot.pilot.pause(0.4)
         await pilot.press("enter")
         await pilot.until(lambda: app.metric == "loss/g")
 
@@ -1005,16 +908,17 @@ def test_keys_in_the_documents_are_those_of_the_program(page: str, keys: Callabl
 
 @pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "images").glob("tui-*.svg")), ids=lambda p: p.stem)
 def test_pictures_are_whole_and_name_no_machine(picture: Path) -> None:
-    root = ET.parse(picture).getroot()
-    shown = "".join(root.itertext()).replace("\xa0", " ")
-    assert "cifar10" in shown
+    assert "cifar10" in "".join(ET.parse(picture).getroot().itertext())
     assert not re.search(r"/(work|root|home|tmp)/", picture.read_text())
     assert f"images/{picture.name}" in (ROOT / "docs" / "tui.md").read_text()
 
 
 def test_the_mouse_reaches_keys_rows_heads_tabs_and_answers(four: Path) -> None:
     async def steps(app: Tui, pilot: Pilot) -> None:
-        click = lambda where, x, y=0: pilot.pilot.click(where, offset=(x, y))  # noqa: E731
+        async def click(where: str, x: int, y: int = 0) -> None:
+            await pilot.settle()
+            await pilot.pilot.click(where, offset=(x, y))
+
         await pilot.read()
         screen = app.screen
         at = {action: a + 1 for a, _, action in screen.key_spots}
@@ -1026,65 +930,49 @@ def test_the_mouse_reaches_keys_rows_heads_tabs_and_answers(four: Path) -> None:
         await click("#table", 10, 3)
         await pilot.until(lambda: screen.query_one(Table).cursor == 2)
         await click("#table", 10, 3)
-        await pilot.until(lambda: isinstance(app.screen, OneRun) and app.screen.is_mounted)
+        one = await pilot.reaches(OneRun)
         await pilot.settle()
-        await click("#tabs", app.screen.tab_spots[2][0] - 4)
-        await pilot.until(lambda: app.screen.tab == "samples")
-        await pilot.settle()
-        await click("#keys", app.screen.key_spots[0][0] + 1)
+        await click("#tabs", one.tab_spots[2][0] - 4)
+        await pilot.until(lambda: one.tab == "samples")
+        await click("#keys", one.key_spots[0][0] + 1)
         await pilot.until(lambda: app.screen is screen)
         await pilot.press("x")
-        await pilot.until(lambda: isinstance(app.screen, tui.Choose) and app.screen.query_one(Doc).strips)
+        await pilot.until(lambda: isinstance(app.screen, Choose) and app.screen.query_one(Doc).strips)
         await click("#choose", 5, 8)  # no
         await pilot.until(lambda: app.screen is screen)
         await click("#keys", at["app.help"])
-        await pilot.until(lambda: isinstance(app.screen, Help))
+        await pilot.reaches(Help)
 
     drive(four, steps)
 
 
-def test_a_first_sign_of_trouble_is_told_once(tmp_path: Path) -> None:
-    run = make_run(tmp_path, seed=1, rows=20, state="running", status={"process": me()})
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        for i in range(2):
-            with open(run / "metrics.jsonl", "a") as f:
-                f.write(json.dumps({"step": 300 + i, "loss/g": None}) + "\n")
-            await pilot.until(lambda n=i: app.store.runs[run.name].columns.nans == n + 1)
-        await pilot.until(lambda: "not finite" in pilot.told())
-        assert pilot.told().count("not finite") == 1
-
-    drive(tmp_path, steps)
+# ---- what must not stop it -------------------------------------------------------------------------------------------------
 
 
 def test_a_hanging_gpu_library_blocks_no_key(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "gpus", lambda: time.sleep(60))
+    pressed = threading.Event()
+    waited = []
+    monkeypatch.setattr(launch, "gpus", lambda: waited.append(pressed.wait(20)) or [])
 
     async def steps(app: Tui, pilot: Pilot) -> None:
-        table = app.screen.query_one(Table)
-        for _ in range(3):
-            began, before = time.monotonic(), table.cursor
-            app.screen.action_move("down")
-            assert table.cursor == before + 1
-            await pilot.pause(0)
-            assert time.monotonic() - began < 4  # the library takes 60
+        await pilot.press("down", "down", "down")
+        assert app.screen.query_one(Table).cursor == 3
+        assert not waited
+        pressed.set()
         await pilot.sees("CPU")
 
     drive(four, steps)
 
 
-def test_a_fault_in_one_widget_is_told_once_and_ends_nothing(
-    four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = shutil.copytree(four, tmp_path / "runs")
+def test_a_fault_in_one_widget_is_told_once_and_ends_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "header", lambda *_: 1 / 0)
 
     async def steps(app: Tui, pilot: Pilot) -> None:
-        await open_run(app, pilot, "autogan", "5")
+        await pilot.open("autogan", "5")
         await pilot.sees("beam")
         assert "division by zero" in pilot.told()
         assert len(app.complaints) == 1
         app.complaints.clear()
 
-    drive(root, steps)
-    assert "ZeroDivisionError" in (root / ".tui.log").read_text()
+    drive(copied, steps)
+    assert "ZeroDivisionError" in (copied / ".tui.log").read_text()

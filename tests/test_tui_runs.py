@@ -16,22 +16,8 @@ import pytest
 from fake_trainer import append, dominates, make_run, me, now, write
 
 import common.run
-from ui import launch, pages, report
-from ui.runs import (
-    Columns,
-    Ema,
-    Log,
-    Run,
-    Store,
-    Tail,
-    clean,
-    fid_label,
-    front,
-    hypervolume,
-    ordered,
-    parse_lines,
-    query,
-)
+from ui import launch, pages, report, runs
+from ui.runs import Columns, Ema, Log, Run, Store, Tail, clean, fid_label, ordered, parse_lines, query
 
 ROOT = Path(__file__).parents[1]
 
@@ -368,22 +354,7 @@ def test_missing_values_are_last_in_either_order_and_pins_first(some: Store, rev
     assert [r.seed for r in ordered(some.ordered(), lambda r: r.score("FID"), reverse)] == seeds
 
 
-# ---- tags, trash ----------------------------------------------------------------------------------------------------------
-
-
-def test_trash_and_undo_and_never_a_running_one(tmp_path: Path) -> None:
-    done = make_run(tmp_path, rows=5)
-    running = make_run(tmp_path, rows=5, seed=1, state="running", status={"process": me()})
-    store = scanned(tmp_path)
-    with pytest.raises(ValueError, match=running.name):
-        store.trash(store.runs[running.name])
-    trashed = store.trash(store.runs[done.name])
-    assert not done.exists()
-    store.scan()
-    assert list(store.runs) == [running.name]
-    store.restore(trashed, done)
-    store.scan()
-    assert done.name in store.runs
+# ---- tags ----------------------------------------------------------------------------------------------------------------
 
 
 def test_tags_are_written_beside_a_hostile_link(tmp_path: Path) -> None:
@@ -425,12 +396,12 @@ def test_front_equals_brute_force() -> None:
     people = [
         {"id": str(i), "fid": rng.uniform(1, 50), "is": rng.uniform(1, 9), "params": rng.randrange(100)} for i in range(500)
     ]
-    assert front(people) == {x["id"] for x in people if not any(dominates(y, x) for y in people)}
+    assert runs.front(people) == {x["id"] for x in people if not any(dominates(y, x) for y in people)}
 
 
 def test_hypervolume_of_two_points() -> None:
     people = [{"fid": 1.0, "is": 2.0}, {"fid": 2.0, "is": 4.0}, {"fid": None, "is": 9.0}, {"fid": 3.0, "is": 3.0}]
-    assert hypervolume(people, (5.0, 0.0)) == pytest.approx(4 * 2 + 3 * 2)
+    assert runs.hypervolume(people, (5.0, 0.0)) == pytest.approx(4 * 2 + 3 * 2)
 
 
 # ---- logs -----------------------------------------------------------------------------------------------------------------
@@ -466,12 +437,6 @@ def test_only_lines_that_grep_finds(tmp_path: Path, pattern: str) -> None:
     if not pattern.startswith(("(?", r"\A", r"\d", r"a\s")):
         found = subprocess.run(["grep", "-nE", pattern, str(file)], capture_output=True, text=True).stdout
         assert [int(x.split(":")[0]) - 1 for x in found.splitlines()] == expected
-
-
-def test_a_broken_pattern_is_a_message(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text("x\n")
-    with pytest.raises(ValueError, match=r"\("):
-        Log(tmp_path / "log").matching("(")
 
 
 def test_a_log_that_is_cut_begins_anew(tmp_path: Path) -> None:
