@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,68 +36,78 @@ from ui.widgets import Doc, LogView, Table
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
 
 
-async def until(pilot: object, what: Callable[[], object], seconds: float = 30.0) -> object:
-    """What it returns as soon as that is true."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "never happened"
-        await pilot.pause(0.02)
-    return found
-
-
 class Pilot:
-    """textual's pilot, with what these tests ask of it."""
+    """textual's pilot, with what these tests ask of it. The app goes on only while one of these functions is at work."""
 
-    def __init__(self, app: Tui, pilot: object) -> None:
-        self.app, self.pilot = app, pilot
+    def __init__(self, app: Tui, loop: asyncio.Runner, pilot: object) -> None:
+        self.app, self.loop, self.pilot = app, loop, pilot
 
-    async def press(self, *keys: str) -> None:
-        await self.pilot.press(*keys)
-        await self.settle()
+    def press(self, *keys: str) -> None:
+        self.loop.run(self.pilot.press(*keys))
+        self.settle()
 
-    async def answer(self, *keys: str, text: str) -> None:
+    def answer(self, *keys: str, text: str) -> None:
         """Press keys that ask for a line of text, and give it."""
-        await self.press(*keys, "ctrl+u", *text, "enter")
+        self.press(*keys, "ctrl+u", *text, "enter")
 
-    async def settle(self) -> None:
+    def click(self, where: str, x: int, y: int = 0) -> None:
+        self.settle()
+        self.loop.run(self.pilot.click(where, offset=(x, y)))
+
+    def do(self, what: Callable, *args: object) -> None:
+        """Call it as the app would."""
+
+        async def call() -> None:
+            what(*args)
+
+        self.loop.run(call())
+        self.settle()
+
+    def settle(self) -> None:
         """Until what the screen wanted to do after its next refresh is done."""
-        done = asyncio.Event()
-        self.app.screen.call_after_refresh(done.set)
-        with contextlib.suppress(TimeoutError):  # a screen that is just leaving does nothing any more
-            await asyncio.wait_for(done.wait(), 2)
 
-    async def until(self, what: Callable[[], object]) -> object:
-        return await until(self.pilot, what)
+        async def wait() -> None:
+            done = asyncio.Event()
+            self.app.screen.call_after_refresh(done.set)
+            with contextlib.suppress(TimeoutError):  # a screen that is just leaving does nothing any more
+                await asyncio.wait_for(done.wait(), 2)
 
-    async def sees(self, *words: str) -> None:
+        self.loop.run(wait())
+
+    def until(self, what: Callable[[], object], seconds: float = 30.0) -> object:
+        """What it returns as soon as that is true."""
+        end = time.monotonic() + seconds
+        while not (found := what()):
+            assert time.monotonic() < end, "never happened"
+            self.loop.run(self.pilot.pause(0.02))
+        return found
+
+    def sees(self, *words: str) -> None:
         """Until the screen shows all of them."""
-        await self.until(lambda: all(word in self.text() for word in words))
+        self.until(lambda: all(word in self.text() for word in words))
 
-    async def reaches(self, screen: type) -> object:
-        return await self.until(lambda: isinstance(self.app.screen, screen) and self.app.screen.is_mounted and self.app.screen)
-
-    async def read(self) -> None:
-        """Until every run is read whole."""
-        await self.until(lambda: all(r.loaded for r in self.app.store.ordered()))
-        self.app.refresh_screens()
-        await self.settle()
-
-    async def open(self, part: str, tab: str = "1") -> OneRun:
-        """The screen of the first run with that part in its name."""
-        run = next(r for r in self.app.store.ordered() if part in r.name)
-        self.app.push_screen(OneRun(run))
-        await self.reaches(OneRun)
-        await self.until(lambda: run.loaded)
-        await self.press(tab)
+    def reaches(self, screen: type) -> object:
+        self.until(lambda: isinstance(self.app.screen, screen) and self.app.screen.is_mounted)
+        self.settle()
         return self.app.screen
 
-    async def state(self, state: str) -> Run:
-        """A run in that state, as soon as there is one."""
-        return await self.until(lambda: next((r for r in self.app.store.ordered() if r.state == state), None))
+    def read(self) -> None:
+        """Until every run is read whole."""
+        self.until(lambda: all(r.loaded for r in self.app.store.ordered()))
+        self.do(self.app.refresh_screens)
 
-    async def resize(self, *size: int) -> None:
-        await self.pilot.resize_terminal(*size)
-        await self.settle()
+    def open(self, part: str, tab: str = "1") -> OneRun:
+        """The screen of the first run with that part in its name."""
+        run = next(r for r in self.app.store.ordered() if part in r.name)
+        self.do(self.app.push_screen, OneRun(run))
+        self.reaches(OneRun)
+        self.until(lambda: run.loaded)
+        self.press(tab)
+        return self.app.screen
+
+    def state(self, state: str) -> Run:
+        """A run in that state, as soon as there is one."""
+        return self.until(lambda: next((r for r in self.app.store.ordered() if r.state == state), None))
 
     def lines(self) -> list[str]:
         return [strip.text for strip in self.app.screen._compositor.render_strips()]
@@ -110,26 +120,21 @@ class Pilot:
         return "\n".join(n.message for n in self.app._notifications)
 
 
-Steps = Callable[[Tui, Pilot], Awaitable]
-
-
-def drive(root: Path, steps: Steps, size: tuple[int, int] = (120, 36), asked: str = "", **options: object) -> Tui:
-    """Run the app on a folder of runs, without a terminal, and do the steps once the runs are there."""
+@contextlib.contextmanager
+def driven(root: Path, size: tuple[int, int] = (120, 36), asked: str = "", **options: object) -> Iterator[tuple[Tui, Pilot]]:
+    """The app on a folder of runs, without a terminal, once the runs are there."""
     app = Tui(root, **{"scripts_dir": TESTS, **options})
     app.interval = 0.2
     app.set_filter(asked)
-
-    async def all_of_it() -> None:
-        async with app.run_test(size=size) as pilot:
-            await until(pilot, lambda: app.scanned and app.screen.is_mounted and app.screen.query_one(Table).strips)
-            listed = lambda: [r.name for r in app.listed()]  # noqa: E731
-            await until(pilot, lambda: [name for name, _ in app.screen.query_one(Table).rows] == listed())
-            await steps(app, Pilot(app, pilot))
-            app.exit()
-
-    asyncio.run(all_of_it())
+    with asyncio.Runner() as loop:
+        running = app.run_test(size=size)
+        pilot = Pilot(app, loop, loop.run(running.__aenter__()))
+        pilot.until(lambda: app.scanned and app.screen.is_mounted and app.screen.query_one(Table).strips)
+        pilot.until(lambda: [name for name, _ in app.screen.query_one(Table).rows] == [r.name for r in app.listed()])
+        yield app, pilot
+        pilot.do(app.exit)
+        loop.run(running.__aexit__(None, None, None))
     assert not app.complaints
-    return app
 
 
 @pytest.fixture(scope="module")
@@ -183,14 +188,12 @@ def test_without_runs_it_says_where_it_looked_and_no_key_fails(tmp_path: Path, k
         root.chmod(0)
     if kind == "file in the way":
         (root / "metrics.jsonl").write_text("x")
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.sees(root.parent.name, "python tui.py")
+    with driven(root) as (app, pilot):
+        pilot.sees(root.parent.name, "python tui.py")
         if kind == "empty":
-            await pilot.press("enter", *" cIZrx", "escape", *"mup0", "down", *"Gv", "left")
-        await pilot.press("q")
-
-    assert (drive(root, steps).return_code or 0) == 0
+            pilot.press("enter", *" cIZrx", "escape", *"mup0", "down", *"Gv", "left")
+        pilot.press("q")
+    assert (app.return_code or 0) == 0
 
 
 @pytest.mark.parametrize("words", [["--filter", "fid<low"], [__file__]])
@@ -217,136 +220,112 @@ def test_plain_tells_the_same_facts(four: Path) -> None:
 def test_a_new_line_changes_its_chart_and_its_cell_and_nothing_else(tmp_path: Path) -> None:
     for seed in range(4):
         make_run(tmp_path, seed=seed, rows=40)
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.read()
-        await pilot.press(*"   ")
+    with driven(tmp_path) as (app, pilot):
+        pilot.read()
+        pilot.press(*"   ")
         table, charts = app.screen.query_one(Table), app.screen.query_one("#charts", Doc)
         strips, picture = dict(table.strips), charts.text
         row = {"step": 500, "phase": "train", "eval/fid": 3.21, "eval/is": 9.0, "eval/net": "inception-2048", "t": 99}
         append(tmp_path / table.rows[0][0] / "metrics.jsonl", row)
-        await pilot.until(lambda: "3.21" in table.strips[1][1].text and charts.text != picture)
+        pilot.until(lambda: "3.21" in table.strips[1][1].text and charts.text != picture)
         assert all(table.strips[y] is strips[y] for y in (0, 2, 4))  # 3 and 1 hold the cursor and the change
-
-    drive(tmp_path, steps)
 
 
 def test_filter_sort_hide_tag_trash_undo(copied: Path) -> None:
     running = make_run(copied, seed=7, rows=20, state="running", status={"process": me()}, quality=50)
     make_run(copied, seed=8, rows=3)  # no score yet
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.read()
+    with driven(copied) as (app, pilot):
+        pilot.read()
         seeds = lambda: [app.store.runs[k].seed for k, _ in app.screen.query_one(Table).rows]  # noqa: E731
         assert app.screen.run_now().name == running.name  # what lives comes first
-        await pilot.answer("/", text="eagan fid<15")
+        pilot.answer("/", text="eagan fid<15")
         assert seeds() == [0]
-        await pilot.answer("/", text="fid<low")
+        pilot.answer("/", text="fid<low")
         assert isinstance(app.screen, Ask)
         assert "low" in app.screen.wrong
-        await pilot.answer(text="eagan")
+        pilot.answer(text="eagan")
         app.sort = "FID"
-        app.refresh_screens()
+        pilot.do(app.refresh_screens)
         assert seeds() == [0, 1, 7, 8]
-        await pilot.press("i")
+        pilot.press("i")
         assert seeds() == [7, 1, 0, 8]  # without a score: last in either order
-        await pilot.press("g", "h")
+        pilot.press("g", "h")
         assert seeds() == [1, 0, 8]
-        await pilot.press("a")
+        pilot.press("a")
         assert seeds() == [7, 1, 0, 8]
-        await pilot.answer(*"aG#", text="paper best | first try")
+        pilot.answer(*"aG#", text="paper best | first try")
         run = app.screen.run_now()
         assert (run.labels, run.tags["note"]) == (["paper", "best"], "first try")
         assert "#paper" in pilot.text()
-        await pilot.press(*"agD")
+        pilot.press(*"agD")
         assert running.name in pilot.told()
         assert running.exists()
-        await pilot.press("G", "D")
+        pilot.press("G", "D")
         assert not run.path.exists()
-        await pilot.press("U")
-        await pilot.until(lambda: run.path.name in app.store.runs)
-
-    drive(copied, steps)
+        pilot.press("U")
+        pilot.until(lambda: run.path.name in app.store.runs)
 
 
 def test_readonly_writes_nothing_and_touches_nothing(copied: Path, child: subprocess.Popen) -> None:
     make_run(copied, seed=7, rows=20, state="running", status={"process": launch.process_of(child.pid)})
     state = lambda: {p: (p.stat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in copied.rglob("*")}  # noqa: E731
     before = state()
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.read()
+    with driven(copied, readonly=True) as (app, pilot):
+        pilot.read()
         for key in "IZRTKDUrdnp#":
-            await pilot.press(key)
+            pilot.press(key)
             assert isinstance(app.screen, Runs), key
         assert pilot.told()
-        await pilot.press("space", "enter", *"IKDr")
+        pilot.press("space", "enter", *"IKDr")
         assert isinstance(app.screen, OneRun)
         assert not any(k in pilot.lines()[-1] for k in (" I ", " Z ", " R "))
-
-    drive(copied, steps, readonly=True)
     assert child.poll() is None
     assert before == state()
 
 
 def test_what_was_chosen_and_what_has_happened_since(live: Path, tmp_path: Path) -> None:
     make_run(tmp_path, seed=2, rows=20)
-
-    async def first(app: Tui, pilot: Pilot) -> None:
-        await pilot.press("space", "s")  # the cursor is on the running one, which is the first
-
-    async def second(app: Tui, pilot: Pilot) -> None:
-        assert (app.sort, list(app.overlay), app.since) == ("name", [live.name], {"done": 1})
-
-    async def third(app: Tui, pilot: Pilot) -> None:
-        assert app.filter_text == "seed=2"  # --filter is stronger than the remembered one
-
-    drive(tmp_path, first)
+    with driven(tmp_path) as (_, pilot):
+        pilot.press("space", "s")  # the cursor is on the running one, which is the first
     write(live / "status.json", json.loads((live / "status.json").read_text()) | {"state": "done"})
-    drive(tmp_path, second)
+    with driven(tmp_path) as (app, _):
+        assert (app.sort, list(app.overlay), app.since) == ("name", [live.name], {"done": 1})
     write(tmp_path / ".tui.json", json.loads((tmp_path / ".tui.json").read_text()) | {"filter": "seed=1"})
-    drive(tmp_path, third, asked="seed=2")
+    with driven(tmp_path, asked="seed=2") as (app, _):
+        assert app.filter_text == "seed=2"  # --filter is stronger than the remembered one
 
 
 def test_a_run_that_ends_is_announced(live: Path, tmp_path: Path) -> None:
     out = tmp_path / "told"
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
+    with driven(tmp_path, on_finish=f'echo "$GAN_STATE $GAN_RUN" > {out}') as (_, pilot):
         write(live / "status.json", {"state": "failed", "error": {"type": "X", "message": "loss/g is nan at step 7"}})
-        await pilot.until(lambda: "loss/g is nan at step 7" in pilot.told())
-        await pilot.until(lambda: out.exists() and out.read_text())
-
-    drive(tmp_path, steps, on_finish=f'echo "$GAN_STATE $GAN_RUN" > {out}')
+        pilot.until(lambda: "loss/g is nan at step 7" in pilot.told())
+        pilot.until(lambda: out.exists() and out.read_text())
     assert out.read_text() == f"failed {live}\n"
 
 
 def test_a_first_sign_of_trouble_is_told_once(live: Path, tmp_path: Path) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
+    with driven(tmp_path) as (app, pilot):
         for i in (1, 2):
             append(live / "metrics.jsonl", {"step": 300 + i, "loss/g": None})
-            await pilot.until(lambda n=i: app.store.runs[live.name].columns.nans == n)
-        await pilot.until(lambda: live.name in pilot.told())
+            pilot.until(lambda n=i: app.store.runs[live.name].columns.nans == n)
+        pilot.until(lambda: live.name in pilot.told())
         assert pilot.told().count(live.name) == 1
-
-    drive(tmp_path, steps)
 
 
 def test_seeds_together_as_mean_and_spread(tmp_path: Path) -> None:
     for seed in range(3):
         make_run(tmp_path, seed=seed, rows=40, quality=10 + seed)
     make_run(tmp_path, "degas", seed=5, rows=40, net="compact")
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.read()
-        await pilot.press("g", *"    u")
+    with driven(tmp_path, size=(200, 60)) as (app, pilot):
+        pilot.read()
+        pilot.press("g", *"    u")
         fids = [r.last["fid"] for r in app.store.ordered() if r.method == "eagan"]
-        await pilot.sees("0 1 2", f"FID {statistics.mean(fids):.2f} ± {statistics.stdev(fids):.2f}", "FID(compact)")
+        pilot.sees("0 1 2", f"FID {statistics.mean(fids):.2f} ± {statistics.stdev(fids):.2f}", "FID(compact)")
         table = pages.distances([run for run, _, _ in app.screen.drawn()])
         rows = ["".join(text for text, _ in line).strip() for line in table]
         assert sum("eagan" in row for row in rows) == 3
-        await pilot.sees(*(row for row in rows if "eagan" in row))
-
-    drive(tmp_path, steps, size=(200, 60))
+        pilot.sees(*(row for row in rows if "eagan" in row))
 
 
 # ---- one run --------------------------------------------------------------------------------------------------------------
@@ -362,72 +341,62 @@ def test_seeds_together_as_mean_and_spread(tmp_path: Path) -> None:
     ],
 )
 def test_what_only_one_method_has(four: Path, part: str, words: list[str]) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        screen = await pilot.open(part, "5")
-        await pilot.sees(*words)
+    with driven(four, size=(120, 50)) as (_, pilot):
+        screen = pilot.open(part, "5")
+        pilot.sees(*words)
         before = pilot.text()
-        await pilot.press(*"]]")
+        pilot.press(*"]]")
         assert pilot.text() != before or part == "autogan"
-        await pilot.press(",")
-        await pilot.sees(f"step {screen.view.at:.0f}")
-
-    drive(four, steps, size=(120, 50))
+        pilot.press(",")
+        pilot.sees(f"step {screen.view.at:.0f}")
 
 
 def test_all_tabs_turn_back_to_an_earlier_step(four: Path) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        screen = await pilot.open("eagan-cifar10-s0", "3")
-        await pilot.sees("step 600")
-        await pilot.press(*",,")
-        await pilot.sees("step 200")
-        await pilot.press("4")
+    with driven(four) as (app, pilot):
+        screen = pilot.open("eagan-cifar10-s0", "3")
+        pilot.sees("step 600")
+        pilot.press(*",,")
+        pilot.sees("step 200")
+        pilot.press("4")
         assert screen.view.at == 200
-        await pilot.sees("step 150")  # the genotype that held then
-        await pilot.press("3", *"...")
+        pilot.sees("step 150")  # the genotype that held then
+        pilot.press("3", *"...")
         assert screen.view.at is None
-        await pilot.press("*")
+        pilot.press("*")
         assert screen.view.at == screen.run.best()["step"]
-        await pilot.press("escape")
+        pilot.press("escape")
         assert screen.view.at is None
-        await pilot.press("escape")
+        pilot.press("escape")
         assert isinstance(app.screen, Runs)
-
-    drive(four, steps)
 
 
 def test_a_round_appended_moves_the_front(tmp_path: Path) -> None:
     run = make_run(tmp_path, rows=40)
     row = evolution(random.Random(5), 400, 1)[0]
     row["population"][0] |= {"id": "9-9", "fid": 0.5, "is": 11.0, "params": 1000}
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        screen = await pilot.open(run.name, "5")
+    with driven(tmp_path) as (_, pilot):
+        screen = pilot.open(run.name, "5")
         for number, front in ((9, ["9-9"]), (10, None)):  # of a row that does not say which is the front it is computed
             append(run / "search.jsonl", row | {"round": number, "step": 390, "front": front, "best": "9-9"})
-            await pilot.sees(f"round {number}", "9-9")
+            pilot.sees(f"round {number}", "9-9")
             assert screen.run.search.rounds[-1]["front"] == {"9-9"}
         dots = lambda: sum(pilot.text().count(c) for c in "·∘○")  # noqa: E731
         before = dots()
-        await pilot.press("z")
+        pilot.press("z")
         assert dots() < before - 5
-
-    drive(tmp_path, steps)
 
 
 def test_a_run_deleted_while_it_is_open(tmp_path: Path) -> None:
     run = make_run(tmp_path, rows=40, samples=2)
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        screen = await pilot.open(run.name)
+    with driven(tmp_path) as (app, pilot):
+        screen = pilot.open(run.name)
         before = pilot.lines()[:4]
         shutil.rmtree(run)
-        await pilot.until(lambda: not app.store.runs and pilot.lines()[:4] != before)
-        await pilot.press(*"23,4561mIZx", "escape")
+        pilot.until(lambda: not app.store.runs and pilot.lines()[:4] != before)
+        pilot.press(*"23,4561mIZx", "escape")
         assert app.screen is screen
-        await pilot.press("escape", "escape")
+        pilot.press("escape", "escape")
         assert isinstance(app.screen, Runs)
-
-    drive(tmp_path, steps)
 
 
 # ---- the log --------------------------------------------------------------------------------------------------------------
@@ -436,96 +405,86 @@ def test_a_run_deleted_while_it_is_open(tmp_path: Path) -> None:
 def test_a_paused_log_does_not_move(tmp_path: Path) -> None:
     run = make_run(tmp_path, rows=5)
     (run / "log.txt").write_text("".join(f"line {i} {'x' * 200}\n" for i in range(500)))
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        log = (await pilot.open(run.name, "2")).query_one(LogView)
+    with driven(tmp_path) as (_, pilot):
+        log = pilot.open(run.name, "2").query_one(LogView)
         assert "line 499" in log.text
-        await pilot.press("up", "right")
+        pilot.press("up", "right")
         before = (log.text, log.top, log.left)
         with open(run / "log.txt", "a") as f:
             f.writelines(f"new {i}\n" for i in range(1000))
-        await pilot.sees("+1000")
+        pilot.sees("+1000")
         assert (log.text, log.top, log.left) == before
-        await pilot.press("down", "down", "pagedown")
+        pilot.press("down", "down", "pagedown")
         assert not log.follow
-        await pilot.press("f")
+        pilot.press("f")
         assert log.follow
-        await pilot.press("left", "home")
+        pilot.press("left", "home")
         assert log.text.startswith("   1 line 0")
-        await pilot.press("end")
+        pilot.press("end")
         assert "new 999" in log.text
         assert log.follow
-
-    drive(tmp_path, steps)
 
 
 def test_search_and_filter_of_a_log(tmp_path: Path) -> None:
     run = make_run(tmp_path, rows=5)
     lines = [f"line {i}{' ERROR here' if i in (40, 300) else ''}" for i in range(500)]
     (run / "log.txt").write_text("\n".join(lines) + "\n")
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        log = (await pilot.open(run.name, "2")).query_one(LogView)
+    with driven(tmp_path) as (app, pilot):
+        log = pilot.open(run.name, "2").query_one(LogView)
         for found in (40, 300):
-            await pilot.press("!")
+            pilot.press("!")
             assert log.hit == found
-        await pilot.answer("/", text="7$")
-        await pilot.press("home", "n")
+        pilot.answer("/", text="7$")
+        pilot.press("home", "n")
         before = log.hit
         assert lines[before].endswith("7")
-        await pilot.press("N", "n")
+        pilot.press("N", "n")
         assert log.hit == before
-        await pilot.answer("&", text="(")
+        pilot.answer("&", text="(")
         assert isinstance(app.screen, Ask)
         assert log.shown is None
-        await pilot.answer(text="9 ERR|00")
+        pilot.answer(text="9 ERR|00")
         expected = [i for i, line in enumerate(lines) if re.search("9 ERR|00", line)]
         assert log.shown == expected
         with open(run / "log.txt", "a") as f:
             f.write("more 00\nnot this\n")
-        await pilot.until(lambda: log.shown == [*expected, 500])
-        await pilot.answer("&", text="")
+        pilot.until(lambda: log.shown == [*expected, 500])
+        pilot.answer("&", text="")
         assert log.shown is None
-        await pilot.answer("ctrl+g", text="123")
+        pilot.answer("ctrl+g", text="123")
         assert "123 line 122" in log.text
-
-    drive(tmp_path, steps)
 
 
 # ---- comparison, exports --------------------------------------------------------------------------------------------------
 
 
 def test_comparison_names_what_differs(four: Path) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.read()
+    with driven(four, size=(120, 70)) as (app, pilot):
+        pilot.read()
         a, b = (next(r for r in app.store.ordered() if f"eagan-cifar10-s{k}" in r.name) for k in (0, 1))
-        app.push_screen(Compare(a, b))
-        await pilot.reaches(Compare)
-        await pilot.settle()
+        pilot.do(app.push_screen, Compare(a, b))
+        pilot.reaches(Compare)
         assert [k for k, _, _ in pages.config_diff(a, b)] == ["seed"]
         flat = [[op for row in r.genotype["G"] for op in row] for r in (a, b)]
         distance = sum(x != y for x, y in zip(*flat, strict=True))
         assert re.search(rf"Hamming distance\D+{distance}\b", pilot.text())
         assert f"{a.last['fid'] - b.last['fid']:.4g}" in pilot.text()
-        await pilot.press("s")
+        pilot.press("s")
         assert f"+{b.last['fid'] - a.last['fid']:.4g}" in pilot.text()
-        await pilot.press("p")
-        await pilot.sees(f"-own = {b.name!r}", f"+own = {a.name!r}")
-        await pilot.press("escape", ",")
-        await pilot.sees(f"step {app.screen.view.at:.0f}")
-
-    drive(four, steps, size=(120, 70))
+        pilot.press("p")
+        pilot.sees(f"-own = {b.name!r}", f"+own = {a.name!r}")
+        pilot.press("escape", ",")
+        pilot.sees(f"step {app.screen.view.at:.0f}")
 
 
 def test_exports_hold_the_same_numbers(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.read()
-        run = (await pilot.open("eagan-cifar10-s0")).run
+    with driven(four) as (_, pilot):
+        pilot.read()
+        run = pilot.open("eagan-cifar10-s0").run
         for key, suffix in (("c", "csv"), ("m", "md"), ("l", "tex"), ("s", "svg"), ("h", "html")):
-            await pilot.press("x", key)
-            await pilot.until(lambda s=suffix: list(tmp_path.glob(f"exports/*.{s}")) and f".{s}" in pilot.told())
+            pilot.press("x", key)
+            pilot.until(lambda s=suffix: list(tmp_path.glob(f"exports/*.{s}")) and f".{s}" in pilot.told())
         text = {p.suffix[1:]: p.read_text() for p in tmp_path.glob("exports/*")}
         rows = list(csv.DictReader(io.StringIO(text["csv"])))
         for metric in run.columns.keys:
@@ -539,102 +498,90 @@ def test_exports_hold_the_same_numbers(four: Path, tmp_path: Path, monkeypatch: 
         assert "data:image/png;base64," in text["html"]
         assert "http://" not in text["html"].replace("http://www.w3.org/2000/svg", "")
 
-    drive(four, steps)
-
 
 # ---- launching and steering from the screen --------------------------------------------------------------------------------
 
 
-async def fill_form(pilot: Pilot, **values: object) -> Form:
+def fill_form(pilot: Pilot, **values: object) -> Form:
     """The form of the fake trainer with these values."""
-    await pilot.press("n")
-    form = await pilot.reaches(Form)
-    form.set("script", "fake_trainer.py")
-    for name, value in values.items():
-        form.set(name, str(value))
-    await pilot.settle()
+    pilot.press("n")
+    form = pilot.reaches(Form)
+    for name, value in {"script": "fake_trainer.py", **values}.items():
+        pilot.do(form.set, name, str(value))
     return form
 
 
 def test_the_form_names_what_is_wrong_and_launches_nothing(tmp_path: Path) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        form = await fill_form(pilot)
-        await pilot.answer("/", text="steps")
-        await pilot.answer("enter", text="0")
+    with driven(tmp_path / "runs") as (app, pilot):
+        form = fill_form(pilot)
+        pilot.answer("/", text="steps")
+        pilot.answer("enter", text="0")
         assert "≥ 1" in app.screen.wrong
-        await pilot.press("escape")
+        pilot.press("escape")
         assert list(form.problems()) == ["-steps"]
-        await pilot.press("ctrl+r")
+        pilot.press("ctrl+r")
         assert isinstance(app.screen, Form)
         assert re.search("steps.*≥ 1", pilot.told())
-        await pilot.press("u")
-        form.set("seeds", "-1")
-        await pilot.press("ctrl+r")
+        pilot.press("u")
+        pilot.do(form.set, "seeds", "-1")
+        pilot.press("ctrl+r")
         assert re.search("seeds.*'-1'", pilot.told())
-        form.set("seeds", "0-2")
-        form.set("-amp", "true")
-        await pilot.sees("3 runs")
+        pilot.do(form.set, "seeds", "0-2")
+        pilot.do(form.set, "-amp", "true")
+        pilot.sees("3 runs")
         assert form.command() == f"python fake_trainer.py --runs-dir {tmp_path / 'runs'} --amp"
         line = form.command(seed=2)
-        form.set("-dataset", "other")
-        await pilot.press("p")
+        pilot.do(form.set, "-dataset", "other")
+        pilot.press("p")
         app.screen.query_one("Input").value = line
-        await pilot.press("enter")
-        assert (await pilot.reaches(Form)).command() == line
-        await pilot.press("escape")
-
-    drive(tmp_path / "runs", steps)
+        pilot.press("enter")
+        assert (pilot.reaches(Form)).command() == line
+        pilot.press("escape")
     assert not (tmp_path / "runs" / ".launch").exists()
 
 
 def test_launch_pause_stop_resume_and_rerun_from_the_keys(tmp_path: Path) -> None:
     """One run through all of its life, steered by keys alone."""
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await fill_form(pilot, **{"-steps": 100_000, "-pause": 0.01, "-workers": 2})
-        await pilot.press("ctrl+r")
+    with driven(tmp_path / "runs") as (app, pilot):
+        fill_form(pilot, **{"-steps": 100_000, "-pause": 0.01, "-workers": 2})
+        pilot.press("ctrl+r")
         assert isinstance(app.screen, Runs)
-        run = await pilot.state("running")
+        run = pilot.state("running")
         pid = run.process["pid"]
-        await pilot.press("Z")
-        await pilot.state("paused")
-        await pilot.sees("‖", "paused")
-        await pilot.press("Z")
-        await pilot.state("running")
-        await pilot.press("K")
+        pilot.press("Z")
+        pilot.state("paused")
+        pilot.sees("‖", "paused")
+        pilot.press("Z")
+        pilot.state("running")
+        pilot.press("K")
         assert isinstance(app.screen, Choose)
         assert run.name in pilot.text()
-        await pilot.press("n", "escape")
+        pilot.press("n", "escape")
         assert alive(run.process)
-        await pilot.press("I")
-        assert await pilot.state("stopped") is run
+        pilot.press("I")
+        assert pilot.state("stopped") is run
         assert (run.path / "checkpoint.pt").exists()
         assert alive(run.process) is None
         assert len(app.store.runs) == 1
-        await pilot.press("R")
-        await pilot.until(lambda: run.state == "running" and run.process["pid"] != pid)
-        await pilot.press("r")
-        assert (await pilot.reaches(Form)).texts["workers"] == "2"
+        pilot.press("R")
+        pilot.until(lambda: run.state == "running" and run.process["pid"] != pid)
+        pilot.press("r")
+        assert (pilot.reaches(Form)).texts["workers"] == "2"
         assert run.name in pilot.lines()[0]
-        await pilot.press("escape", "K", "y")
-        await pilot.until(lambda: (run.state, run.exit) == ("failed", 137))
-
-    drive(tmp_path / "runs", steps)
+        pilot.press("escape", "K", "y")
+        pilot.until(lambda: (run.state, run.exit) == ("failed", 137))
 
 
 def test_a_run_of_another_host_gets_a_stop_file(tmp_path: Path) -> None:
     status = {"process": me() | {"host": "elsewhere"}, "updated": now()}
     run = make_run(tmp_path, rows=20, state="running", status=status)
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.press("K")
+    with driven(tmp_path) as (app, pilot):
+        pilot.press("K")
         assert isinstance(app.screen, Runs)
         assert run.name in pilot.told()
         assert not (run / "STOP").exists()
-        await pilot.press("I")
+        pilot.press("I")
         assert (run / "STOP").exists()
-
-    drive(tmp_path, steps)
 
 
 def in_terminal(words: list[str], **env: str) -> tuple[int, int, bytearray]:
@@ -662,19 +609,11 @@ def in_terminal(words: list[str], **env: str) -> tuple[int, int, bytearray]:
 def test_a_launched_run_lives_on_when_the_ui_ends(tmp_path: Path, end: str) -> None:
     root = tmp_path / "runs"
 
-    async def begin(app: Tui, pilot: Pilot) -> None:
-        await fill_form(pilot, **{"-steps": 100_000})
-        await pilot.press("ctrl+r")
-        await pilot.state("running")
-
-    async def again(app: Tui, pilot: Pilot) -> None:
-        (run,) = app.store.ordered()
-        assert (run.state, run.process["pid"]) == ("running", process["pid"])
-        await pilot.press("I")
-        await pilot.state("stopped")
-
     if end == "exit":
-        drive(root, begin)
+        with driven(root) as (_, pilot):
+            fill_form(pilot, **{"-steps": 100_000})
+            pilot.press("ctrl+r")
+            pilot.state("running")
     else:
         code = f"import sys; sys.path[:0] = ['.', 'tests']; import test_tui; test_tui.for_terminal({str(root)!r})"
         pid, master, _ = in_terminal([sys.executable, "-c", code])
@@ -690,7 +629,11 @@ def test_a_launched_run_lives_on_when_the_ui_ends(tmp_path: Path, end: str) -> N
     time.sleep(0.3)
     process = launch.records(root)[0]["child"]
     assert alive(process)
-    drive(root, again)
+    with driven(root) as (app, pilot):
+        (run,) = app.store.ordered()
+        assert (run.state, run.process["pid"]) == ("running", process["pid"])
+        pilot.press("I")
+        pilot.state("stopped")
 
 
 def for_terminal(root: str) -> None:
@@ -711,28 +654,29 @@ def for_terminal(root: str) -> None:
 # ---- every screen in every size, theme and terminal ------------------------------------------------------------------------
 
 
-async def every_screen(app: Tui, pilot: Pilot, look: Callable[[], None]) -> None:
+def every_screen(app: Tui, pilot: Pilot, look: Callable[[], None]) -> None:
     for keys in ("", "  v", "vu"):
-        await pilot.press(*keys)
+        pilot.press(*keys)
         look()
     for keys, screen in (("uc", Compare), ("n", Form), ("x", Choose), ("?", Help)):
-        await pilot.press(*keys)
+        pilot.press(*keys)
         assert isinstance(app.screen, screen)
         look()
-        await pilot.press("escape")
+        pilot.press("escape")
     for part in ("eagan", "adversarialnas", "autogan", "degas"):
-        await pilot.open(part)
+        pilot.open(part)
         for tab in "123456":
-            await pilot.press(tab)
+            pilot.press(tab)
             look()
-        await pilot.press("escape")
+        pilot.press("escape")
 
 
 @pytest.mark.parametrize(
     "size", [(80, 24), *(pytest.param(s, marks=pytest.mark.slow) for s in ((120, 36), (200, 60)))], ids=str
 )
 def test_every_screen_fits(copied: Path, size: tuple[int, int]) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
+    with driven(copied, size=size) as (app, pilot):
+
         def look() -> None:
             lines = pilot.lines()
             assert len(lines) == size[1]
@@ -740,40 +684,34 @@ def test_every_screen_fits(copied: Path, size: tuple[int, int]) -> None:
             assert sum(bool(line.strip()) for line in lines) > 12
             assert not isinstance(app.screen, tui.Page) or "? " in lines[-1]
 
-        await pilot.read()
-        await every_screen(app, pilot, look)
-
-    drive(copied, steps, size=size)
+        pilot.read()
+        every_screen(app, pilot, look)
 
 
 def test_live_resizing_and_too_small(four: Path) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.read()
-        await pilot.press("space")
+    with driven(four) as (_, pilot):
+        pilot.read()
+        pilot.press("space")
         for size in ((80, 24), (200, 60), (60, 16), (120, 36), (100, 30), (99, 29), (40, 10), (80, 24)):
-            await pilot.resize(*size)
+            pilot.loop.run(pilot.pilot.resize_terminal(*size))
+            pilot.settle()
             assert len(pilot.lines()) == size[1]
             assert ("eagan" in pilot.text()) == (size != (40, 10)), size
             assert ("? " in pilot.lines()[-1]) == (size != (40, 10)), size
 
-    drive(four, steps)
-
 
 @pytest.mark.parametrize("look", ["light", "colour-blind", "ansi"])
 def test_themes(four: Path, look: str) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.read()
-        await pilot.press("space", "enter", "5", "escape")
+    with driven(four, look=look) as (app, pilot):
+        pilot.read()
+        pilot.press("space", "enter", "5", "escape")
         assert "eagan" in pilot.text()
         styles = [s.style for strip in app.screen._compositor.render_strips() for s in strip if s.style]
         colors = [c for style in styles for c in (style.color, style.bgcolor) if c]
         assert len({c.name for c in colors}) > 2
         assert look != "ansi" or all(c.type.name in ("DEFAULT", "STANDARD") for c in colors)  # the terminal's own sixteen
-        app.use_theme("dark")
-        await pilot.settle()
+        pilot.do(app.use_theme, "dark")
         assert "eagan" in pilot.text()
-
-    drive(four, steps, look=look)
 
 
 NAMES = ["[red]bold[@]", "emoji-🎉-漢字", "x" * 200, "esc\x1b[31m", "new\nline", "-s0-20260101-000000"]
@@ -793,19 +731,17 @@ def test_without_colour_and_with_names_of_any_kind(tmp_path: Path) -> None:
 
 
 def without_colour(root: str) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.read()
-        await pilot.sees("[red]bold[@]", "emoji-🎉-漢字", "xxxxx", "esc·[31m", "new line", "✓", "✗")
-        await pilot.press("g", *"   ")
+    with driven(Path(root)) as (app, pilot):
+        pilot.read()
+        pilot.sees("[red]bold[@]", "emoji-🎉-漢字", "xxxxx", "esc·[31m", "new line", "✓", "✗")
+        pilot.press("g", *"   ")
         assert set(re.findall(r"▌[a-z] ", pilot.text())) == {"▌a ", "▌b ", "▌c "}
         for run in app.store.ordered():
-            app.push_screen(OneRun(run))
-            await pilot.reaches(OneRun)
-            await pilot.press("3")
+            pilot.do(app.push_screen, OneRun(run))
+            pilot.reaches(OneRun)
+            pilot.press("3")
             assert "▀" not in pilot.text()
-            await pilot.press(*"12456", "escape")
-
-    drive(Path(root), steps)
+            pilot.press(*"12456", "escape")
 
 
 def test_samples_as_pixels_where_the_terminal_has_them(four: Path) -> None:
@@ -814,23 +750,21 @@ def test_samples_as_pixels_where_the_terminal_has_them(four: Path) -> None:
     class Picture(Widget):
         image = property(lambda self: shown[-1], lambda self, value: shown.append(value))
 
-    async def steps(app: Tui, pilot: Pilot) -> None:
+    with driven(four) as (app, pilot):
         app.pixels = Picture
-        screen = await pilot.open("eagan-cifar10-s0", "3")
-        await pilot.until(lambda: shown)
+        screen = pilot.open("eagan-cifar10-s0", "3")
+        pilot.until(lambda: shown)
         picture, content = screen.query_one(Picture), screen.query_one("#content", Doc)
         assert "600" in content.text
         assert picture.display
         assert (picture.size.height, content.size.height) == (app.size.height - 6, 1)
-        await pilot.press("+")
+        pilot.press("+")
         assert shown[-1].size[0] < shown[0].size[0]
         n = len(shown)
-        await pilot.press(",", "1")
+        pilot.press(",", "1")
         assert len(shown) == n + 1
         assert not picture.display
         assert content.size.height > 20
-
-    drive(four, steps)
 
 
 @pytest.mark.parametrize(
@@ -873,31 +807,27 @@ def test_no_key_means_two_things_every_action_exists_and_help_lists_it(screen: t
 
 
 def test_help_shows_every_key(four: Path) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.press("?")
+    with driven(four, size=(80, 24)) as (_, pilot):
+        pilot.press("?")
         seen = ""
         for _ in range(6):
             seen += pilot.text()
-            await pilot.press("pagedown")
+            pilot.press("pagedown")
         for binding in [*Runs.BINDINGS, *Tui.BINDINGS]:
             assert binding.description[:30] in seen, binding
 
-    drive(four, steps, size=(80, 24))
-
 
 def test_the_palette_has_every_action_run_metric_and_theme(four: Path) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.read()
+    with driven(four) as (app, pilot):
+        pilot.read()
         commands = [text for text, _, _ in tui.Commands(app.screen).every()]
         wanted = [b.description for b in [*Runs.BINDINGS, *Tui.BINDINGS]] + [r.name for r in app.store.ordered()]
         for word in [*wanted, "FID", "IS", "loss/g", "light"]:
             assert any(text.endswith(word) for text in commands), word
-        await pilot.press(":", *"loss/g")
-        await pilot.pilot.pause(0.4)
-        await pilot.press("enter")
-        await pilot.until(lambda: app.metric == "loss/g")
-
-    drive(four, steps)
+        pilot.press(":", *"loss/g")
+        pilot.loop.run(pilot.pilot.pause(0.4))
+        pilot.press("enter")
+        pilot.until(lambda: app.metric == "loss/g")
 
 
 @pytest.mark.parametrize(("page", "keys"), [("README.md", tui.first_keys), ("docs/tui.md", tui.key_tables)])
@@ -914,36 +844,30 @@ def test_pictures_are_whole_and_name_no_machine(picture: Path) -> None:
 
 
 def test_the_mouse_reaches_keys_rows_heads_tabs_and_answers(four: Path) -> None:
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        async def click(where: str, x: int, y: int = 0) -> None:
-            await pilot.settle()
-            await pilot.pilot.click(where, offset=(x, y))
-
-        await pilot.read()
+    with driven(four) as (app, pilot):
+        pilot.read()
         screen = app.screen
         at = {action: a + 1 for a, _, action in screen.key_spots}
-        await click("#keys", at["overlay"])
-        await pilot.until(lambda: len(app.overlay) == 1)
+        pilot.click("#keys", at["overlay"])
+        pilot.until(lambda: len(app.overlay) == 1)
         for reverse in (False, True):
-            await click("#table", 10)  # the head of the names
-            await pilot.until(lambda r=reverse: (app.sort, app.reverse) == ("name", r))
-        await click("#table", 10, 3)
-        await pilot.until(lambda: screen.query_one(Table).cursor == 2)
-        await click("#table", 10, 3)
-        one = await pilot.reaches(OneRun)
-        await pilot.settle()
-        await click("#tabs", one.tab_spots[2][0] - 4)
-        await pilot.until(lambda: one.tab == "samples")
-        await click("#keys", one.key_spots[0][0] + 1)
-        await pilot.until(lambda: app.screen is screen)
-        await pilot.press("x")
-        await pilot.until(lambda: isinstance(app.screen, Choose) and app.screen.query_one(Doc).strips)
-        await click("#choose", 5, 8)  # no
-        await pilot.until(lambda: app.screen is screen)
-        await click("#keys", at["app.help"])
-        await pilot.reaches(Help)
-
-    drive(four, steps)
+            pilot.click("#table", 10)  # the head of the names
+            pilot.until(lambda r=reverse: (app.sort, app.reverse) == ("name", r))
+        pilot.click("#table", 10, 3)
+        pilot.until(lambda: screen.query_one(Table).cursor == 2)
+        pilot.click("#table", 10, 3)
+        one = pilot.reaches(OneRun)
+        pilot.settle()
+        pilot.click("#tabs", one.tab_spots[2][0] - 4)
+        pilot.until(lambda: one.tab == "samples")
+        pilot.click("#keys", one.key_spots[0][0] + 1)
+        pilot.until(lambda: app.screen is screen)
+        pilot.press("x")
+        pilot.until(lambda: isinstance(app.screen, Choose) and app.screen.query_one(Doc).strips)
+        pilot.click("#choose", 5, 8)  # no
+        pilot.until(lambda: app.screen is screen)
+        pilot.click("#keys", at["app.help"])
+        pilot.reaches(Help)
 
 
 # ---- what must not stop it -------------------------------------------------------------------------------------------------
@@ -953,26 +877,21 @@ def test_a_hanging_gpu_library_blocks_no_key(four: Path, monkeypatch: pytest.Mon
     pressed = threading.Event()
     waited = []
     monkeypatch.setattr(launch, "gpus", lambda: waited.append(pressed.wait(20)) or [])
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.press("down", "down", "down")
+    with driven(four) as (app, pilot):
+        pilot.press("down", "down", "down")
         assert app.screen.query_one(Table).cursor == 3
         assert not waited
         pressed.set()
-        await pilot.sees("CPU")
-
-    drive(four, steps)
+        pilot.sees("CPU")
 
 
 def test_a_fault_in_one_widget_is_told_once_and_ends_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "header", lambda *_: 1 / 0)
-
-    async def steps(app: Tui, pilot: Pilot) -> None:
-        await pilot.open("autogan", "5")
-        await pilot.sees("beam")
+    with driven(copied) as (app, pilot):
+        pilot.open("autogan", "5")
+        pilot.sees("beam")
         assert "division by zero" in pilot.told()
         assert len(app.complaints) == 1
+        monkeypatch.undo()
         app.complaints.clear()
-
-    drive(copied, steps)
     assert "ZeroDivisionError" in (copied / ".tui.log").read_text()
