@@ -572,6 +572,19 @@ def test_launch_pause_stop_resume_and_rerun_from_the_keys(tmp_path: Path) -> Non
         pilot.until(lambda: (run.state, run.exit) == ("failed", 137))
 
 
+def test_a_signal_for_a_recycled_pid_is_refused(tmp_path: Path, child: subprocess.Popen) -> None:
+    process = launch.process_of(child.pid)
+    name = make_run(tmp_path, rows=20, state="running", status={"process": process}).name
+    with driven(tmp_path) as (app, pilot):
+        run = app.store.runs[name]
+        for key in "IT":
+            run.state = "running"
+            run.status["process"] = process | {"start_time": 1}  # as if read before the pid was taken again
+            pilot.press(key)
+        assert str(child.pid) in pilot.told()
+    assert child.poll() is None
+
+
 def test_a_run_of_another_host_gets_a_stop_file(tmp_path: Path) -> None:
     status = {"process": me() | {"host": "elsewhere"}, "updated": now()}
     run = make_run(tmp_path, rows=20, state="running", status=status)
@@ -890,7 +903,7 @@ def test_a_fault_in_one_widget_is_told_once_and_ends_nothing(copied: Path, monke
     with driven(copied) as (app, pilot):
         pilot.open("autogan", "5")
         pilot.sees("beam")
-        assert "division by zero" in pilot.told()
+        assert pilot.told().count("division by zero") == 1
         assert len(app.complaints) == 1
         monkeypatch.undo()
         app.complaints.clear()
