@@ -150,7 +150,7 @@ def test_an_edge_over_time_is_drawn_from_its_history() -> None:
     assert conv == "conv █▇▇▆▅▅▄▃▂ 0.20"
 
 
-# ---- samples ------------------------------------------------------------------------------------------------------------
+# ---- samples, signs of trouble, words -----------------------------------------------------------------------------------
 
 
 def test_half_blocks_show_the_pixels(tmp_path: Path) -> None:
@@ -169,9 +169,6 @@ def test_half_blocks_show_the_pixels(tmp_path: Path) -> None:
         small = texts(draw.half_blocks(image, width, height, across))
         assert len(small) <= height
         assert max(map(len, small)) <= width
-
-
-# ---- signs of trouble, words --------------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_trouble_is_seen_and_a_sound_run_has_none(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from fake_trainer import make_run, me, write
@@ -415,15 +416,8 @@ def test_after_another_run_and_out_of_the_queue(begin: Callable[..., Launched], 
 def test_first_come_first_served_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 2**30
     cards = [{"uuid": f"GPU-{i}", "used": used * gib, "total": 80 * gib} for i, used in enumerate((79, 40, 10))]
-    answers: list[object] = [RuntimeError("driver in trouble"), [], cards]  # what does not answer, or is full, is asked again
-
-    def gpus() -> list[dict]:
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(launch, "gpus", gpus)
+    answers = [RuntimeError("driver in trouble"), [], cards]  # what does not answer, or is full, is asked again
+    monkeypatch.setattr(launch, "gpus", Mock(side_effect=answers))
     monkeypatch.setattr(launch.time, "sleep", lambda _: None)
     keepers = []
     for n in ("001", "002"):
@@ -444,7 +438,7 @@ def test_first_come_first_served_on_a_gpu(tmp_path: Path, monkeypatch: pytest.Mo
     lock.close()
 
 
-# ---- signals --------------------------------------------------------------------------------------------------------------
+# ---- signals, machine ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -476,9 +470,6 @@ def test_a_zombie_is_dead() -> None:
     until(lambda: process_stat(child.pid) is None)
     assert alive({**process, "start_time": process["start_time"] or 1}) is None
     child.wait()
-
-
-# ---- machine --------------------------------------------------------------------------------------------------------------
 
 
 def test_gpus_that_fail_or_hang_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,7 @@ def test_clean_leaves_nothing_that_a_terminal_obeys(text: object, shown: str) ->
     assert clean(text) == shown
 
 
-# ---- states -------------------------------------------------------------------------------------------------------------
+# ---- states, scores -----------------------------------------------------------------------------------------------------
 
 
 def judged(run_dir: Path) -> Run:
@@ -217,7 +217,7 @@ def judged(run_dir: Path) -> Run:
     ("code", "state", "why"),
     [(0, "done", ""), (3, "failed", "3"), (137, "failed", "memory"), (130, "stopped", ""), (None, "lost", "")],
 )
-def test_exit_codes(tmp_path: Path, code: int | None, state: str, why: str) -> None:
+def test_exit_codes_unless_they_are_of_an_earlier_life(tmp_path: Path, code: int | None, state: str, why: str) -> None:
     run_dir = make_run(tmp_path, rows=20, state="running")
     if code is not None:
         (run_dir / "exit").write_text(f"{code}\n")
@@ -225,13 +225,9 @@ def test_exit_codes(tmp_path: Path, code: int | None, state: str, why: str) -> N
     assert run.state == state
     assert why in run.why
     assert bool(run.why) == (state in ("failed", "lost"))
-
-
-def test_an_exit_code_of_an_earlier_life_says_nothing(tmp_path: Path) -> None:
-    run = make_run(tmp_path, rows=20, state="running")
-    (run / "exit").write_text("0\n")
-    os.utime(run / "exit", (1, 1))
-    assert judged(run).state == "lost"
+    if code is not None:
+        os.utime(run_dir / "exit", (1, 1))
+    assert judged(run_dir).state == "lost"
 
 
 OLD = "2020-01-01T00:00:00+00:00"
@@ -288,9 +284,6 @@ def test_runs_appear_and_vanish_while_watched(tmp_path: Path) -> None:
     assert not store.runs
 
 
-# ---- scores stay apart ----------------------------------------------------------------------------------------------------
-
-
 def test_a_score_of_another_network_is_never_shown_as_fid(tmp_path: Path) -> None:
     run = opened(make_run(tmp_path, rows=20, net="compact"))
     assert run.score("FID") is None
@@ -308,7 +301,7 @@ def test_the_best_is_of_the_phase_and_network_of_the_last(tmp_path: Path) -> Non
     assert run.best()["step"] == 3
 
 
-# ---- queries, order -------------------------------------------------------------------------------------------------------
+# ---- queries, order, tags -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -352,9 +345,6 @@ def test_a_query_that_means_nothing_says_so(text: str, wrong: str) -> None:
 @pytest.mark.parametrize(("reverse", "seeds"), [(False, [0, 2, 1, 3, 4]), (True, [0, 1, 2, 3, 4])])
 def test_missing_values_are_last_in_either_order_and_pins_first(some: Store, reverse: bool, seeds: list[int]) -> None:
     assert [r.seed for r in ordered(some.ordered(), lambda r: r.score("FID"), reverse)] == seeds
-
-
-# ---- tags ----------------------------------------------------------------------------------------------------------------
 
 
 def test_tags_are_written_beside_a_hostile_link(tmp_path: Path) -> None:
@@ -404,7 +394,7 @@ def test_hypervolume_of_two_points() -> None:
     assert runs.hypervolume(people, (5.0, 0.0)) == pytest.approx(4 * 2 + 3 * 2)
 
 
-# ---- logs -----------------------------------------------------------------------------------------------------------------
+# ---- logs and records of launches ---------------------------------------------------------------------------------------
 
 
 def test_log_shows_what_a_terminal_would(tmp_path: Path) -> None:
@@ -445,9 +435,6 @@ def test_a_log_that_is_cut_begins_anew(tmp_path: Path) -> None:
         log.path.write_text(text)
         log.update()
     assert (len(log), log.lines([0])) == (1, ["d"])
-
-
-# ---- records of launches --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", [b"\xff{", b"[]", b'{"run": "../../etc"}'])
