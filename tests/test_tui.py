@@ -106,8 +106,9 @@ class Pilot:
         return self.app.screen
 
     def state(self, state: str) -> Run:
-        """A run in that state, as soon as there is one."""
-        return self.until(lambda: next((r for r in self.app.store.ordered() if r.state == state), None))
+        """The run at the cursor of the list, as soon as it is in that state."""
+        self.until(lambda: (run := self.app.screen.run_now()) and run.state == state)
+        return self.app.screen.run_now()
 
     def lines(self) -> list[str]:
         return [strip.text for strip in self.app.screen._compositor.render_strips()]

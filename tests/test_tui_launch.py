@@ -1,5 +1,6 @@
 """Launching and steering: options read from source, command lines, the keeper of a run, signals that reach only the run."""
 
+import contextlib
 import importlib
 import json
 import shlex
@@ -319,7 +320,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     for launched in made:
         for who in ("child", "keeper"):
             process = launched.record.get(who) or {}
-            if alive(process):
+            with contextlib.suppress(ProcessLookupError):  # it has ended
                 send(process, signal.SIGKILL, family=True)
 
 
