@@ -321,8 +321,10 @@ def test_pruning_of_the_worked_example():
     assert Space.text(FOUND) == "N1 sep5 | U1 d6+U0:d4 | N2 c1 | U2 n3 | N3 skip | U3 d6+U1:d4"
     flipped = prune(alpha_of({**EXAMPLE, "U1->U2": [0.50, *EXAMPLE["U1->U2"][1:]]}))  # a weaker none
     assert flipped == {**FOUND, "U2": (("N2", "nn_conv_3"), ("U1", "deconv_6"))}
-    # by softmax none takes its share of the residual ops
+    # by softmax none only takes its share of the residual ops
     assert prune(alpha_of(EXAMPLE), "softmax") == {node: inputs[:1] for node, inputs in FOUND.items()}
+    led_by_none = alpha_of({"U0->U1": [1.0, 0.9, -5.0, -5.0, -5.0]})
+    assert [len(prune(led_by_none, score)["U1"]) for score in ("alpha", "softmax")] == [1, 2]
 
 
 def test_ties_go_to_the_direct_connection_the_lower_source_and_the_earlier_op():
@@ -649,23 +651,25 @@ def test_a_critic_step_moves_the_critic_and_a_g_step_the_generator(classes: int)
     assert not same(g, copy_of(nets.G))
 
 
-def test_the_consistency_terms_gradient_goes_through_both_passes(monkeypatch: pytest.MonkeyPatch):
-    (job, nets, labels), seen, consistency = networks(), [], degas.consistency
+def test_the_consistency_terms_gradient_goes_through_both_passes():
+    (job, nets, labels), outputs = networks(), []
+    forward, weight = nets.D.forward, nets.D.out.weight.detach().clone()
 
-    def watched(*values: Tensor) -> Tensor:
-        for v in values:
-            v.retain_grad()
-        seen.extend(values)
-        return consistency(*values)
+    def kept(x: Tensor) -> tuple[Tensor, ...]:
+        outputs.extend(forward(x))
+        for out in outputs[-3:-1]:
+            out.retain_grad()
+        return tuple(outputs[-3:])
 
-    monkeypatch.setattr(degas, "consistency", watched)
+    nets.D.forward = kept
     degas.critic_step(job, nets, labels, 0)
-    d1, d2, f1, f2 = seen
-    # the Wasserstein term pulls d1 by -1/4 a sample; what is left is opposite in the two passes
-    torch.testing.assert_close(d1.grad + 1 / 4, -d2.grad)
-    torch.testing.assert_close(d2.grad, -4 / 4 * (d1 - d2).detach())
-    torch.testing.assert_close(f1.grad, -f2.grad)
-    assert f1.grad.abs().max() > 0
+    scores, features = outputs[:2]
+    (d1, d2, _), (of_d1, of_d2, _) = scores.detach().chunk(3), scores.grad.chunk(3)
+    torch.testing.assert_close(of_d2, d2 - d1)
+    torch.testing.assert_close(of_d1 + 1 / 4, d1 - d2)  # the Wasserstein term pulls by -1/4 a sample
+    of_f1, of_f2, _ = (features.grad - scores.grad[:, None] * weight).chunk(3)
+    torch.testing.assert_close(of_f1, -of_f2)
+    assert of_f1.abs().max() > 0
 
 
 def test_the_class_losses_are_those_of_ac_gan(monkeypatch: pytest.MonkeyPatch):
