@@ -448,6 +448,21 @@ def test_candidates_are_distinct() -> None:
     assert collect(range(8), 3, True) == [0, 7, 0]  # filled up
 
 
+@pytest.mark.parametrize("bn_batches", [0, 1])
+def test_a_candidate_is_scored_by_all_processes_and_with_its_own_batch_norm_if_asked(bn_batches: int) -> None:
+    G, seen, job = Generator(SHARED, 4, 6, 16), [], job_of(replace(TINY, bn_batches=bn_batches))
+    job.ranks = SimpleNamespace(rank=1, world=2, device=torch.device("cpu"))
+
+    def score(_images: object, n: int, rank: int, world: int) -> Score:
+        seen.append((n, rank, world, G.bn.num_batches_tracked.item()))
+        return Score(4.0, 6.0, 0.1, n, "x", "y")
+
+    job.evaluator.score, job.evaluator.batch = score, 4
+    assert autogan.score_shared(job, G, Candidate(A)).score == 6.0
+    assert seen == [(5000, 1, 2, bn_batches)]
+    assert G.bn.num_batches_tracked == 0
+
+
 def reward(score: Score, genotype: Genotype = names_of(A), **changes: object) -> float:  # noqa: B008
     return autogan.reward_of(Args(size=32, **changes), score, genotype, 256)
 

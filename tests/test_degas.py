@@ -682,6 +682,18 @@ def test_the_class_losses_are_those_of_ac_gan(monkeypatch: pytest.MonkeyPatch):
     assert g["g_class"].item() == pytest.approx(0.1 * log(2), abs=0.05)
 
 
+def test_steps_are_functions_of_seed_and_step_whatever_was_drawn_before():
+    found = []
+    for seed in (0, 99):
+        job, nets, labels = networks()
+        torch.manual_seed(seed)
+        degas.critic_step(job, nets, labels, 0)
+        torch.manual_seed(seed)
+        degas.generator_step(job, nets, 0)
+        found.append(copy_of(nets.G, nets.D))
+    assert same(*found)
+
+
 @torch.no_grad()
 def test_evaluations_draw_labels_for_whole_batches_and_grids_have_a_class_a_row():
     job, G, seen = job_of(TINY, random_images(8)), Generator(FOUND, 4, 6, 16, 3), []
