@@ -1,8 +1,11 @@
 """What several test files share: a data set so small that a whole run takes seconds, and an evaluator that suits it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 
 import common.metrics
 import common.ranks
+from tests.runs import refused, start, tiny_flags
 
 torch.set_num_threads(1)  # small tensors: threads only wait for each other
 common.ranks.PROBE_SECONDS = 0.0  # no test reads the price of its run
@@ -34,3 +38,35 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict:
     images = rng.integers(0, 128, (64, 16, 16, 3)) + 127 * labels[:, None, None, None]
     np.savez(folder / "tiny.npz", images=images.astype(np.uint8), labels=labels)
     return {"dataset": str(folder / "tiny.npz"), "data_dir": folder, "size": 16, "evaluator": "compact"}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_data: dict, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """undisturbed(method, **flags): a tiny run from start to end, made when first asked for. Goes with quick_compact."""
+
+    @cache
+    def run(name: str, **changes: object) -> Path:
+        return start(import_module(name), tiny_flags(name, tiny_data), tmp_path_factory.mktemp(name), **changes)
+
+    return run
+
+
+@pytest.fixture
+def tiny(method: ModuleType, tiny_data: dict) -> dict:
+    """Flags of a tiny run of the `method` that the test file names in a fixture; --runs-dir is up to the test."""
+    return tiny_flags(method.__name__, tiny_data)
+
+
+@pytest.fixture
+def whole(method: ModuleType, undisturbed: Callable) -> Path:
+    """A run of all phases."""
+    return undisturbed(method.__name__)
+
+
+@pytest.fixture
+def refuse(method: ModuleType, tiny_data: dict, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., str]:
+    """The error of a command that makes nothing: the smoke preset on tiny images of 16 px, and these flags."""
+    smoke = ["--preset", "smoke", "--dataset", tiny_data["dataset"]]
+    if method.__name__ == "degas":
+        smoke += ["--search-images", "0"]
+    return lambda *words: refused(method, capsys, tmp_path, [*([] if "--resume" in words else smoke), *map(str, words)])

@@ -1,4 +1,4 @@
-"""What the tests of every method's runs do: start one, read it, stop and resume it, compare two, see a command refused."""
+"""Helpers for tests of runs: tiny flags, start, read, compare, stop and resume, see a command refused."""
 
 import json
 import os
@@ -16,16 +16,44 @@ from common.cli import cli
 from common.run import Run, Stopped
 
 ROOT = Path(__file__).parents[1]
+TINY = {  # a whole run in some twenty steps
+    "eagan": dict(
+        g_ch=4, d_ch=4, epoch_batches=2, population=4, rounds=2, round_epochs=1, warmup_epochs=1, search_n=20,
+        final_n=30, bn_batches=1, train_epochs=6, eval_n=30, eval_every=2, eval_after=0,
+    ),
+    "adversarialnas": dict(
+        search_g_ch=2, search_d_ch=2, g_ch=2, d_ch=2, epoch_batches=4, search_batch=4, search_epochs=2, derive_every=3,
+        search_eval_every=1, arch_lr=0.01, candidates=2, train_epochs=2, eval_n=10, eval_every=1,
+    ),
+    "autogan": dict(
+        g_ch=4, d_ch=4, search_g_ch=4, search_d_ch=4, epoch_batches=4, iterations=3, grow="1,2", gan_epochs=1,
+        ctrl_steps=2, candidates=3, beam=2, reward_n=20, derive_epochs=1, final_n=20, proxy_n=1, reset_window=3,
+        reset_variance=9.0, train_epochs=2, eval_n=30, eval_every=1,
+    ),
+    "degas": dict(
+        search_ch=4, search_batch=32, search_epochs=2, epoch_batches=3, arch_lr=0.1, g_ch=4, d_ch=4, iters=7,
+        eval_n=30, eval_every=2,
+    ),
+}  # fmt: skip
 
 
 def slow(*values: object) -> object:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def start(script: ModuleType, tiny: dict, runs: Path, **flags: object) -> Path:
-    """A run of the method to its end; returns its directory."""
+def tiny_flags(name: str, tiny_data: dict) -> dict:
+    """Flags of a whole run of a method on the tiny data; --runs-dir is up to the test."""
+    return {**tiny_data, "z_dim": 6, "g_batch": 4, "d_batch": 4, "n_critic": 2, "sample_every": 2, "log_every": 1, **TINY[name]}
+
+
+def start(script: ModuleType, tiny: dict, runs: Path, words: str = "", **changes: object) -> Path:
+    """A run of the method to its end; returns its directory. words: more flags, as on the command line."""
     before = set(runs.glob("*"))
-    script.main(script.Args(**{**tiny, "runs_dir": runs, **flags}))
+    values = {**tiny, "runs_dir": runs, **changes}
+    if words:
+        assert command(script, [*flags(values), *words.split()]) == 0
+    else:
+        script.main(script.Args(**values))
     (made,) = set(runs.glob("*")) - before
     return made
 
@@ -39,9 +67,21 @@ def flags(values: dict) -> list[str]:
     return [word for k, v in values.items() for word in ("--" + k.replace("_", "-"), str(v))]
 
 
+def parsed(script: ModuleType, words: list[str]) -> object:
+    """The Args that a command line asks for."""
+    made = []
+    assert cli(made.append, script.Args, script.PRESETS, words) == 0
+    return made[0]
+
+
+def read(run: Path, name: str) -> dict:
+    return json.loads((run / name).read_text())
+
+
 def rows(run: Path, name: str) -> list[dict]:
-    """The lines of a .jsonl but for what tells the time."""
-    lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    """The lines of a .jsonl but for what tells the time; none where there is no such file."""
+    path = run / name
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [{k: v for k, v in row.items() if k != "t" and not k.startswith("perf/")} for row in lines]
 
 
@@ -74,9 +114,8 @@ def assert_same_run(a: Path, b: Path) -> None:
     for name in ("weights.pt", "weights.best.pt"):
         assert_equal(load(a, name), load(b, name), name)
     for name in ("genotypes", "samples"):
-        files = sorted(f.name for f in (a / name).iterdir())
-        assert files == sorted(f.name for f in (b / name).iterdir())
-        assert all((a / name / f).read_bytes() == (b / name / f).read_bytes() for f in files)
+        one, two = ({f.name: f.read_bytes() for f in (run / name).glob("*")} for run in (a, b))
+        assert one == two, name
 
 
 def stop_and_resume(
@@ -100,7 +139,7 @@ def stop_and_resume(
         script.main(args)
     monkeypatch.setattr(Run, "check", check)
     (run,) = runs.glob(f"{script.__name__}-*")
-    status = json.loads((run / "status.json").read_text())
+    status = read(run, "status.json")
     assert status["state"] == "stopped"
     assert status["resume_command"] == f"python {script.__name__}.py --resume {run}"
     assert command(script, ["--resume", str(run)]) == 0
@@ -154,3 +193,13 @@ def torchrun(script: ModuleType, words: list[str]) -> subprocess.CompletedProces
     return subprocess.run(
         [*launcher, f"{script.__name__}.py", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
     )
+
+
+def two_processes(script: ModuleType, tiny: dict, runs: Path) -> Path:
+    """A run of the method in two processes to its end; returns its directory."""
+    done = torchrun(script, flags({**tiny, "runs_dir": runs}))
+    assert done.returncode == 0, done.stderr
+    (run,) = runs.glob(f"{script.__name__}-*")
+    assert read(run, "config.json")["world_size"] == 2
+    assert all(x.isfinite().all() for x in load(run, "weights.pt")["G"].values())
+    return run

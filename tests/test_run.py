@@ -1,4 +1,4 @@
-"""The run directory: no other run can take it or destroy it, and it says how to resume."""
+"""The run directory: no other run can take it or destroy it, it says how to resume, and track() restores what it saved."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import common.run
 import eagan
 from common.files import UserError
 from common.ranks import Ranks
 from common.run import Run
-from tests.runs import command, load, rows, start
+from tests.runs import assert_equal, load
 
 CPU = torch.device("cpu")
 
@@ -24,8 +25,8 @@ class TwoProcesses(Ranks):
         return [value, value]
 
 
-def new_run(folder: Path, ranks: Ranks = Ranks(CPU)) -> Run:  # noqa: B008 (frozen)
-    args = {"resume": None, "seed": 0, "runs_dir": folder, "preset": "smoke", "save_minutes": 5.0}
+def new_run(folder: Path, ranks: Ranks = Ranks(CPU), resume: Path | None = None) -> Run:  # noqa: B008 (frozen)
+    args = {"resume": resume, "seed": 0, "runs_dir": folder, "preset": "smoke", "save_minutes": 5.0}
     return Run(eagan.__file__, "eagan", args, ranks, dataset="x", digest="0", plan=[], facts={})
 
 
@@ -78,13 +79,38 @@ def test_a_full_disk_amid_the_weights_ends_the_run_in_one_line(tmp_path: Path, m
     assert not list(run.dir.glob("*.tmp"))
 
 
-@pytest.mark.usefixtures("quick_compact")
-def test_a_run_that_is_resumed_with_less_to_do_ends_at_once(tiny_data: dict, tmp_path: Path) -> None:
-    widths = {"g_ch": 4, "d_ch": 4, "z_dim": 6, "g_batch": 8, "d_batch": 8, "n_critic": 1, "epoch_batches": 2}
-    few = {"train_epochs": 3, "eval_n": 20, "eval_after": 0, "log_every": 1, "genotype": "eagan-g"}
-    run = start(eagan, {**tiny_data, **widths, **few}, tmp_path)
-    before, weights = rows(run, "metrics.jsonl"), load(run, "weights.pt")["G"]
-    assert command(eagan, ["--resume", str(run), "--train-epochs", "1"]) == 0
-    assert rows(run, "metrics.jsonl") == before
-    assert all(torch.equal(weights[k], v) for k, v in load(run, "weights.pt")["G"].items())
-    assert json.loads((run / "status.json").read_text())["state"] == "done"
+def test_track_restores_in_place_at_its_first_call(tmp_path: Path) -> None:
+    """Networks, optimisers, tensors and dictionaries. Until then a resumed run saves nothing."""
+
+    def parts(x: float) -> dict:
+        net = nn.Linear(2, 2, bias=False)
+        nn.init.constant_(net.weight, x)
+        opt = torch.optim.Adam(net.parameters(), x)
+        net(torch.full((1, 2), x)).sum().backward()
+        opt.step()
+        return {"net": net, "opt": opt, "tensor": torch.full((3,), x), "table": {str(x): torch.full((2,), x)}}
+
+    def values(parts: dict) -> dict:
+        return {k: v.state_dict() if k in ("net", "opt") else v for k, v in parts.items()}
+
+    state = eagan.State(step=7, population=[eagan.Individual((("none",),), id="a")])
+    first, second, third = map(parts, (1.0, 2.0, 3.0))
+    with new_run(tmp_path) as made:
+        made.track(state, **first)
+        made.save()
+    checkpoint, before = made.dir / "checkpoint.pt", made.dir / "checkpoint.prev.pt"
+    saved = checkpoint.read_bytes()
+    with new_run(tmp_path, resume=made.dir) as again:
+        found, weight, table, tensor = eagan.State(step=1), second["net"].weight, second["table"], second["tensor"]
+        again.load(found)
+        again.save()
+        assert found == state
+        assert (checkpoint.read_bytes(), before.exists()) == (saved, False)
+        again.track(found, **second)
+        assert_equal(values(second), values(first))
+        assert_equal([weight, table, tensor], [first["net"].weight, first["table"], first["tensor"]])  # the very same
+        again.track(found, **third)
+        assert_equal(values(third), values(parts(3.0)))
+        again.save()
+    assert before.read_bytes() == saved
+    assert_equal(load(made.dir, "checkpoint.pt")["parts"], values(third))

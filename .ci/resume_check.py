@@ -1,6 +1,6 @@
 """A run in its own process, interrupted by SIGINT in the search and in the training, equals one that was left alone.
 
-About a minute on two cores. tests/test_eagan_runs.py has the same for every phase, in one process.
+About a minute on two cores. tests/test_runs.py has the same for every phase, in one process.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""The smoke preset of a method does all phases for real: python tests/smoke_check.py METHOD, a minute or so.
+"""The smoke preset of a method does all phases for real: python .ci/smoke_check.py METHOD, a minute or so.
 
-Its run ends with a generator that beats the untrained one by a wide margin, a genotype that --genotype takes, and samples.
+Its run ends with a generator that beats the untrained one by a wide margin, a genotype that
+--genotype takes, and samples.
 """
 
 import json
@@ -25,7 +26,9 @@ with tempfile.TemporaryDirectory() as folder:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scores = {row["eval/what"]: row for row in rows if "eval/fid" in row}
     untrained, last = (scores[what]["eval/fid"] for what in ("untrained", "last"))
-    print(f"{method}: smoke in {seconds:.0f} s, FID(compact) untrained {untrained:.1f}, at the end {last:.1f}", flush=True)
+    print(
+        f"{method}: smoke in {seconds:.0f} s, FID(compact) untrained {untrained:.1f}, at the end {last:.1f}", flush=True
+    )
     assert last < untrained / 2
     assert json.loads((run / "status.json").read_text())["state"] == "done"
     for name in ("search.jsonl", "result.json", "weights.pt", "log.txt"):

@@ -1,0 +1,602 @@
+"""What a run of every method does: its files, seeds, stop and resume in every phase, bad flags, the plan of a dry run."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from threading import Thread
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import common.run
+from common.files import UserError
+from common.run import Run
+from tests.runs import (
+    ROOT,
+    assert_equal,
+    assert_same_run,
+    command,
+    flags,
+    kill_and_resume,
+    load,
+    parsed,
+    read,
+    rows,
+    slow,
+    start,
+    stop_and_resume,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compact")
+
+METHODS = ["eagan", "adversarialnas", "autogan", "degas"]
+ONE_BY_DEFAULT = pytest.mark.parametrize("method", ["eagan", *map(slow, METHODS[1:])], indirect=True)  # all in common/run.py
+WITH_EPOCHS = pytest.mark.parametrize("method", ["eagan", "adversarialnas", slow("autogan")], indirect=True)
+GENOTYPE = {"eagan": "eagan-g", "adversarialnas": "adversarialnas-g", "autogan": "A", "degas": "baseline"}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def method(request: pytest.FixtureRequest) -> ModuleType:
+    return import_module(request.param)
+
+
+@pytest.fixture
+def trained(method: ModuleType, undisturbed: Callable) -> Path:
+    """A training of a published genotype, without a search."""
+    return undisturbed(method.__name__, genotype=GENOTYPE[method.__name__])
+
+
+def each(table: dict[str, list], marks: object = ()) -> list:
+    """(method, row) for every row of the table."""
+    return [
+        pytest.param(name, row, marks=marks, id=f"{name}-{'slow-' if marks else ''}{i}")  # no text that names another method
+        for name, rows in table.items()
+        for i, row in enumerate(rows)
+    ]
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    return {f.relative_to(run): f.read_bytes() for f in run.rglob("*") if f.is_file()}
+
+
+# ---- what a run leaves ------------------------------------------------------------
+
+LOSSES = {  # in the search, in the training
+    "eagan": ({"d", "g"}, {"d", "g"}),
+    "adversarialnas": ({"d", "g", "d_arch", "g_arch"}, {"d", "g"}),
+    "autogan": ({"d", "g"}, {"d", "g"}),
+    "degas": ({"zw", "alpha", "rec", "mean_image"}, {"d", "g", "wasserstein", "gp", "ct"}),
+}
+EVALUATIONS = {  # step, G's BatchNorm, whether G is an average
+    "eagan": [
+        *((4, "recalibrated", False), (6, "recalibrated", False), (8, "own", False), (9, "own", False)),
+        *((9, "running", True), (11, "running", True), (13, "running", True), (15, "running", True)),
+    ],
+    "adversarialnas": [(n, "running", True) for n in (0, 2, 2, 4, 6)],
+    "autogan": [(5, "shared", False), (11, "running", True), (13, "running", True), (15, "running", True)],
+    "degas": [(6, "batch", False), (9, "batch", False), (12, "batch", False)],
+}
+SAMPLES = {
+    "eagan": [4, 6, 8, 9, 11, 13, 15],
+    "adversarialnas": [2, 4, 6],
+    "autogan": [2, 3, 5, 11, 13, 15],
+    "degas": [0, 3, 6, 8, 9, 10, 12],
+}
+
+
+def test_run_directory_has_every_file_of_the_contract(method: ModuleType, whole: Path) -> None:
+    name = method.__name__
+    config, status, result = (read(whole, f"{file}.json") for file in ("config", "status", "result"))
+    assert (config["schema"], config["script"], config["method"]) == (1, f"{name}.py", name)
+    assert {"preset", "dataset", "seed", "args", "argv", "command", "git", "versions"} <= config.keys()
+    assert {"device", "world_size", "params", "created"} <= config.keys()
+    assert (status["state"], status["phase"], status["error"]) == ("done", "train", None)
+    assert {"step", "total", "rate", "eta_s", "process", "started", "updated", "gpu_mem", "peak_mem"} <= status.keys()
+    assert status["step"] == status["total"]
+    assert {"pid", "start_time", "host", "boot_id"} == status["process"].keys()
+    assert {"last", "best", "n", "net", "seconds", "peak_mem", "command", "genotype"} <= result.keys()
+    assert (whole / "source" / f"{name}.py").read_text() == (ROOT / f"{name}.py").read_text()
+    assert (whole / "source" / "common" / "cells.py").exists()
+    assert not list(whole.rglob("*.tmp"))
+    assert sorted(f.name for f in (whole / "samples").iterdir()) == [f"{n:06d}.png" for n in SAMPLES[name]]
+    log = (whole / "log.txt").read_text()
+    assert all(f"{n:,}" in log for n in config["params"].values())
+
+
+def test_rows_of_metrics_hold_losses_and_scores(method: ModuleType, whole: Path) -> None:
+    found, name = rows(whole, "metrics.jsonl"), method.__name__
+    assert all({"step", "phase", "stage"} <= row.keys() for row in found)
+    for phase, losses in zip(("search", "train"), LOSSES[name], strict=True):
+        assert {k for r in found if r["phase"] == phase for k in r if k.startswith("loss/")} == {f"loss/{x}" for x in losses}
+    steps = [r["step"] for r in found if r["phase"] == "train"]
+    assert steps == list(range(steps[0], read(whole, "status.json")["total"] + 1))
+    scores = [r for r in found if "eval/fid" in r]
+    assert [(r["step"], r["eval/bn"], r["eval/ema"]) for r in scores] == EVALUATIONS[name]
+    assert all({"eval/is", "eval/is_std", "eval/n", "eval/net", "eval/ref"} <= r.keys() for r in scores)
+    ends = [r for r in scores if r["phase"] == "eval"]
+    assert (ends[0]["eval/what"], ends[-1]["eval/what"]) == ("untrained", "last")
+    assert {"noise/fid", "noise/is"} <= ends[0].keys()
+    assert all(r["eval/n"] == read(whole, "config.json")["args"]["eval_n"] for r in ends)
+
+
+def test_command_of_a_run_reproduces_its_arguments(method: ModuleType, whole: Path) -> None:
+    config = read(whole, "config.json")
+    words = config["command"].split()
+    assert words[:2] == ["python", f"{method.__name__}.py"]
+    assert {k: str(v) for k, v in vars(parsed(method, words[2:])).items()} == {k: str(v) for k, v in config["args"].items()}
+
+
+def test_genotype_of_a_run_is_trained_without_a_search(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
+    less = {"eagan": {"train_epochs": 2}, "adversarialnas": {"d_genotype": "searched"}, "degas": {"iters": 2}}
+    run = start(method, tiny, tmp_path, genotype=str(whole / "genotype.json"), **less.get(method.__name__, {}))
+    assert load(run, "weights.pt")["genotype"] == load(whole, "weights.pt")["genotype"]
+    assert not rows(run, "search.jsonl")
+
+
+def test_weights_are_evaluated_alone(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
+    run = start(method, tiny, tmp_path, phase="eval", weights=whole / "weights.pt", g_ch=99)
+    (row,) = rows(run, "metrics.jsonl")
+    last = [r for r in rows(whole, "metrics.jsonl") if "eval/fid" in r][-1]
+    assert all(row[k] == last[k] for k in last if k.startswith("eval/") and k != "eval/what")
+    assert row["eval/what"] == str(whole / "weights.pt")
+    assert read(run, "result.json")["last"]["fid"] == read(whole, "result.json")["last"]["fid"]
+
+
+# ---- seeds, evaluation ------------------------------------------------------------
+
+FIRST_ROUND = {  # no more of a search than it takes to see what was drawn
+    "eagan": dict(stages="g", rounds=1),
+    "adversarialnas": dict(epoch_batches=1, search_eval_every=0),
+    "autogan": dict(derive_epochs=0, proxy_n=0),
+    "degas": dict(search_epochs=1),
+}
+LOOKS = {  # other evaluations, samples and rows of metrics; with a genotype: of the training alone
+    "eagan": dict(genotype="eagan-g", eval_every=3, sample_every=1, eval_after=1),
+    "adversarialnas": dict(eval_every=2, sample_every=1, search_eval_every=0, eval_n=12),
+    "autogan": dict(genotype="A", eval_every=2, sample_every=1),
+    "degas": dict(eval_every=1, sample_every=1, log_every=3),
+}
+
+
+def drawn(run: Path) -> object:
+    """What a search has drawn: EAGAN's first population, AutoGAN's architectures, the other two's alpha."""
+    found = rows(run, "search.jsonl")
+    if "population" in found[0]:
+        return [x["genotype"] for x in found[0]["population"]]
+    if "scored" in found[0]:
+        return [x["vector"] for row in found for x in row.get("scored", [])]
+    return found[0]["probabilities"]
+
+
+@pytest.mark.parametrize("method", ["eagan", slow("adversarialnas"), "autogan", "degas"], indirect=True)
+def test_one_seed_is_one_run(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
+    torch.manual_seed(123)  # whatever the global generators were
+    np.random.seed(123)  # noqa: NPY002
+    assert_same_run(whole, start(method, tiny, tmp_path))
+
+
+def test_another_seed_is_another_run(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
+    other = start(method, tiny, tmp_path, seed=1, phase="search", **FIRST_ROUND[method.__name__])
+    assert drawn(whole) != drawn(other)
+
+
+def test_evaluation_and_samples_do_not_change_training(
+    method: ModuleType, tiny: dict, whole: Path, trained: Path, tmp_path: Path
+) -> None:
+    looks = LOOKS[method.__name__]
+    other = trained if "genotype" in looks else whole
+    run = start(method, tiny, tmp_path, **looks)
+    assert len(rows(run, "metrics.jsonl")) != len(rows(other, "metrics.jsonl"))
+    assert_equal(load(run, "checkpoint.pt")["parts"], load(other, "checkpoint.pt")["parts"])
+    assert_equal(load(run, "weights.pt")["G"], load(other, "weights.pt")["G"])
+    assert rows(run, "search.jsonl") == rows(other, "search.jsonl")
+
+
+# ---- stop and resume ------------------------------------------------------------
+
+STAGES = {  # where SIGINT arrives: the stage, and which of its safe points
+    "eagan": [("stage 1 round 1/2 scoring", 3), ("training", 3)],
+    "adversarialnas": [("search", 2)],
+    "autogan": [("stage 1 iteration 2/3 candidates", 3)],
+    "degas": [("search", 3), ("training", 2)],
+}
+EVALUATED = [("evaluation (untrained)", 1), ("evaluation (training)", 1), ("evaluation (last)", 1)]
+SLOW_STAGES = {
+    "eagan": [
+        *(("preparing", 1), ("stage 1 warm-up", 2), ("stage 1 round 2/2", 2), ("stage 1, final choice", 2)),
+        *(("stage 2 warm-up", 1), ("stage 2 round 1/2 scoring", 4), ("stage 2 round 2/2", 1), ("stage 2, final choice", 1)),
+        *EVALUATED,
+    ],
+    "adversarialnas": [
+        *(("preparing", 1), ("search", 4), ("search evaluation", 1), ("training", 2), ("training", 4)),
+        *EVALUATED,
+    ],
+    "autogan": [
+        *(("preparing", 2), ("stage 0 iteration 1/3", 2), ("stage 0 iteration 1/3 controller", 3)),
+        *(("stage 1 iteration 2/3", 2), ("stage 2 iteration 3/3", 1), ("stage 2 iteration 3/3 controller", 1)),
+        *(("stage 2 iteration 3/3 candidates", 2), ("proxy", 1), ("finalist 1/3 scoring", 1), ("finalist 2/3", 2)),
+        *(("finalist 3/3", 1), ("training", 3), *EVALUATED),
+    ],
+    "degas": [("preparing", 1), ("search", 1), ("search", 4), ("search", 6), ("training", 1), ("training", 7), *EVALUATED],
+}
+RESUMED_VARIANTS = {
+    # children are born before the scoring and survivors drawn after it: the draws must not depend on each other
+    "eagan": [(dict(mu_plus_lambda=True, selection="cars", stages="g"), "stage 1 round 2/2 scoring", 1)],
+    "adversarialnas": [
+        (dict(search="random"), stage, call)
+        for stage, call in (("candidate 1", 1), ("candidate 2", 2), ("candidate 1 scoring", 1))
+    ],
+    "autogan": [
+        (dict(search="random", random_n=2, proxy_n=0), "finalist 2/2", 2),
+        (dict(search="random-shared", bn_batches=1), "stage 2 iteration 3/3 candidates", 6),
+        (dict(controller_loss="reference"), "stage 0 iteration 1/3 controller", 3),
+    ],
+    "degas": [
+        (dict(z_init="pca"), "search", 3),
+        (dict(ema=0.9, n=2), "search", 3),
+        (dict(conditional=True, random_arch=True), "training", 4),
+    ],
+}
+
+
+@pytest.mark.parametrize(("method", "where"), [*each(STAGES), *each(SLOW_STAGES, pytest.mark.slow)], indirect=["method"])
+def test_stopped_in_any_phase_and_resumed_equals_undisturbed(
+    method: ModuleType, tiny: dict, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[str, int]
+) -> None:
+    assert_same_run(whole, stop_and_resume(method, tiny, tmp_path, monkeypatch, *where))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "case"), each(RESUMED_VARIANTS), indirect=["method"])
+def test_variants_stopped_and_resumed_equal_undisturbed(
+    method: ModuleType, tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple
+) -> None:
+    variant, stage, call = case
+    values = {**tiny, **variant}
+    assert_same_run(
+        start(method, values, tmp_path / "a"), stop_and_resume(method, values, tmp_path / "b", monkeypatch, stage, call)
+    )
+
+
+@ONE_BY_DEFAULT
+def test_a_resumed_run_stopped_before_its_stage_keeps_its_checkpoint(
+    method: ModuleType, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, check = Path(shutil.copytree(trained, tmp_path / trained.name)), Run.check
+
+    def stop(run: Run) -> None:
+        run.stopping = True
+        check(run)
+
+    monkeypatch.setattr(Run, "check", stop)
+    assert command(method, ["--resume", str(run), "--data-dir", str(tmp_path / "fresh cache")]) == 130
+    monkeypatch.setattr(Run, "check", check)
+    assert read(run, "status.json")["stage"].startswith("preparing")
+    assert (run / "checkpoint.pt").read_bytes() == (trained / "checkpoint.pt").read_bytes()
+    assert command(method, ["--resume", str(run)]) == 0
+    assert_same_run(run, trained)
+
+
+@ONE_BY_DEFAULT
+def test_a_stop_file_stops_a_run(method: ModuleType, tiny: dict, tmp_path: Path) -> None:
+    def touch() -> None:
+        while not (found := list(tmp_path.glob("*/metrics.jsonl"))):
+            time.sleep(0.05)
+        (found[0].parent / "STOP").touch()
+
+    length = "iters" if method.__name__ == "degas" else "train_epochs"
+    words = flags({**tiny, "runs_dir": tmp_path, "genotype": GENOTYPE[method.__name__], length: 4000, "eval_every": 4000})
+    Thread(target=touch, daemon=True).start()
+    assert command(method, words) == 130
+    (run,) = tmp_path.iterdir()
+    assert read(run, "status.json")["state"] == "stopped"
+    assert (run / "checkpoint.pt").exists()
+
+
+@pytest.mark.slow
+def test_kill_during_a_checkpoint_leaves_one_that_resumes(
+    method: ModuleType, tiny: dict, whole: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    assert_same_run(whole, kill_and_resume(method, tiny, tmp_path, save=6))
+
+
+@ONE_BY_DEFAULT
+def test_a_broken_checkpoint_falls_back_to_the_one_before(
+    method: ModuleType, tiny: dict, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], save_minutes=0)
+    (run / "checkpoint.pt").write_bytes(b"torn")
+    assert command(method, ["--resume", str(run)]) == 0
+    assert str(run / "checkpoint.pt") in capsys.readouterr().out
+    assert_same_run(trained, run)
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        (run / name).write_bytes(b"torn")
+    assert command(method, ["--resume", str(run)]) == 2
+    assert f"--resume {run}" in capsys.readouterr().err
+
+
+@ONE_BY_DEFAULT
+def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(
+    method: ModuleType, tiny: dict, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    save, calls = torch.save, []
+
+    def full(state: object, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 5:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(state, path)
+
+    monkeypatch.setattr(common.run.torch, "save", full)
+    words = flags({**tiny, "runs_dir": tmp_path, "genotype": GENOTYPE[method.__name__], "save_minutes": 0})
+    assert command(method, words) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert os.strerror(errno.ENOSPC) in line
+    monkeypatch.setattr(common.run.torch, "save", save)
+    (run,) = tmp_path.iterdir()
+    assert f"--resume {run}" in line
+    assert read(run, "status.json")["state"] == "failed"
+    assert command(method, ["--resume", str(run)]) == 0
+    assert_same_run(trained, run)
+
+
+@WITH_EPOCHS
+def test_a_finished_run_can_be_trained_longer(method: ModuleType, tiny: dict, trained: Path, tmp_path: Path) -> None:
+    short = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], train_epochs=1)
+    assert command(method, ["--resume", str(short), "--train-epochs", str(tiny["train_epochs"])]) == 0
+    assert_equal(load(short, "checkpoint.pt")["parts"], load(trained, "checkpoint.pt")["parts"])
+
+
+@WITH_EPOCHS
+def test_a_run_that_is_resumed_with_less_to_do_ends_at_once(method: ModuleType, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / trained.name))
+    assert command(method, ["--resume", str(run), "--train-epochs", "1"]) == 0
+    assert rows(run, "metrics.jsonl") == rows(trained, "metrics.jsonl")
+    assert_equal(load(run, "weights.pt")["G"], load(trained, "weights.pt")["G"])
+    assert read(run, "status.json")["state"] == "done"
+
+
+DIVERGING = {
+    "eagan": [dict(genotype="eagan-g", g_lr=1e30, d_lr=1e30)],
+    "adversarialnas": [dict(g_lr=1e30, d_lr=1e30, search_eval_every=0)],
+    "autogan": [dict(genotype="A", g_lr=1e30, d_lr=1e30)],
+    "degas": [dict(w_lr=1e30)],
+}
+DIVERGING_SEARCH = {"autogan": [dict(g_lr=1e30, d_lr=1e30)]}
+
+
+@pytest.mark.parametrize(
+    ("method", "rates"), [*each(DIVERGING), *each(DIVERGING_SEARCH, pytest.mark.slow)], indirect=["method"]
+)
+def test_a_diverged_run_fails_with_the_step(method: ModuleType, tiny: dict, tmp_path: Path, capsys, rates: dict) -> None:
+    assert command(method, flags({**tiny, "runs_dir": tmp_path, **rates})) == 2
+    (run,) = tmp_path.iterdir()
+    assert read(run, "status.json")["state"] == "failed"
+    last = rows(run, "metrics.jsonl")[-1]
+    loss = next(k for k, v in last.items() if k.startswith("loss/") and v is None)
+    assert re.match(rf"error: {loss}\b.*\b{last['step']}\b", capsys.readouterr().err)
+    assert "NaN" not in (run / "metrics.jsonl").read_text()
+
+
+# ---- bad input ------------------------------------------------------------
+
+# A command line and the words that its refusal must hold; one text: all of it.
+BAD_OF_ALL = [
+    *(
+        "--preset tiny",
+        ("--popluation 8", "--popluation"),
+        "--dataset cifar11",
+        "--dataset no/such/place",
+        "--device gpu",
+        "--device cuda:77",
+    ),
+    *(
+        ("--weights w.pt", "--weights w.pt --phase eval"),
+        "--resume nowhere",
+        ("--resume nowhere --preset quick", "--preset quick"),
+    ),
+    *(("--size 30", "30"), ("--phase eval", "--phase eval --weights"), ("--phase train", "--phase train --genotype")),
+    *(("--phase eval --weights nowhere.pt", "nowhere.pt"), ("--genotype nowhere.json", "nowhere.json")),
+    *(("--d-batch 20000", "--d-batch 20000 64"), "--eval-n 5", "--ref-n 1"),
+    *([] if torch.cuda.is_available() else ["--device cuda"]),
+]
+BAD = {
+    "eagan": [
+        *(("--population 1", "--population 2"), "--z-dim 100", "--size 24", "--phase search --genotype eagan-g"),
+        *(("--train-epochs 1 --epoch-batches 2 --n-critic 3", "--n-critic 3 --train-epochs"), "--objectives fid,speed"),
+        *(("--genotype eagan-x", "eagan-x eagan-g adversarialnas-g"), ("--genotype eagan-d-stl10", "eagan-d-stl10 eagan-g")),
+        *(("--genotype nowhere.npy", "nowhere.npy"), ("--stages d", "--stages d --genotype")),
+        *(("--genotype eagan-g --d-genotype eagan-g", "eagan-g eagan-d-stl10"), ("--init-g autogan-d", "autogan-d eagan-g")),
+        *(("--init-d eagan-g", "eagan-g autogan-d"), ("--d-genotype autogan-d", "--d-genotype autogan-d --genotype --dbar")),
+        *("--selection cars --objectives fid", ("--dbar plain --size 16", "--size 16")),
+    ],
+    "adversarialnas": [
+        *(
+            ("--z-dim 128", "--z-dim 128 3"),
+            "--chunks 1",
+            ("--search-batch 1", "--search-batch 2"),
+            "--search-batch 63",
+            "--d-batch 65",
+        ),
+        *("--search-batch 65", "--size 24", ("--tau-min 9", "--tau-min 9.0 --tau-max 5.0"), ("--gumbel hard", "--gumbel prob")),
+        *("--phase search --genotype adversarialnas-g", "--genotype mmd-g --search random"),
+        *("--genotype mmd-g --fixed-d super", "--search random --fixed-d super"),
+        *(("--search random --candidates 99", "--candidates 99"), ("--g-params inf", "--g-params")),
+        *(("--train-epochs 1 --n-critic 13", "--n-critic 13 --train-epochs"), ("--genotype nowhere.npy", "nowhere.npy")),
+        *(("--genotype adversarialnas-x", "adversarialnas-x mmd-g"), ("--genotype animation-d", "animation-d mmd-g")),
+        ("--genotype adversarialnas-g --d-genotype searched", "searched adversarialnas-g autogan"),
+        ("--genotype adversarialnas-g --d-genotype mmd-g", "mmd-g animation-d"),
+        ("--d-genotype searched --fixed-d sngan", "--d-genotype searched --fixed-d"),
+    ],
+    "autogan": [
+        *(("--beam 5", "--beam 5 --candidates 4"), ("--search random-shared --random-n 1", "--beam 2 --random-n 1")),
+        *(("--grow 2", "--grow '2' --cells 3"), ("--grow 4,2", "--grow '4,2'"), ("--grow 2;4", "--grow '2;4'")),
+        *(("--grow 2,6", "--grow '2,6' --iterations 6"), ("--cells 4", "--grow '2,4' --cells 4"), ("--cells 9", "--cells")),
+        *(("--cells 4 --grow 1,2,3 --size 24", "--size 24 16"), ("--cells 5 --grow 1,2,3,4", "--size 16 64")),
+        *(("--controller-loss reference --ctrl-batch 2", "--ctrl-batch 2 --controller-loss"), "--reward speed"),
+        *(("--search random --derive-epochs 0", "--search random --derive-epochs 1"), "--search random --proxy-n 3"),
+        *(("--proxy-n 3 --derive-epochs 0", "--proxy-n 3 --derive-epochs 1"), ("--reward-n 5", "--reward-n 5 10")),
+        *(("--genotype D", "--genotype 'D' A, B, C, sngan"), ("--genotype 1,0,1,7", "4, 1/shortcut 7 0..1 no, yes")),
+        *(("--genotype 1,0,1", "--genotype 3"), "--genotype A --phase search"),
+        ("--train-epochs 1 --epoch-batches 2 --n-critic 3", "--n-critic 3 --train-epochs"),
+    ],
+    "degas": [
+        *(
+            ("--n 0", "--n 1"),
+            ("--normal-ops 8", "--normal-ops 9"),
+            "--search-size 20",
+            ("--search-size 8", "--search-size 8 16"),
+        ),
+        *(
+            ("--lap-levels 5", "--lap-levels 5 16"),
+            ("--search-images 20000", "--search-images 20000 64"),
+            ("--iters 1", "--iters 2"),
+        ),
+        *(("--search-images 8", "--search-batch 32 8"), "--z-init pca --z-dim 200", "--phase search --random-arch"),
+        *("--phase search --genotype baseline", "--genotype baseline --random-arch"),
+        *(("--phase train", "--phase train --genotype --random-arch"), ("--genotype basline", "basline baseline")),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "case"), [*each(dict.fromkeys(METHODS, BAD_OF_ALL)), *each(BAD)], indirect=["method"]
+)  # fmt: skip
+def test_bad_flags_are_refused_before_anything_is_made(refuse: Callable, case: str | tuple[str, str]) -> None:
+    words, named = (case, case) if isinstance(case, str) else case
+    line = refuse(*words.split())
+    assert all(part in line for part in named.split()), line
+
+
+def test_weights_of_another_network_or_size_are_refused(refuse: Callable, trained: Path, tmp_path: Path) -> None:
+    other, right = tmp_path / "w.pt", trained / "weights.pt"
+    torch.save({"hello": 1}, other)
+    assert f"--weights {other}" in refuse("--phase", "eval", "--weights", other)
+    assert re.search(rf"--weights {right}\b.*--size 16\b", refuse("--phase", "eval", "--weights", right, "--size", 32))
+
+
+@ONE_BY_DEFAULT
+def test_no_space_for_the_run_is_refused(refuse: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.run.shutil, "disk_usage", lambda path: common.run.shutil._ntuple_diskusage(10, 9, 1))
+    assert f"--runs-dir {tmp_path}" in refuse()
+
+
+CHANGED = {
+    "eagan": ["--g-ch 8", "--seed 3"],
+    "adversarialnas": ["--search-g-ch 8", "--gumbel off", "--arch-lr 0.5"],
+    "autogan": ["--search-g-ch 8", "--seed 3", "--grow 2,3", "--reward fid"],
+    "degas": ["--iters 9", "--search-ch 8"],
+}
+
+
+@pytest.mark.parametrize(("method", "words"), each(CHANGED), indirect=["method"])
+def test_a_changed_flag_is_refused_on_resume(method: ModuleType, whole: Path, words: str, capsys) -> None:
+    before, flag = contents(whole), words.split()[0]
+    assert command(method, ["--resume", str(whole), *words.split()]) == 2
+    line, had = capsys.readouterr().err, read(whole, "config.json")["args"][flag[2:].replace("-", "_")]
+    assert re.search(rf"{words}\b.*\b{had}\b", line)
+    assert contents(whole) == before
+
+
+def test_a_run_of_another_script_or_live_or_of_other_images_is_refused_on_resume(
+    method: ModuleType, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / trained.name))
+    config, status = read(run, "config.json"), read(run, "status.json")
+
+    def resume() -> str:
+        before = contents(run)
+        assert command(method, ["--resume", str(run)]) == 2
+        assert contents(run) == before
+        return capsys.readouterr().err
+
+    def write(name: str, values: dict) -> None:
+        (run / name).write_text(json.dumps(values))
+
+    write("config.json", {**config, "script": "mine.py"})
+    assert re.search(rf"--resume {run}\b.*\bmine.py\b", resume())
+    (run / "config.json").write_text("{")
+    assert str(run / "config.json") in resume()
+    with np.load(config["args"]["dataset"]) as npz:
+        images = npz["images"]
+        images[0] = 0
+        np.savez(tmp_path / "other.npz", images=images, labels=npz["labels"])
+    write("config.json", {**config, "args": {**config["args"], "dataset": str(tmp_path / "other.npz")}})
+    line = resume()
+    assert f"--resume {run}" in line
+    assert str(tmp_path / "other.npz") in line
+    write("config.json", config)
+    parent = {"pid": os.getppid(), "start_time": common.run.kernel_start_time(os.getppid())}
+    write("status.json", {**status, "process": {**status["process"], **parent}})
+    assert re.search(rf"\b{os.getppid()}\b", resume())
+
+
+# ---- the command line, the plan ------------------------------------------------------------
+
+
+def test_flags_beat_presets_and_presets_beat_defaults(method: ModuleType) -> None:
+    smoke = method.PRESETS["smoke"]
+    args = vars(parsed(method, ["--preset", "smoke", "--train-epochs" if "train_epochs" in smoke else "--iters", "7"]))
+    assert 7 in (args.get("train_epochs"), args.get("iters"))
+    assert {k: v for k, v in args.items() if k in smoke.keys() - {"train_epochs", "iters"}} == {
+        k: v for k, v in smoke.items() if k not in ("train_epochs", "iters")
+    }
+    assert args["z_dim"] == smoke.get("z_dim", method.Args().z_dim)
+    for values in method.PRESETS.values():
+        method.check(method.Args(**values), 1)
+
+
+PAPER = {  # at the paper's widths: G updates of every stage; parameters and multiply-adds of every network
+    "adversarialnas": [
+        ("", [10, 240], [8846851, 2680478720, 1053824, 272498816, 29265443, 11049120]),
+        ("--fixed-d autogan", [10, 240], [8846851, 2680478720, 1053824, 272498816, 29265443, 412880]),
+        ("--search random", [10, 240], [8846851, 2680478720, 1053824, 272498816]),
+        ("--genotype mmd-g --d-genotype animation-d", [240], [20185859, 8880282624, 4553984, 1309317248]),
+        (
+            "--d-genotype searched --g-params 1e6",
+            *([10, 240], [1005238, 125903792, 4553984, 1309317248, 29265443, 11049120]),
+        ),
+    ],
+    "autogan": [
+        ("", [75, 90, 105, 30, 64], [4405251, 1765015552, 1053824, 272072832, 2994691, 264768, 68927552]),
+        ("--genotype A", [64], [4405251, 1765015552, 1053824, 272072832]),
+        ("--search random", [16380, 64], [4405251, 1765015552, 1053824, 272072832]),
+    ],
+    "degas": [
+        ("", [50, 99999], [1204483, 422704128, 1053825, 272498817, 9224835, 1389188096, 8192]),
+        ("--genotype baseline --conditional", [99999], [1206019, 422704128, 1054083, 272499075]),
+    ],
+}  # of eagan: test_eagan.py
+
+
+@pytest.mark.parametrize(("method", "case"), each(PAPER), indirect=["method"])
+def test_dry_run_makes_nothing_and_tells_exact_sizes(method: ModuleType, tiny_data: dict, tmp_path: Path, capsys, case) -> None:
+    more, updates, sizes = case
+    words = ["--dataset", tiny_data["dataset"], "--size", "32", "--evaluator", "compact", "--dry-run", *more.split()]
+    words += ["--search-batch", "32"] if method.__name__ == "adversarialnas" else []
+    assert command(method, [*words, "--runs-dir", str(tmp_path / "r"), "--data-dir", str(tmp_path)]) == 0
+    plan, *networks = capsys.readouterr().out.splitlines()
+    assert [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) \(", plan)] == updates
+    assert "FLOP" in plan
+    numbers = re.findall(r"\d{1,3}(?:,\d{3})+", "\n".join(networks))
+    assert [int(n.replace(",", "")) for n in numbers] == sizes
+    assert not list(tmp_path.iterdir())
+
+
+# ---- several processes ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["--d-batch", "--g-batch"])
+def test_a_batch_that_two_processes_cannot_share_is_refused(method: ModuleType, flag: str) -> None:
+    with pytest.raises(UserError, match=rf"^{flag} 33\b.*\b2\b"):
+        method.check(parsed(method, [flag, "33"]), 2)
