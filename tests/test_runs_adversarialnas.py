@@ -135,22 +135,8 @@ def test_an_evaluation_changes_the_search_only_when_asked_to(tiny: dict, tmp_pat
 # ---- genotype files ------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("codes", "parts"),
-    [
-        (np.full((3, 7), 7), ["cell 1", "0->1", "7", "0..2"]),
-        (np.zeros((3, 7), int), ["cell 1", "node 3", "1->3", "2->3"]),
-        (np.zeros((4, 7), int), ["(3, 7)", "(4, 7)"]),
-        (np.array([["a"]], object), []),
-    ],
-)
-def test_bad_npy_genotypes_are_refused(refuse: Callable, tmp_path: Path, codes: np.ndarray, parts: list[str]) -> None:
-    np.save(tmp_path / "g.npy", codes, allow_pickle=True)
-    line = refuse("--genotype", tmp_path / "g.npy")
-    assert all(part in line for part in [*parts, "g.npy"]), line
-
-
 def test_a_node_without_an_input_is_refused(refuse: Callable, tmp_path: Path) -> None:
+    """Codes and shapes of bad files: test_runs_eagan.py, the same code."""
     genotype = [list(row) for row in named("adversarialnas-g", G_SPACE, PUBLISHED)]
     genotype[1][4:] = ["none"] * 3
     (tmp_path / "g.json").write_text(json.dumps({"G": genotype}))
