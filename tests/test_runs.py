@@ -293,7 +293,7 @@ def test_a_stop_file_stops_a_run(method: ModuleType, tiny: dict, tmp_path: Path)
         (found[0].parent / "STOP").touch()
 
     length = "iters" if method.__name__ == "degas" else "train_epochs"
-    words = flags({**tiny, "runs_dir": tmp_path, "genotype": GENOTYPE[method.__name__], length: 4000, "eval_every": 4000})
+    words = flags({**tiny, "runs_dir": tmp_path, "genotype": GENOTYPE[method.__name__], length: 1000, "eval_every": 1000})
     Thread(target=touch, daemon=True).start()
     assert command(method, words) == 130
     (run,) = tmp_path.iterdir()
