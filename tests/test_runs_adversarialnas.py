@@ -120,7 +120,7 @@ def test_merged_and_plain_search_alike(tiny: dict, whole: Path, tmp_path: Path) 
     plain = start(nas, tiny, tmp_path, mixed="plain", phase="search")
     a, b = ([r for r in rows(run, "metrics.jsonl") if "loss/g_arch" in r] for run in (plain, whole))
     for key in ("loss/d", "loss/g", "loss/d_arch", "loss/g_arch"):
-        assert [r[key] for r in a] == pytest.approx([r[key] for r in b], rel=1e-3, abs=1e-4)
+        assert [r[key] for r in a] == pytest.approx([r[key] for r in b], rel=3e-3, abs=3e-4)
 
 
 @pytest.mark.slow
