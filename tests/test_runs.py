@@ -308,7 +308,7 @@ def test_kill_during_a_checkpoint_leaves_one_that_resumes(
     assert_same_run(whole, kill_and_resume(method, tiny, tmp_path, save=6))
 
 
-@ONE_BY_DEFAULT
+@pytest.mark.slow
 def test_a_broken_checkpoint_falls_back_to_the_one_before(
     method: ModuleType, tiny: dict, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -24,7 +24,8 @@ def method() -> ModuleType:
 @pytest.mark.parametrize(
     "words",
     [
-        *("--stages coupled", "--objectives fid,size --no-weight-reset", slow("--dbar plain --size 32"), slow("--dbar d_c")),
+        "--stages coupled --objectives fid,size --no-weight-reset",
+        *(slow("--stages coupled"), slow("--objectives fid,size"), slow("--dbar plain --size 32"), slow("--dbar d_c")),
         *(slow("--stages g"), slow("--genotype eagan-g --stages d"), slow("--mu-plus-lambda"), slow("--selection cars")),
         *(slow("--genotype eagan-g --size 48 --grad-clip 50"), slow("--amp"), slow("--bn-batches 0")),
         *(slow("--init-g eagan-g --init-d autogan-d"), slow("--genotype adversarialnas-g --d-genotype plain --size 32")),
