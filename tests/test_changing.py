@@ -146,9 +146,10 @@ def test_images_of_64_px_with_classes(tmp_path: Path, quick_compact: None) -> No
     assert (args["size"], args["conditional"]) == (64, True)
 
 
-def test_a_script_that_extends_args(copy: Callable, run: Callable, tmp_path: Path) -> None:
+def test_a_script_that_extends_args(copy: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = blocks("One more option, without a copy", "python")[0]
     mine = copy(source)
+    monkeypatch.setattr(mine.eagan, "d_loss", mine.eagan.d_loss)  # main() replaces it: put it back afterwards
     mine.PRESETS = mine.eagan.PRESETS
     made = run(mine, EAGAN | {"--genotype": "eagan-g", "--margin": 0.5})
     assert json.loads((made / "config.json").read_text())["args"]["margin"] == 0.5
