@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import random
+from collections.abc import Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -62,6 +63,19 @@ def same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(degas.F, "dropout", lambda x, *_: x)
 
 
+@pytest.fixture
+def float64(same_numbers: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Networks, latents and images in float64: rounding moves no ReLU or maximum to the other side.
+
+    In float32 a relative change of the weights by 1e-6 can change DEGAS's and EAGAN's gradients by 0.3 %, alpha's by 3 %
+    (measured on the CPU).
+    """
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 # ---- a first step of each network ------------------------------------------------------------------------------------
 
 LOOPS = [(method, loop) for method, loops in steps.ROWS.items() for loop in loops]
@@ -100,30 +114,31 @@ def first_steps(device: torch.device, method: str, loop: str, **flags: object) -
     return found
 
 
-def assert_same(method: str, one: list[Step], other: list[Step]) -> None:
+def assert_same(one: list[Step], other: list[Step], rel: float = 1e-3) -> None:
     assert len(one) == len(other) >= 2
     for (loss, gradient, net), (expected, direction, _) in zip(one, other, strict=True):
         assert direction.norm() > 0
-        assert loss == pytest.approx(expected, rel=1e-3, abs=1e-3)
-        assert (gradient - direction).norm() < (2e-3 if method == "degas" else 1e-3) * direction.norm(), type(net)
+        assert loss == pytest.approx(expected, rel=rel, abs=rel)
+        assert (gradient - direction).norm() < rel * direction.norm(), type(net)
 
 
-@pytest.mark.usefixtures("same_numbers")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("method", "loop"), LOOPS)
 def test_a_step_is_that_of_the_cpu(method: str, loop: str) -> None:
-    assert_same(method, first_steps(DEVICE, method, loop), first_steps(CPU, method, loop))
+    assert_same(first_steps(DEVICE, method, loop), first_steps(CPU, method, loop), rel=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("same_numbers")
 @pytest.mark.parametrize(("method", "loop"), TRAINING)
 def test_a_compiled_step_is_that_of_eager(method: str, loop: str) -> None:
-    assert_same(method, first_steps(DEVICE, method, loop, compile=True), first_steps(DEVICE, method, loop))
+    rel = 2e-3 if method == "degas" else 1e-3
+    assert_same(first_steps(DEVICE, method, loop, compile=True), first_steps(DEVICE, method, loop), rel)
 
 
 def test_adversarialnas_merged_and_plain_edges_take_the_same_step() -> None:
     merged, plain = (first_steps(DEVICE, "adversarialnas", loop) for loop in ("search", "search, plain"))
-    assert_same("adversarialnas", merged, plain)
+    assert_same(merged, plain)
 
 
 @pytest.mark.usefixtures("same_numbers")
