@@ -60,7 +60,6 @@ from common.cells import (
     op_cost,
     params_and_macs,
     table,
-    xavier_sn,
 )
 from common.cli import CommonArgs, cli, opt
 from common.data import load_dataset
@@ -467,10 +466,10 @@ class DownCell(nn.Module):
 
     @staticmethod
     def op(name: str, ch: int, column: int, image: bool) -> nn.Module:
-        """Build an op with a Xavier-initialised, spectrally normalised convolution."""
+        """Build an op with a spectrally normalised convolution."""
         op = OPS_NORMAL[name](ch, relu=False) if image else D_OPS[column][name](ch)
         if name in CONVS:
-            op.conv = xavier_sn(conv(3 if image else ch, ch, name, stride=2 if column > 4 else 1))
+            op.conv = conv(3 if image else ch, ch, name, stride=2 if column > 4 else 1, sn=True)
         return op
 
     def forward(self, x: Tensor, mix: CellMix | None) -> Tensor:
@@ -517,9 +516,9 @@ class SNGANDiscriminator(nn.Module):
         super().__init__()
         layers = []
         for c_in, c_out, down in self.blocks(ch):
-            layers += [xavier_sn(Conv(c_in, c_out, 3, padding=1)), nn.LeakyReLU(0.1)]
+            layers += [spectral_norm(Conv(c_in, c_out, 3, padding=1)), nn.LeakyReLU(0.1)]
             if down:
-                layers += [xavier_sn(Conv(c_out, c_out, 4, 2, padding=1)), nn.LeakyReLU(0.1)]
+                layers += [spectral_norm(Conv(c_out, c_out, 4, 2, padding=1)), nn.LeakyReLU(0.1)]
         self.layers = nn.Sequential(*layers)
         self.out = spectral_norm(Linear(4 * ch * (size // 8) ** 2, 1))
 

@@ -73,12 +73,6 @@ def conv(c_in: int, c_out: int, name: str = "conv_1x1", stride: int = 1, sn: boo
     return spectral_norm(module) if sn else module
 
 
-def xavier_sn(module: nn.Conv2d) -> nn.Module:
-    """Initialise with Xavier-uniform, then add spectral norm; `init_weights` skips such modules."""
-    nn.init.xavier_uniform_(module.weight)
-    return spectral_norm(module)
-
-
 class Normal(nn.Module):
     """An op from OPS_NORMAL, (B, C, H, W) -> same: identity, or ReLU (if `relu`) -> convolution."""
 
@@ -154,8 +148,8 @@ def add(*terms: Tensor | None) -> Tensor:
 def init_weights(net: nn.Module) -> None:
     """Xavier-uniform Conv2d weights, N(1, 0.02) BatchNorm scales; the rest keeps its defaults.
 
-    Spectral-normalised convolutions are skipped: EAGAN uses torch's default (on a GPU the authors'
-    initialiser misses them), AutoGAN and AdversarialNAS use xavier_sn.
+    Spectral-normalised convolutions keep PyTorch's default. CODE: there, the initialiser of all three
+    methods runs after spectral norm and the move to the GPU, and writes to a tensor that nobody reads.
     """
     for m in net.modules():
         if isinstance(m, nn.Conv2d) and not hasattr(m, "parametrizations"):
@@ -208,9 +202,9 @@ class DBlock(nn.Module):
 
     def __init__(self, ch: int, down: bool) -> None:
         super().__init__()
-        self.conv1 = xavier_sn(Conv(ch, ch, 3, padding=1))
-        self.conv2 = xavier_sn(ConvAvgPool(ch, ch) if down else Conv(ch, ch, 3, padding=1))
-        self.shortcut = xavier_sn(Conv(ch, ch, 1)) if down else None
+        self.conv1 = spectral_norm(Conv(ch, ch, 3, padding=1))
+        self.conv2 = spectral_norm(ConvAvgPool(ch, ch) if down else Conv(ch, ch, 3, padding=1))
+        self.shortcut = spectral_norm(Conv(ch, ch, 1)) if down else None
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.conv2(self.conv1(x.relu()).relu())
@@ -228,9 +222,9 @@ class AutoGANDiscriminator(nn.Module):
 
     def __init__(self, ch: int = 128) -> None:
         super().__init__()
-        self.stem1 = xavier_sn(Conv(3, ch, 3, padding=1))
-        self.stem2 = xavier_sn(ConvAvgPool(ch, ch))
-        self.stem_skip = xavier_sn(Conv(3, ch, 1))
+        self.stem1 = spectral_norm(Conv(3, ch, 3, padding=1))
+        self.stem2 = spectral_norm(ConvAvgPool(ch, ch))
+        self.stem_skip = spectral_norm(Conv(3, ch, 1))
         self.middle = nn.ModuleList([DBlock(ch, down=True), DBlock(ch, down=False)])
         self.last = DBlock(ch, down=False)
         self.out = spectral_norm(Linear(ch, 1, bias=False))

@@ -1,5 +1,7 @@
 """The operations against their literal definitions: values, gradients, sizes, costs, initial weights."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,21 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import register_parametrization
 
+import adversarialnas
+import eagan
 from common import cells
-from common.cells import OPS_DOWN, OPS_NORMAL, OPS_UP, AutoGANDiscriminator, Conv, ConvAvgPool, Cost, Normal, count_params
+from common.cells import (
+    OPS_DOWN,
+    OPS_NORMAL,
+    OPS_UP,
+    AutoGANDiscriminator,
+    Conv,
+    ConvAvgPool,
+    Cost,
+    Normal,
+    count_params,
+    named,
+)
 from common.files import stream
 
 WINDOW = {  # (padding, dilation) as the papers' tables give them
@@ -125,13 +140,39 @@ def test_initial_weights() -> None:
     before = linear.weight.clone()
     cells.init_weights(nn.ModuleList([plain, normed, batch_norm, linear]))
     xavier, default = (6 / (2 * 128 * 9)) ** 0.5, (128 * 9) ** -0.5  # 0.0510 and 0.0295
-    autogans = cells.xavier_sn(Conv(128, 128, 3)).parametrizations.weight.original  # not: as initialised before it
-    for weight, bound in (plain.weight, xavier), (normed.parametrizations.weight.original, default), (autogans, xavier):
+    for weight, bound in (plain.weight, xavier), (normed.parametrizations.weight.original, default):
         assert 0.99 * bound < weight.abs().max() <= bound
     assert batch_norm.weight.mean().item() == pytest.approx(1, abs=0.002)
     assert batch_norm.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not batch_norm.bias.any()
     assert torch.equal(linear.weight, before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: cells.AutoGANDiscriminator(8),
+        lambda: adversarialnas.Discriminator(None, 8),
+        lambda: adversarialnas.Discriminator(named("animation-d", adversarialnas.D_SPACE, adversarialnas.PUBLISHED), 8),
+        lambda: adversarialnas.SNGANDiscriminator(8, 32),
+        lambda: eagan.Discriminator(None, 8),
+    ],
+    ids=["autogan", "super-d", "derived d", "sn-gan", "eagan's"],
+)
+def test_weights_under_spectral_norm_are_pytorchs_own_draw(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, reset = {}, nn.Conv2d.reset_parameters
+
+    def recorded(conv: nn.Conv2d) -> None:
+        reset(conv)
+        drawn[id(conv)] = conv.weight.detach().clone()
+
+    monkeypatch.setattr(nn.Conv2d, "reset_parameters", recorded)
+    torch.manual_seed(0)
+    D = make()
+    normed = [m for m in D.modules() if isinstance(m, nn.Conv2d) and hasattr(m, "parametrizations")]
+    assert len(normed) >= 7
+    for conv in normed:
+        assert torch.equal(conv.parametrizations.weight.original, drawn[id(conv)])
 
 
 # ---- AutoGAN's discriminator, AutoGAN §3.1 ---------------------------------------------------------------------------
