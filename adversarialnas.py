@@ -36,6 +36,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from common import gan
@@ -595,11 +596,13 @@ class Supernets(Pair):
             self.beta_opt = arch_adam(job, self.beta)
         self.G_ema, self.alpha_ema = (deepcopy(net).requires_grad_(False) for net in (G, self.alpha))
 
-    def mixed(self, job: Job, tau: float, *name: object) -> tuple[Net, Net]:
-        """G and D with mixes from one sample of the noise."""
+    def mixed(self, job: Job, tau: float, *name: object) -> tuple[Net, Net, Net | None]:
+        """G and D with sampled mixes, and D with another sample for the fakes; None: the D is fixed and has no mix."""
         G = partial(self.G, mix=self.alpha.mix(job, tau, *name))
-        D = self.D if self.beta is None else partial(self.D, mix=self.beta.mix(job, tau, *name))
-        return G, D
+        if self.beta is None:
+            return G, self.D, None
+        D, fake_D = (partial(self.D, mix=self.beta.mix(job, tau, *name, what)) for what in ("real", "fake"))
+        return G, D, fake_D
 
     def averaged(self, job: Job, tau: float) -> gan.Generate:
         """Generate images with the EMA of Super-G and alpha, with the same noise as in the search."""
@@ -617,14 +620,20 @@ def arch_adam(job: Job, logits: Logits) -> torch.optim.Adam:
     return torch.optim.Adam(logits.parameters(), lr, betas=betas, weight_decay=decay)
 
 
-def d_pass(job: Job, G: Net, D: Net, real: Tensor, *name: object) -> Tensor:
-    """Loss of D on real images and equally many fakes. name: random stream of the latents."""
+def d_pass(job: Job, G: Net, D: Net, real: Tensor, *name: object, fake_D: Net | None = None) -> Tensor:
+    """Loss of D on real images and equally many fakes. name: random stream of the latents.
+
+    fake_D: D with the mix for the fakes; None: they go through D in one pass with the real images.
+    """
     with torch.no_grad():
-        fake = G(latent(job, len(real), *name))
-    # DEVIATES 1: one pass over both, which is faster; both then share one noise sample for Super-D and one
-    # power iteration of spectral norm, where the authors' code has two
-    of_real, of_fake = D(torch.cat([real, fake.to(real.dtype)])).float().chunk(2)
-    return d_loss(of_real, of_fake)
+        fake = G(latent(job, len(real), *name)).to(real.dtype)
+    # DEVIATES 1: the kernels are normalised once, with one power iteration of spectral norm; CODE: once a pass
+    if fake_D is None:
+        of_real, of_fake = D(torch.cat([real, fake])).chunk(2)
+    else:  # CODE: each pass has its own noise sample
+        with parametrize.cached():
+            of_real, of_fake = D(real), fake_D(fake)
+    return d_loss(of_real.float(), of_fake.float())
 
 
 def g_pass(job: Job, G: Net, D: Net, n: int, *name: object) -> Tensor:
@@ -655,22 +664,22 @@ def search(job: Job, state: State) -> None:
         # Always in float32, because its gradients may be as small as 1e-7
         if beta_steps:  # 1. the architecture of D
             with frozen(alpha, D):
-                mixed_G, mixed_D = nets.mixed(job, tau, "d arch", i)
-                loss_d_arch = d_pass(job, mixed_G, mixed_D, real[half:], "d arch", i)
+                mixed_G, mixed_D, fake_D = nets.mixed(job, tau, "d arch", i)
+                loss_d_arch = d_pass(job, mixed_G, mixed_D, real[half:], "d arch", i, fake_D=fake_D)
             update(job, beta, nets.beta_opt, loss_d_arch)
         with frozen(alpha, beta), job.autocast():  # 2. the weights of D
-            mixed_G, mixed_D = nets.mixed(job, tau, "d", i)
-            loss_d = d_pass(job, mixed_G, mixed_D, real[:half], "d", i)
+            mixed_G, mixed_D, fake_D = nets.mixed(job, tau, "d", i)
+            loss_d = d_pass(job, mixed_G, mixed_D, real[:half], "d", i, fake_D=fake_D)
         update(job, D, nets.d_opt, loss_d)
         state.batch += 1
         if i % args.n_critic:  # CODE: G is updated after the first of n_critic batches; Alg. 1: after k
             continue
         with frozen(G, D, beta):  # 3. the architecture of G
-            mixed_G, mixed_D = nets.mixed(job, tau, "g arch", i)
+            mixed_G, mixed_D, _ = nets.mixed(job, tau, "g arch", i)
             loss_g_arch = g_pass(job, mixed_G, mixed_D, n_fakes, "g arch", i)
         update(job, alpha, nets.alpha_opt, loss_g_arch)
         with frozen(alpha, D, beta), job.autocast():  # 4. the weights of G
-            mixed_G, mixed_D = nets.mixed(job, tau, "g", i)
+            mixed_G, mixed_D, _ = nets.mixed(job, tau, "g", i)
             loss_g = g_pass(job, mixed_G, mixed_D, n_fakes, "g", i)
         update(job, G, nets.g_opt, loss_g)
         ema_update(nets.G_ema, G, args.ema)  # CODE: EMA of alpha, too

@@ -1,6 +1,7 @@
 """Check and time every op of the search spaces on a GPU: forward and backward, against float64 on the CPU.
 
-python -m benchmark.ops [--channels 128 256] [--sides 4 8 16 32]     prints a Markdown table; exit code 1: an error too large
+python -m benchmark.ops [--channels 128 256] [--sides 4 8 16 32]
+    prints a Markdown table; exit code 1: an error too large
 
 Errors are |x - reference| / |reference| (2-norm), the largest over outputs, input gradients and weight gradients, over
 channels, sizes and both memory layouts. Milliseconds are of forward and backward at the largest channels and size.

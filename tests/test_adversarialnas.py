@@ -514,8 +514,9 @@ class WatchedRun(QuietRun):
 
     def after(self, name: str, *_: object) -> None:
         moved = {k for k, net in self.nets.items() if not all(map(torch.equal, self.old[k], net.parameters()))}
-        (z, of_g), (seen, of_d) = self.passes
-        self.updates.append(SimpleNamespace(net=name, moved=moved, z=z, seen=seen, dtypes={of_g, of_d}))
+        (z, of_g), *of_d = self.passes  # one pass of D, or one for the real and one for the fake images
+        seen, dtypes = torch.cat([x for x, _ in of_d]), {of_g, *(dtype for _, dtype in of_d)}
+        self.updates.append(SimpleNamespace(net=name, moved=moved, z=z, seen=seen, dtypes=dtypes))
         self.passes = []
 
 
@@ -588,9 +589,11 @@ def test_architecture_gradients_do_not_vanish_at_initialisation():
     job = job_of(replace(TINY, search_g_ch=16, search_d_ch=8))
     nets = Supernets(job)
     with nas.frozen(nets.alpha, nets.D):
-        nas.d_pass(job, *nets.mixed(job, 4.3, 0), normal(8, 3, 16, 16).float().tanh(), "d", 0).backward()
+        G, D, fake_D = nets.mixed(job, 4.3, 0)
+        nas.d_pass(job, G, D, normal(8, 3, 16, 16).float().tanh(), "d", 0, fake_D=fake_D).backward()
     with nas.frozen(nets.G, nets.D, nets.beta):
-        nas.g_pass(job, *nets.mixed(job, 4.3, 0), 8, "g", 0).backward()
+        G, D, _ = nets.mixed(job, 4.3, 1)
+        nas.g_pass(job, G, D, 8, "g", 0).backward()
     for t in (*nets.alpha.tables, *nets.beta.tables):
         assert t.grad.dtype == torch.float32
         assert (t.grad != 0).all()
@@ -598,12 +601,35 @@ def test_architecture_gradients_do_not_vanish_at_initialisation():
     assert all(p.grad is None for net in (nets.G, nets.D) for p in net.parameters())
 
 
+def test_real_and_fake_images_have_their_own_noise_and_share_normalised_kernels():
+    """As two passes of the authors' code with the vectors of spectral norm held: loss, gradients of D and of beta."""
+    job = job_of(replace(TINY, search_d_ch=4))
+    nets, real = Supernets(job), normal(8, 3, 16, 16).float().tanh()
+    _, D, fake_D = nets.mixed(job, 4.3, 0)
+    draws = [torch.cat([x.flatten() for cell in net.keywords["mix"] for row in cell.values() for x in row.values()])
+             for net in (D, fake_D)]  # fmt: skip
+    assert not torch.isclose(*draws).any()
+
+    def gradients(loss: Tensor) -> list[Tensor]:
+        return torch.autograd.grad(loss, [*nets.D.parameters(), *nets.beta.parameters()], retain_graph=True)
+
+    vectors = {k: v.clone() for k, v in nets.D.named_buffers()}
+    one = nas.d_pass(job, lambda z: z.new_full((len(z), 3, 16, 16), 0.5), D, real, 0, fake_D=fake_D)
+    assert any(not torch.equal(v, vectors[k]) for k, v in nets.D.named_buffers())
+    nets.D.eval()  # no further power iteration
+    two = nas.d_loss(D(real), fake_D(torch.full_like(real, 0.5)))
+    torch.testing.assert_close(one, two)
+    for a, b in zip(gradients(one), gradients(two), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize(("g_ch", "d_ch"), [(24, 16), slow(160, 80)])
 @torch.no_grad()
 def test_loss_of_d_at_initialisation(g_ch: int, d_ch: int):
     job = job_of(replace(PAPER, search_g_ch=g_ch, search_d_ch=d_ch))
-    mixed = Supernets(job).mixed(job, 5.0, 0)
-    assert nas.d_pass(job, *mixed, normal(8, 3, 32, 32).float().tanh(), "d", 0).item() == pytest.approx(2, abs=0.15)
+    G, D, fake_D = Supernets(job).mixed(job, 5.0, 0)
+    loss = nas.d_pass(job, G, D, normal(8, 3, 32, 32).float().tanh(), "d", 0, fake_D=fake_D)
+    assert loss.item() == pytest.approx(2, abs=0.15)
 
 
 def test_hinge_losses():
