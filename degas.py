@@ -67,7 +67,7 @@ class Args(CommonArgs):
     search_epochs: int = opt(50, "Search epochs, of (z, w) steps. [DARTS]", "Search", min=1)
     search_batch: int = opt(64, "Images per search step, over all processes. [DARTS]", "Search", min=2)
     search_ch: int = opt(128, "Channels of the supernet. [inferred: docs/degas.md]", "Search", min=1)
-    w_lr: float = opt(0.0, "SGD learning rate of w; 0: 0.3, STL-10 and CelebA 0.03. [paper §4]", "Search", min=0)
+    w_lr: float = opt(0.03, "SGD learning rate of w; paper: 0.3. [ours: docs/degas.md]", "Search", min=0)
     z_lr: float = opt(10.0, "SGD learning rate of z, relative to that of w. [GLO]", "Search", min=0)
     z_grad: Literal["image", "batch"] = opt("image", "Loss for z: its image's or the batch mean. [ours]", "Search")
     z_init: Literal["random", "pca"] = opt("random", "Initial latents. [random: paper §3; pca: GLO]", "Search")
@@ -177,7 +177,7 @@ def reconstruction_loss(made: Tensor, images: Tensor, levels: int, reduction: st
     Level j has 4^-j of the pixels, so the factor gives all levels equal weight. Divided by the number of
     values per image (reduction "mean"), this is the MSE plus the mean absolute difference of each level.
     """
-    # DEVIATES 1: "mean" by default. Gradients of the sum are too large to learn at a rate of 0.3
+    # DEVIATES 1: "mean" by default. Gradients of the sum are too large to learn at the paper's rate of 0.3
     difference = made.float() - images
     loss = difference.square().mean() + sum(band.abs().mean() for band in pyramid(difference, levels))
     return loss * difference[0].numel() if reduction == "sum" else loss
@@ -1037,7 +1037,6 @@ def check(args: Args, world: int) -> None:
 def resolve(args: Args, data: Dataset) -> Args:
     """Replace 0 by the default for this data set. UserError: values that do not fit the data set."""
     images, size = len(data.images), data.images.shape[-1]
-    w_lr = args.w_lr or (0.03 if args.dataset in ("stl10", "celeba") else 0.3)  # PAPER §4: assumed to be that of w
     searched, side = args.search_images or images, args.search_size or size
     levels = args.lap_levels or (2 if side < 32 else 3)
     if "search" in args.stages:
@@ -1054,7 +1053,7 @@ def resolve(args: Args, data: Dataset) -> Args:
     if args.conditional and (data.labels is None or (data.labels < 0).any()):
         bare = images if data.labels is None else int((data.labels < 0).sum())
         raise UserError(f"--conditional: {bare:,} of {images:,} images of {data.name} have no label; omit it")
-    return replace(args, size=size, search_images=searched, search_size=side, lap_levels=levels, w_lr=w_lr)
+    return replace(args, size=size, search_images=searched, search_size=side, lap_levels=levels)
 
 
 def first_state(args: Args, data: Dataset) -> State:

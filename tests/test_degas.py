@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import degas
 from common import gan
 from common.cells import Cost, count_params
-from common.data import Dataset
+from common.data import Dataset, shapes
 from common.files import UserError, stream
 from common.ranks import Ranks
 from degas import OPS, OPS_NORMAL, Alpha, Args, Critic, Generator, Search, Space, SuperG, prune
@@ -254,14 +254,10 @@ def test_each_step_moves_its_own_part():
 
 
 def test_optimisers_and_rates():
-    """w's rate falls as a cosine, from what the data set has in the paper's §4. The rest is DARTS's."""
+    """w's rate falls as a cosine from 0.03 on every data set. The rest is DARTS's."""
     data = Dataset("x", torch.zeros(99, 3, 32, 32, dtype=torch.uint8), None, "0")
-    for dataset, rates in (
-        ("cifar10", {0: 0.3, 1: 0.299705, 25: 0.1505, 49: 0.001295}),
-        ("stl10", {0: 0.03, 25: 0.0155, 49: 0.0010286}),
-        ("celeba", {0: 0.03}),
-    ):
-        args = degas.resolve(Args(dataset=dataset), data)
+    for dataset in ("cifar10", "stl10", "celeba"):
+        args, rates = degas.resolve(Args(dataset=dataset), data), {0: 0.03, 25: 0.0155, 49: 0.0010286}
         assert {epoch: args.w_lr_in(epoch) for epoch in rates} == pytest.approx(rates, abs=5e-7)
     _, s = search_of()
     (sgd,), (adam,) = s.w_opt.param_groups, s.a_opt.param_groups
@@ -270,6 +266,22 @@ def test_optimisers_and_rates():
     assert adam["betas"] == (0.5, 0.999)
     assert same([*sgd["params"], *adam["params"]], [*s.net.parameters(), *s.alpha.parameters()])
     assert 0 < max(table.abs().max() for table in s.alpha.values()) < 5e-3
+
+
+@pytest.mark.slow
+def test_the_search_stays_alive_at_the_default_rate():
+    """At 0.3, 15 of the 16 channels before the last convolution are dead after these steps."""
+    images = F.interpolate(shapes(512).images.float(), size=16, mode="area").round().byte()
+    job, s = search_of(images, search_ch=16, z_dim=128, search_images=512, search_batch=32, w_lr=Args().w_lr)
+    for step in range(80):
+        loss = degas.zw_step(job, s, s.batches.indices(step), job.args.w_lr)
+        degas.alpha_step(job, s, s.batches.indices(step))
+    seen = []
+    s.net.tail[2].register_forward_pre_hook(lambda _, given: seen.append(given[0] > 0))
+    s.net(s.Z[:256], s.alpha.probabilities())
+    assert seen[0].any(dim=3).any(dim=2).any(dim=0).all()
+    assert seen[0].float().mean() > 0.2
+    assert loss < 0.75 * s.mean_loss
 
 
 def test_the_search_overfits_a_handful_of_images():
