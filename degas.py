@@ -698,7 +698,8 @@ class Search:
         self.alpha = Alpha(args.space, args.seed, 1e-3).to(ranks.device)
         w, alpha = self.net.parameters(), self.alpha.parameters()
         self.w_opt = torch.optim.SGD(w, args.w_lr, momentum=0.9, weight_decay=3e-4, fused=True)  # CODE DARTS
-        self.a_opt = torch.optim.Adam(alpha, args.arch_lr, betas=(0.5, 0.999), weight_decay=1e-3)  # CODE DARTS
+        decay = 1e-3 / (1 if args.loss_reduction == "sum" else 3 * args.search_size**2)  # DARTS, for the paper's sum
+        self.a_opt = torch.optim.Adam(alpha, args.arch_lr, betas=(0.5, 0.999), weight_decay=decay)  # CODE DARTS
         self.Z = self.first_latents(args)  # of all images: (N, z_dim)
 
         watched = torch.randint(len(images), (WATCHED,), generator=stream(args.seed, "fixed"))

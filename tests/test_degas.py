@@ -262,7 +262,7 @@ def test_optimisers_and_rates():
     _, s = search_of()
     (sgd,), (adam,) = s.w_opt.param_groups, s.a_opt.param_groups
     assert (type(s.w_opt), sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (torch.optim.SGD, 0.3, 0.9, 3e-4)
-    assert (type(s.a_opt), adam["lr"], adam["weight_decay"]) == (torch.optim.Adam, 3e-4, 1e-3)
+    assert (type(s.a_opt), adam["lr"], adam["weight_decay"]) == (torch.optim.Adam, 3e-4, 1e-3 / 768)
     assert adam["betas"] == (0.5, 0.999)
     assert same([*sgd["params"], *adam["params"]], [*s.net.parameters(), *s.alpha.parameters()])
     assert 0 < max(table.abs().max() for table in s.alpha.values()) < 5e-3
@@ -282,6 +282,20 @@ def test_the_search_stays_alive_at_the_default_rate():
     assert seen[0].any(dim=3).any(dim=2).any(dim=0).all()
     assert seen[0].float().mean() > 0.2
     assert loss < 0.75 * s.mean_loss
+
+
+def test_alpha_moves_as_under_the_sum_that_the_paper_prints():
+    """The mean divides alpha's gradient by 3 size²; its decay, 1e-3 for the sum, shrinks with it."""
+    moved, start = [], {"U0->N1": [2.0, -2.0, 1.0]}  # far from 0, so that decay matters
+    for reduction in ("mean", "sum"):
+        job, s = search_of(loss_reduction=reduction, arch_lr=1e-2)
+        with torch.no_grad():
+            for name, row in start.items():
+                s.alpha.rows()[name][: len(row)] = torch.tensor(row)
+        for step in range(5):
+            degas.alpha_step(job, s, s.batches.indices(step))
+        moved.append(torch.cat([p.detach().flatten() for p in s.alpha.parameters()]))
+    torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-4)
 
 
 def test_the_search_overfits_a_handful_of_images():
