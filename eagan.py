@@ -31,6 +31,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, pairwise, zip_longest
 from math import inf, isfinite
+from pathlib import Path
 from random import Random
 from typing import Literal
 
@@ -63,7 +64,7 @@ from common.cells import (
 )
 from common.cli import CommonArgs, cli, opt
 from common.data import load_dataset
-from common.files import UserError, rng_of
+from common.files import UserError, read_json, rng_of
 from common.gan import Job, Pair, clone, ema_update, fid_or_inf, frozen, latent, own_batch_norm, pair_of, seeded, update
 from common.metrics import Evaluator, Score
 from common.ranks import start_ranks
@@ -849,17 +850,31 @@ def check(args: Args, world: int) -> None:
         raise UserError(f"--d-genotype {args.d_genotype}: requires --genotype; for the fixed D of stage 1 use --dbar")
 
 
-def first_state(args: Args) -> State:
-    """State of a new run: the given genotypes, or the fixed D. UserError: invalid genotype or --size."""
+def d_of_file(args: Args) -> tuple[str, str]:
+    """The D to train against: --d-genotype, that of the --genotype file, or EAGAN's; and a line for the log, or ""."""
+    default = "eagan-d-stl10" if args.size == 48 else "eagan-d-cifar10"
+    if args.d_genotype or not args.genotype.endswith(".json"):
+        return args.d_genotype or default, ""
+    file = read_json(Path(args.genotype), "genotype file")
+    if file.get("fixed_d") == "plain":
+        return "plain", ""
+    if file.get("method", "eagan") != "eagan":
+        return default, f"the D of {args.genotype} is of another search space; training against {default}"
+    if file.get("D") is None:
+        return default, f"{args.genotype} has no D; training against {default}"
+    return args.genotype, ""
+
+
+def first_state(args: Args) -> tuple[State, str]:
+    """State of a new run: the given genotypes, or the fixed D; and a line for the log, or "".
+    UserError: invalid genotype or --size."""
     named(args.init_g or "eagan-g", G_SPACE, PUBLISHED, "--init-g")  # only checks that it can be loaded
     named(args.init_d or "autogan-d", D_SPACE, PUBLISHED, "--init-d")
     # DEVIATES 16: AutoGAN-D (GD1). PAPER: 0.91M, the size of D_C, which is found only later; CODE: plain
-    G, d = None, DBAR[args.dbar]
+    G, d, note = None, DBAR[args.dbar], ""
     if args.genotype:
         G = named(args.genotype, G_SPACE, PUBLISHED, "--genotype")
-        d = args.d_genotype or ("eagan-d-stl10" if args.size == 48 else "eagan-d-cifar10")
-        if args.genotype.endswith(".json") and not args.d_genotype:
-            d = args.genotype if named(args.genotype, D_SPACE, PUBLISHED) else "plain"
+        d, note = d_of_file(args)
     D = d if d == "plain" else named(d, D_SPACE, PUBLISHED, "--d-genotype")
     stages = stages_of(args)
     if D == "plain" and args.size < 32:
@@ -869,7 +884,7 @@ def first_state(args: Args) -> State:
         unit = 16
     if args.size % unit:
         raise UserError(f"--size {args.size}: not divisible by this discriminator's stride; use a multiple of {unit}")
-    return State(G=G, D=D)
+    return State(G=G, D=D), note
 
 
 def costs_of(args: Args, state: State) -> dict[str, Cost]:
@@ -909,14 +924,14 @@ def main(args: Args) -> dict | None:
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))
     evaluator.use(data)
     args = replace(args, size=data.images.shape[-1])
-    job, trained = Job(args, ranks, evaluator, data), None
+    job, trained, note = Job(args, ranks, evaluator, data), None, ""
     if args.phase == "eval":
         job.args, trained = gan.load_weights(args, ranks.device, Generator.saved)
         state, costs = State(G=trained.genotype), {"G": cost_of(job.args, G_SPACE, trained.genotype)}
     else:
-        state = first_state(args)
+        state, note = first_state(args)
         costs, job.plan = costs_of(args, state), plan_of(job)
-    lines = gan.opening(job, "eagan", costs)
+    lines = gan.opening(job, "eagan", costs) + ([note] if note else [])
     if args.dry_run:
         print("\n".join(lines))
         return None

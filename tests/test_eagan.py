@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import eagan
 from common import gan
 from common.cells import OPS_DOWN, OPS_NORMAL, OPS_UP, Genotype, Space, count_params, named, op_cost
+from common.files import UserError
 from common.gan import clone, latent, own_batch_norm, seeded
 from common.run import Run, Stopped
 from eagan import D_SPACE, G_SPACE, PUBLISHED, Args, Discriminator, Generator, Individual, State, mutate, sample
@@ -137,8 +138,22 @@ def test_genotype_json_round_trip(tmp_path: Path):
     for g, d in zip(genotypes(G_SPACE, 20), [*genotypes(D_SPACE, 19), "plain"], strict=True):
         path.write_text(json.dumps(eagan.genotype_json(args, g, d)))
         assert named(str(path), G_SPACE, PUBLISHED) == g
-        state = eagan.first_state(args)
-        assert (g, d) == (state.G, state.D)
+        state, note = eagan.first_state(args)
+        assert (g, d, "") == (state.G, state.D, note)
+
+
+def test_a_file_without_a_d_of_this_space_is_trained_against_the_default_d(tmp_path: Path):
+    path = tmp_path / "genotype.json"
+    args, own = replace(TINY, size=32, genotype=str(path)), eagan.genotype_json(TINY, G_STAR, AUTOGAN_D)
+    for changes in ({"D": None}, {"method": "adversarialnas", "D": [["conv_1x1"] * 7] * 4}):
+        path.write_text(json.dumps({**own, **changes}))
+        state, note = eagan.first_state(args)
+        assert named("eagan-d-cifar10", D_SPACE, PUBLISHED) == state.D
+        assert str(path) in note
+        assert eagan.first_state(replace(args, d_genotype="plain"))[0].D == "plain"
+    path.write_text(json.dumps({**own, "D": [["conv_1x1"] * 7] * 4}))  # EAGAN's own, but broken
+    with pytest.raises(UserError, match=path.name):
+        eagan.first_state(args)
 
 
 # ---- the search space and its networks (§3) --------------------------------------------------------------------------

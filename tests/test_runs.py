@@ -33,6 +33,7 @@ from tests.runs import (
     slow,
     start,
     stop_and_resume,
+    tiny_flags,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
@@ -364,6 +365,23 @@ def test_a_run_that_is_resumed_with_less_to_do_ends_at_once(method: ModuleType, 
     assert rows(run, "metrics.jsonl") == rows(trained, "metrics.jsonl")
     assert_equal(load(run, "weights.pt")["G"], load(trained, "weights.pt")["G"])
     assert read(run, "status.json")["state"] == "done"
+
+
+@pytest.mark.parametrize("reader", METHODS)
+@pytest.mark.parametrize("writer", METHODS)
+def test_eagan_and_adversarialnas_exchange_generators_and_no_other_pair_does(
+    writer: str, reader: str, undisturbed: Callable, tiny_data: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = undisturbed(writer) / "genotype.json"
+    script = import_module(reader)
+    words = flags({**tiny_flags(reader, tiny_data), "runs_dir": tmp_path, "genotype": file})
+    fits = reader == writer or {reader, writer} == {"eagan", "adversarialnas"}
+    assert command(script, [*words, "--dry-run"]) == (0 if fits else 2)
+    out, err = capsys.readouterr()
+    assert (str(file) in err, err.count("\n")) == ((False, 0) if fits else (True, 1))
+    if (writer, reader) == ("adversarialnas", "eagan"):  # its D is of another space
+        assert str(file) in out
+    assert not list(tmp_path.iterdir())
 
 
 DIVERGING = {
