@@ -594,7 +594,9 @@ class Supernets(Pair):
         if args.search_d is None:
             self.beta = seeded(job, lambda: Logits(D_SPACE), "beta")
             self.beta_opt = arch_adam(job, self.beta)
+        self.grads: dict[str, Tensor] = {}  # gradient norms in the latest updates of alpha and beta
         self.G_ema, self.alpha_ema = (deepcopy(net).requires_grad_(False) for net in (G, self.alpha))
+        self.first_alpha, self.first_beta = deepcopy(self.alpha), deepcopy(self.beta)
 
     def mixed(self, job: Job, tau: float, *name: object) -> tuple[Net, Net, Net | None]:
         """G and D with sampled mixes, and D with another sample for the fakes; None: the D is fixed and has no mix."""
@@ -667,6 +669,7 @@ def search(job: Job, state: State) -> None:
                 mixed_G, mixed_D, fake_D = nets.mixed(job, tau, "d arch", i)
                 loss_d_arch = d_pass(job, mixed_G, mixed_D, real[half:], "d arch", i, fake_D=fake_D)
             update(job, beta, nets.beta_opt, loss_d_arch)
+            nets.grads["beta"] = gan.grad_norm(beta)
         with frozen(alpha, beta), job.autocast():  # 2. the weights of D
             mixed_G, mixed_D, fake_D = nets.mixed(job, tau, "d", i)
             loss_d = d_pass(job, mixed_G, mixed_D, real[:half], "d", i, fake_D=fake_D)
@@ -678,6 +681,7 @@ def search(job: Job, state: State) -> None:
             mixed_G, mixed_D, _ = nets.mixed(job, tau, "g arch", i)
             loss_g_arch = g_pass(job, mixed_G, mixed_D, n_fakes, "g arch", i)
         update(job, alpha, nets.alpha_opt, loss_g_arch)
+        nets.grads["alpha"] = gan.grad_norm(alpha)
         with frozen(alpha, D, beta), job.autocast():  # 4. the weights of G
             mixed_G, mixed_D, _ = nets.mixed(job, tau, "g", i)
             loss_g = g_pass(job, mixed_G, mixed_D, n_fakes, "g", i)
@@ -738,8 +742,23 @@ def snapshot(job: Job, state: State, nets: Supernets, tau: float) -> None:
         setattr(state, net, found)
         row["genotype"][net], row["flips"][net] = found, state.flips[net]
         row["probabilities"][net], row["entropy"][net] = by_place(p), by_place(logits.entropy())
-    job.run.search_row(row)
+    gan.search_row(job, row, supernet_signs(job, nets, tau), REMEDIES)
     job.run.genotype(state.step, genotype_json(job.args, state.G, state.D))
+
+
+def supernet_signs(job: Job, nets: Supernets, tau: float) -> gan.Signs:
+    """Gradients and movement of alpha and beta, active units of Super-G."""
+    signs: gan.Signs = {f"signs/grad_{name}": norm.item() for name, norm in nets.grads.items()}
+    for name in nets.grads:
+        signs[f"signs/moved_{name}"] = gan.distance(getattr(nets, name), getattr(nets, f"first_{name}"))
+    mix = nets.alpha.mix(job, tau, "grid")
+    return signs | gan.active_units(job, nets.G, nets.G.to_rgb, gan.along(nets.G, mix))
+
+
+REMEDIES = {
+    "grad": "lower --d-lr and --g-lr, which have made the networks' outputs constant",
+    "units": "lower --g-lr",
+}
 
 
 def by_place(cells: list[dict[str, Any]]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from math import inf, isfinite
+from math import inf, isfinite, log
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -535,6 +535,8 @@ class State(gan.Progress):
     windows: dict[str, list[float]] = field(default_factory=lambda: {"g": [], "d": []})  # latest losses
     baseline: list[float] | None = None  # reward baseline of the stage
     scored: list[Candidate] = field(default_factory=list)  # candidates of this stage scored so far
+    rewards: list[float] = field(default_factory=list)  # rewards in this iteration
+    twice: list[list[float]] = field(default_factory=list)  # rewards of one candidate of this stage, scored twice
     beam: list[Candidate] = field(default_factory=list)
     finalists: list[Candidate] = field(default_factory=list)
     G: Vector | None = None  # the architecture, once found or given
@@ -658,12 +660,12 @@ def collect(n: int, distinct: bool, draw_more: Callable[[int, int], list[Candida
     return [*found.values(), *spare][:n]
 
 
-def score_shared(job: Job, G: Generator, x: Candidate) -> Candidate:
-    """Score a candidate with the shared weights."""
+def score_shared(job: Job, G: Generator, x: Candidate, draw: str = "eval") -> Candidate:
+    """Score a candidate with the shared weights. draw: name of the latents."""
     args, genotype, ch = job.args, names_of(x.vector), job.args.search_g_ch
     with own_batch_norm(job, G, genotype, args.bn_batches):
         # DEVIATES 5: the same latents for all; the authors draw new ones each time
-        found = gan.score(job, G, args.reward_n, gan.along(G, genotype))
+        found = gan.score(job, G, args.reward_n, gan.along(G, genotype), draw=draw)
     reward, params = reward_of(args, found, genotype, ch), args.g_cost(genotype, ch).params
     return replace(x, score=reward, is_mean=found.is_mean, fid=found.fid, params=params)
 
@@ -712,6 +714,9 @@ def controller_step(job: Job, state: State, G: Generator, controller: Controller
     args = job.args
     drawn = controller(args.ctrl_batch, stream(args.seed, "controller", state.iteration, state.ctrl), state.beam)
     scored = [score_shared(job, G, x) for x in drawn.candidates]
+    if state.ctrl == 0:  # once an iteration
+        again = score_shared(job, G, drawn.candidates[0], "again")
+        state.rewards, state.twice = [], [*state.twice, [scored[0].score, again.score]][-8:]
     if state.ctrl == 0 and args.controller_loss == "reference":
         state.baseline = None  # CODE: reset at every iteration
     rewards = torch.tensor([x.score for x in scored])
@@ -719,17 +724,31 @@ def controller_step(job: Job, state: State, G: Generator, controller: Controller
     c_opt.zero_grad()
     loss.backward()
     c_opt.step()
+    state.rewards += rewards.tolist()
     state.ctrl += 1
 
     with torch.no_grad():  # the updated policy
         now = controller(64, stream(args.seed, "policy", state.iteration, state.ctrl), state.beam)
     decided = to_decide(args.cells_of(state.s))
-    job.run.search_row(state.row(
+    most = sum(log(len(options)) for _, options in decided)
+    signs = {"signs/grad_controller": gan.grad_norm(controller).item()}
+    signs["signs/entropy"] = now.entropy.sum(1).mean().item() / most  # 1: uniform
+    signs |= gan.signal_and_noise("reward", state.rewards, state.twice)
+    row = state.row(
         "controller", reward=rewards.mean().item(), baseline=sum(state.baseline) / len(state.baseline),
         window=state.window_row(), scored=[x.row() for x in scored],
         decisions=[name for name, _ in decided], options=[options for _, options in decided],
         policy=[p.mean(0).tolist() for p in now.policy], entropy=now.entropy.mean(0).tolist(),
-    ))  # fmt: skip
+    )  # fmt: skip
+    gan.search_row(job, row, signs, REMEDIES if state.ctrl == args.ctrl_steps else {})
+
+
+REMEDIES = {
+    "grad": "raise --ctrl-lr, or --entropy-weight",
+    "units": "lower --g-lr",
+    "noise": "raise --reward-n, or --gan-epochs, so that rewards are no lottery",
+    "entropy": "raise --entropy-weight or lower --ctrl-lr",
+}
 
 
 def take_beam(job: Job, state: State, G: Generator, controller: Controller) -> None:
@@ -743,11 +762,13 @@ def take_beam(job: Job, state: State, G: Generator, controller: Controller) -> N
     state.beam = sorted(state.scored, key=lambda x: -x.score)[: args.beam]
 
     rows = {"beam": [x.row() for x in state.beam], "candidates": [x.row() for x in state.scored]}
-    run.search_row(state.row("beam", **rows))
-    best, state.scored = state.beam[0], []
+    best, rewards, state.scored = state.beam[0], [x.score for x in state.scored], []
     genotype = names_of(best.vector)
     with own_batch_norm(job, G, genotype, args.bn_batches):
         run.samples(state.step, gan.grid(job, G, gan.along(G, genotype)))
+        signs = gan.active_units(job, G, G.to_rgb, gan.along(G, genotype))
+    signs |= gan.signal_and_noise("reward", rewards, state.twice)
+    gan.search_row(job, state.row("beam", **rows), signs, REMEDIES)
     run.genotype(state.step, genotype_json(args, best.vector, best))
     if state.s == args.cells - 1:  # only at full size: scores of other stages are not comparable
         row = Score(best.fid, best.is_mean, None, args.reward_n, net, job.evaluator.ref).row()
@@ -799,7 +820,7 @@ def search(job: Job, state: State) -> None:
             run.begin("search", f"{name} candidates", state.step)
             take_beam(here, state, nets.G, controller)
             if not last:
-                state.s, state.baseline = state.s + 1, None
+                state.s, state.baseline, state.twice = state.s + 1, None, []
                 controller, c_opt = new_controller(job, state)
 
         # step 4: dynamic reset. CODE: training continues at this stage's size, without growing again

@@ -655,6 +655,7 @@ def prune(alpha: Alpha, score: str = "alpha") -> Genotype:
 # ---- search (paper §3.2, GLO) --------------------------------------------------------------------
 
 WATCHED = 256  # images whose reconstruction is monitored
+REMEDY = "lower --w-lr"  # for a supernet whose last ReLU is off, so that alpha has no gradient
 LEFT_MEAN = 0.97  # the search has learned something if the loss is below this fraction of the mean image's
 
 
@@ -700,6 +701,7 @@ class Search:
         self.w_opt = torch.optim.SGD(w, args.w_lr, momentum=0.9, weight_decay=3e-4, fused=True)  # CODE DARTS
         decay = 1e-3 / (1 if args.loss_reduction == "sum" else 3 * args.search_size**2)  # DARTS, for the paper's sum
         self.a_opt = torch.optim.Adam(alpha, args.arch_lr, betas=(0.5, 0.999), weight_decay=decay)  # CODE DARTS
+        self.grads: dict[str, Tensor] = {}  # gradient norm in alpha's latest update
         self.Z = self.first_latents(args)  # of all images: (N, z_dim)
 
         watched = torch.randint(len(images), (WATCHED,), generator=stream(args.seed, "fixed"))
@@ -751,13 +753,14 @@ def alpha_step(job: Job, s: Search, i: Tensor) -> Tensor:
     with frozen(s.net):
         loss = s.loss(job, s.alpha.probabilities(), s.Z[i], i)
         update(job, s.alpha, s.a_opt, loss)
+    s.grads["alpha"] = gan.grad_norm(s.alpha)
     return loss.detach()
 
 
 def search(job: Job, state: State) -> None:
     """Alternate steps on (z, w) and alpha, then prune: (1) to (3) at the top of this file."""
     args, run, s, epoch = job.args, job.run, Search(job), job.args.search_epoch
-    run.track(state, net=s.net, alpha=s.alpha, w_opt=s.w_opt, a_opt=s.a_opt, latents=s.Z)
+    run.track(state, net=s.net, alpha=s.alpha, w_opt=s.w_opt, a_opt=s.a_opt, latents=s.Z, grads=s.grads)
 
     run.begin("search", "search", state.step, images_per_step=args.search_batch)
     while True:
@@ -801,6 +804,9 @@ def report(job: Job, state: State, s: Search) -> None:
     """Report the search: a row of search.jsonl, the current genotype, and reconstructions."""
     args, run, p = job.args, job.run, s.alpha.probabilities()
     made = torch.cat([s.net(s.Z[i], p).float() for i in s.watched.split(args.search_batch)])
+    signs: gan.Signs = {f"signs/grad_{name}": norm.item() for name, norm in s.grads.items()}
+    signs["signs/moved_alpha"] = gan.distance(s.alpha, Alpha(args.space, args.seed, 1e-3))
+    signs |= gan.active_units(job, s.net, s.net.tail[2], lambda z, _: s.net(s.Z[s.watched[: len(z)]], p))
     loss, mean_loss = s.loss_of(args, made, s.watched).item(), s.mean_loss.item()
     pairs = torch.stack([scaled(s.images[s.watched[:32]]), made[:32]]).unflatten(1, (4, 8))
     run.samples(state.step, pairs.transpose(0, 1).flatten(0, 2))  # rows: targets, their reconstructions, ...
@@ -823,11 +829,12 @@ def report(job: Job, state: State, s: Search) -> None:
     }
     epoch = state.step // args.search_epoch
     entropy = {edge: -sum(x * log(x) for x in row.values() if x) for edge, row in shares.items()}
-    run.search_row({
+    row = {
         "step": state.step, "stage": "search", "epoch": epoch, **state.scores, "counts": counts,
         "probabilities": {"G": shares}, "entropy": {"G": entropy}, "flips": {"G": state.flips},
         "genotype": {"G": genotype["G"]},
-    })  # fmt: skip
+    }  # fmt: skip
+    gan.search_row(job, row, signs, {"grad": REMEDY, "units": REMEDY})
     run.log(state.step, **state.scores)
     run.genotype(state.step, genotype)
     losses = f"reconstruction {loss:.4f}, mean image {mean_loss:.4f}"

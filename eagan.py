@@ -540,6 +540,8 @@ class State(gan.Progress):
     seen: dict[Genotype, None] = field(default_factory=dict)  # genotypes used in this stage: no repeats
     hall: People = field(default_factory=list)  # the 8 lowest FIDs of all first fronts
     finalists: People = field(default_factory=list)
+    twice: list[list[float]] = field(default_factory=list)  # FIDs and ISs of one individual, scored twice
+    ranked: dict[str, float] = field(default_factory=dict)  # FIDs of the previous round, by id
     G: Genotype | None = None  # G*, once found or given
     D: DGenotype | None = None  # D*, or the fixed discriminator
     g_weights: dict[str, Tensor] | None = None  # supernet weights of G*, the start of stage 2
@@ -547,6 +549,7 @@ class State(gan.Progress):
     def next_stage(self) -> None:
         super().next_stage()
         self.round, self.population, self.seen, self.hall, self.finalists = 0, [], {}, [], []
+        self.twice, self.ranked = [], {}
 
     def state_dict(self) -> dict:
         people = {k: [vars(x) for x in getattr(self, k)] for k in PEOPLE}
@@ -567,7 +570,7 @@ def stages_of(args: Args) -> list[str]:
     return one[args.stages] * args.cycles + (["train"] if args.phase == "all" else [])
 
 
-ScoreOne = Callable[[Individual, int], Score]  # (individual, number of images) -> score
+ScoreOne = Callable[..., Score]  # (individual, number of images, draw of latents = "eval") -> score
 Paths = tuple[Genotype | None, Genotype | None]  # through SuperNet-G and SuperNet-D; None: not a supernet
 
 
@@ -651,10 +654,10 @@ def search_g(job: Job, state: State) -> None:
     nets = pair_of(job, G, D)
     run.track(state, **vars(nets))
 
-    def score_path(x: Individual, n: int) -> Score:
+    def score_path(x: Individual, n: int, draw: str = "eval") -> Score:
         # DEVIATES 9: the shared statistics reflect the last few paths and distort the images of others
         with own_batch_norm(job, G, x.genotype, args.bn_batches):
-            return gan.score(job, G, n, gan.along(G, x.genotype), split=False)
+            return gan.score(job, G, n, gan.along(G, x.genotype), split=False, draw=draw)
 
     if state.round == 0:
         end = state.began + args.search_epochs(0) * job.epoch
@@ -680,7 +683,10 @@ def search_g(job: Job, state: State) -> None:
             state.population += births(args, G_SPACE, state, P, state.population)
         score_all(job, state.population, score_path, args.search_n)
         kept, front = select(args, state, P if args.mu_plus_lambda else P // 2)  # line 14
-        report_round(job, state, G_SPACE, kept, front, "recalibrated" if args.bn_batches else "shared")
+        signs = round_signs(args, state, front[0], score_path)
+        with own_batch_norm(job, G, front[0].genotype, args.bn_batches):
+            signs |= gan.active_units(job, G, G.to_rgb, gan.along(G, front[0].genotype))
+        report_round(job, state, G_SPACE, kept, front, signs)
         with own_batch_norm(job, G, front[0].genotype, args.bn_batches):
             run.samples(state.step, gan.grid(job, G, gan.along(G, front[0].genotype)))
         state.population = unscored(kept) + births(args, G_SPACE, state, P - len(kept), kept)
@@ -708,9 +714,9 @@ def search_d(job: Job, state: State) -> None:
     copies = {}  # individual's id -> weights of its generator
     run.track(state, **vars(nets), copies=copies)
 
-    def score_pair(x: Individual, n: int) -> Score:
+    def score_pair(x: Individual, n: int, draw: str = "eval") -> Score:
         G.load_state_dict(copies[x.id])
-        return gan.score(job, G, n, split=False)
+        return gan.score(job, G, n, split=False, draw=draw)
 
     if state.round == 0:
         end = state.began + args.search_epochs(0) * job.epoch // args.n_critic
@@ -735,8 +741,10 @@ def search_d(job: Job, state: State) -> None:
         run.begin("search", f"{name} scoring", state.step)
         score_all(job, state.population, score_pair, args.search_n)
         kept, front = select(args, state, P // 2)  # line 27
-        report_round(job, state, D_SPACE, kept, front, "own")
+        signs = round_signs(args, state, front[0], score_pair)
         G.load_state_dict(copies[front[0].id])
+        signs |= gan.active_units(job, G, G.to_rgb)
+        report_round(job, state, D_SPACE, kept, front, signs)
         run.samples(state.step, gan.grid(job, G))
         state.finalists = unscored(front)  # only these have trained generators
         if state.round < args.rounds:
@@ -765,15 +773,36 @@ def choose(job: Job, state: State, space: Space, score_one: ScoreOne) -> None:
     job.run.print(f"{space.name}* is {best.id}:\n{table(best.genotype, space)}")
 
 
-def report_round(job: Job, state: State, space: Space, kept: People, front: People, bn: str) -> None:
+def round_signs(args: Args, state: State, best: Individual, score_one: ScoreOne) -> gan.Signs:
+    """Spread of a round's FID and IS, that of the best one scored twice, and ranks against the previous round."""
+    again = score_one(best, args.search_n, "again")
+    state.twice = [*state.twice, [fid_or_inf(best.fid), fid_or_inf(again.fid), best.is_mean, again.is_mean]][-8:]
+    fids = {x.id: fid_or_inf(x.fid) for x in state.population}
+    signs = gan.signal_and_noise("fid", list(fids.values()), [(a, b) for a, b, _, _ in state.twice])
+    signs |= gan.signal_and_noise("is", [x.is_mean for x in state.population], [(a, b) for _, _, a, b in state.twice])
+    signs["signs/rank_correlation"] = gan.rank_correlation(state.ranked, fids)
+    state.ranked = fids
+    return signs
+
+
+REMEDIES = {
+    "units": "lower --g-lr",
+    "noise": "raise --search-n, or --round-epochs, so that selection is no lottery",
+    "ranks": "raise --round-epochs or --search-n",
+}
+
+
+def report_round(job: Job, state: State, space: Space, kept: People, front: People, signs: gan.Signs) -> None:
     """Write a scored round to the run directory."""
     args, run, net = job.args, job.run, job.evaluator.net
     best = front[0]  # DEVIATES 10: lowest FID of the front; CODE: lowest index; PAPER: undefined
-    run.search_row({
+    row = {
         "step": state.step, "stage": STAGE[space.name], "round": state.round,
         "population": [x.row() for x in state.population], "front": [x.id for x in front],
         "kept": [x.id for x in kept], "best": best.id, "eval/n": args.search_n, "eval/net": net,
-    })  # fmt: skip
+    }  # fmt: skip
+    gan.search_row(job, row, signs, REMEDIES)
+    bn = "own" if space is D_SPACE else "recalibrated" if args.bn_batches else "shared"
     row = Score(best.fid, best.is_mean, None, args.search_n, net, job.evaluator.ref).row()
     run.evaluated(state.step, row, **{"eval/ema": False, "eval/bn": bn, "eval/what": f"best of round {state.round}"})
     write_pair(job, state, space, best)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, isfinite
+from statistics import stdev
 from typing import Any
 
 import torch
@@ -206,13 +207,15 @@ def evaluating(G: nn.Module) -> Iterator[None]:
         G.train(training)
 
 
-def score(job: Job, G: nn.Module, n: int, generate: Generate | None = None, split: bool = True) -> Score:
-    """Score n images of G in eval mode, always from the same latents; split: evaluate in parallel."""
+def score(
+    job: Job, G: nn.Module, n: int, generate: Generate | None = None, split: bool = True, draw: str = "eval"
+) -> Score:
+    """Score n images of G in eval mode, always from the same latents of this `draw`; split: evaluate in parallel."""
     generate, batch = generate or only_latents(G), job.evaluator.batch
 
     def images(k: int) -> Tensor:
         job.run.check()
-        z = fixed_latent(job, batch, "eval", k)  # batch statistics need a full batch
+        z = fixed_latent(job, batch, draw, k)  # batch statistics need a full batch
         return job.to_bytes(generate(z if job.eval_bn == "batch" else z[: n - k * batch], k))
 
     with evaluating(G):
@@ -321,6 +324,92 @@ def evaluate_weights(job: Job, G: nn.Module, generate: Generate | None = None) -
     job.run.samples(0, grid(job, G, generate))
     job.run.print(f"{args.weights}: {s}")
     job.run.result(last={"fid": s.fid, "is": s.is_mean, "is_std": s.is_std}, n=s.n, net=s.net, ref=s.ref)
+
+
+# ---- signs of life of a search -------------------------------------------------------------------
+# Numbers in the rows of search.jsonl, keys "signs/...", that tell whether a search can still learn.
+# docs/searching.md explains them.
+
+Signs = dict[str, float | None]
+FEW_ACTIVE, MANY_DEAD, LITTLE_ENTROPY = 0.02, 0.5, 0.02  # shares; beyond them a search warns
+
+
+def grad_norm(net: nn.Module) -> Tensor:
+    """2-norm of the network's gradients: 0-dimensional, on its device, so that no step waits for it."""
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+
+
+def distance(net: nn.Module, start: nn.Module) -> float:
+    """Root mean square of the parameters' change since `start`."""
+    pairs = zip(net.parameters(), start.parameters(), strict=True)
+    return torch.cat([(a - b.to(a.device)).detach().flatten() for a, b in pairs]).square().mean().sqrt().item()
+
+
+def active_units(job: Job, G: nn.Module, last: nn.Conv2d, generate: Generate | None = None) -> Signs:
+    """Shares of active units in the input of G's last convolution, which follows a ReLU, and of dead channels: those
+    that are 0 in all images of a sample grid."""
+    seen: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0] > 0))
+    try:
+        grid(job, G, generate)
+    finally:
+        hook.remove()
+    active = torch.cat(seen)
+    dead = ~active.any(dim=3).any(dim=2).any(dim=0)
+    return {"signs/active": active.float().mean().item(), "signs/dead": dead.float().mean().item()}
+
+
+def signal_and_noise(name: str, scores: list[float], twice: list[tuple[float, float]]) -> Signs:
+    """Standard deviation of a score between candidates, and of one candidate's score, from pairs of scores of the same
+    candidate; None: fewer than two candidates, no pair. Infinite values and NaN are left out."""
+    known = [x for x in scores if isfinite(x)]
+    squares = [(a - b) ** 2 / 2 for a, b in twice if isfinite(a - b)]
+    noise = (sum(squares) / len(squares)) ** 0.5 if squares else None
+    return {f"signs/{name}_signal": stdev(known) if len(known) > 1 else None, f"signs/{name}_noise": noise}
+
+
+def rank_correlation(before: dict[str, float], now: dict[str, float]) -> float | None:
+    """Spearman's correlation of the scores of those in both; None for fewer than three, or without differences."""
+    pairs = [(before[x], now[x]) for x in before if x in now and isfinite(before[x]) and isfinite(now[x])]
+    if len(pairs) < 3 or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
+        return None
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def troubles(signs: Signs) -> dict[str, str]:
+    """What is wrong with a search, by kind: grad, units, noise, ranks, entropy."""
+    found = {}
+    for key, value in signs.items():
+        name = key.removeprefix("signs/")
+        if value is None:
+            continue
+        if name.startswith("grad_") and not value > 0:
+            found["grad"] = f"{name[5:]} has no gradient"
+        elif (name == "active" and value < FEW_ACTIVE) or (name == "dead" and value >= MANY_DEAD):
+            found["units"] = f"{signs['signs/active']:.1%} of the units before the output are active"
+            found["units"] += f", {signs['signs/dead']:.0%} of the channels dead"
+        elif name.endswith("_noise") and (signal := signs[key.removesuffix("noise") + "signal"]) is not None:
+            if signal < value:
+                score = name.removesuffix("_noise")
+                told = f"candidates' {score} differs by {signal:.3g}, that of one candidate scored twice by {value:.3g}"
+                found["noise"] = told
+        elif name == "rank_correlation" and value <= 0:
+            found["ranks"] = f"scores do not agree from round to round: rank correlation {value:.2f}"
+        elif name == "entropy" and value < LITTLE_ENTROPY:
+            found["entropy"] = f"the policy has {value:.1%} of its largest entropy"
+    return found
+
+
+def search_row(job: Job, row: dict, signs: Signs, remedies: dict[str, str]) -> None:
+    """Write a row of search.jsonl with signs of life. In trouble, the log and the row's "warning" say what to change.
+    remedies: by kind of trouble; other kinds are not reported."""
+    warnings = [f"{told}; {remedies[kind]}" for kind, told in troubles(signs).items() if kind in remedies]
+    for text in warnings:
+        job.run.print(f"WARNING: {text}")
+    job.run.search_row({**row, **signs, **({"warning": " · ".join(warnings)} if warnings else {})})
 
 
 # ---- start and end of a run ----------------------------------------------------------------------
