@@ -14,7 +14,7 @@ from common.files import UserError, read_json
 from common.run import Stopped, jsonable
 
 PANELS = ("Run", "Data", "Search", "Train", "Eval")
-ON_RESUME = {  # flags that may change on --resume: none of them changes what is trained
+ON_RESUME = {  # flags that may change on --resume: only the device, with its own random streams, changes results
     "resume", "preset", "dry_run", "device", "runs_dir", "data_dir", "inception_weights", "save_minutes",
     "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs",
 }  # fmt: skip

@@ -103,6 +103,7 @@ class Run:
         self.stopping, self.lock = False, threading.Lock()
         self.tracked: tuple[Any, dict[str, Any]] | None = None  # contents of a checkpoint: see track()
         self.to_restore: dict[str, Any] = {}  # read by load(), restored by the first track()
+        self.changed = ""  # what differs from the run so far
         self.seconds: dict[str, float] = {}  # per stage, before and after resuming
         self.clock = self.saved_at = self.shown_at = time.monotonic()
         self.ticks = 0
@@ -134,7 +135,7 @@ class Run:
             }  # fmt: skip
             try:
                 if self.resumed:
-                    self._check_resumable(digest)
+                    self._check_resumable(digest, config)
                 else:
                     source = self.dir / "source" / "common"
                     source.mkdir(parents=True)
@@ -166,7 +167,8 @@ class Run:
                 raise UserError(f"--runs-dir {runs}: cannot be written ({e.strerror}); use another one") from None
         return self.ranks.gather(path)[0]
 
-    def _check_resumable(self, digest: str) -> None:
+    def _check_resumable(self, digest: str, today: dict) -> None:
+        """Refuse what cannot be resumed; note what differs from the run so far. today: config.json of a new run."""
         config = read_json(self.dir / "config.json", "--resume")
         if config.get("schema") != SCHEMA:
             raise UserError(f"--resume {self.dir}: schema {config.get('schema')}, but this version reads {SCHEMA}")
@@ -182,6 +184,16 @@ class Run:
             running = here and old["start_time"] and kernel_start_time(old["pid"]) == old["start_time"]
         except (OSError, ValueError, TypeError, KeyError):
             running = False  # no valid status: rely on the checkpoint
+        before, after = (
+            {
+                "device": c["device"],
+                "processes": c["world_size"],
+                "torch": c["versions"]["torch"],
+                "git": c["git"]["sha"],
+            }
+            for c in (config, today)
+        )
+        self.changed = ", ".join(f"{k} {before[k]} -> {after[k]}" for k in before if before[k] != after[k])
         if running:
             raise UserError(f"--resume {self.dir}: still running as pid {old['pid']}; stop it first")
 
@@ -404,6 +416,8 @@ class Run:
             for left_over in self.dir.glob("*.tmp"):  # the heartbeat may be writing one
                 left_over.unlink(missing_ok=True)
             self.print(f"resumed at step {saved['step']:,} · {self.dir}")
+            if self.changed:
+                self.print(f"WARNING: not as when the run began: {self.changed}; its results may differ from then")
         self.seconds, self.to_restore = saved["seconds"], saved["parts"]
         if saved["state"] is not None:  # None: stopped before the first stage
             state.load_state_dict(saved["state"])

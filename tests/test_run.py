@@ -52,6 +52,22 @@ def test_a_run_that_cannot_be_made_removes_nothing_but_its_own(tmp_path: Path, m
     assert list(tmp_path.iterdir()) == [other]
 
 
+def test_a_resumed_run_says_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_run(tmp_path) as run:
+        run.track(None)
+        run.save()
+    with new_run(tmp_path, resume=run.dir) as again:
+        again.load(None)
+        assert again.changed == ""
+    monkeypatch.setattr(common.run, "device_name", lambda _: "NVIDIA H100")
+    with new_run(tmp_path, TwoProcesses(CPU, 0, 2), run.dir) as again:
+        again.load(None)
+    told = (run.dir / "log.txt").read_text()
+    assert told.count("WARNING") == 1
+    assert "-> NVIDIA H100" in told
+    assert "processes 1 -> 2" in told
+
+
 def test_the_resume_command_is_quoted_and_names_the_processes(tmp_path: Path) -> None:
     folder = tmp_path / "my runs"
     run = new_run(folder, TwoProcesses(CPU, 0, 2))
