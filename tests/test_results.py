@@ -1,0 +1,90 @@
+"""benchmark/evidence.py: a search against random search, from runs to rows to tables; the pages' tables are made of rows."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from benchmark import evidence
+from tests.runs import TINY
+
+ROOT = Path(__file__).parents[1]
+SMALL = dict(evaluator="compact", size=16, epoch_batches=2, eval_n=30, log_every=50, sample_every=10**9, save_minutes=1e9)
+
+
+def row(arm: str, seed: int, fid: float, **more: object) -> dict:
+    about = {"method": "eagan", "arm": arm, "seed": seed, "fid": fid, "is": 1.0 + seed / 8, "fid768": None, "params": 7}
+    return {**about, "search_s": 1.0, "train_s": 2.0, **more}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compact")
+@pytest.mark.parametrize("method", evidence.METHODS)
+def test_both_arms_become_rows_and_are_not_done_twice(
+    method: str, tiny_data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "COMMON", SMALL)
+    own = {**TINY[method], "z_dim": 6, "g_batch": 4, "d_batch": 4, "n_critic": 1}
+    own |= {"search_images": 0} if method == "degas" else {}
+    train = {k: own[k] for k in ("g_ch", "d_ch", "z_dim", "g_batch", "d_batch", "n_critic")}
+    monkeypatch.setitem(evidence.SEARCH, method, own)
+    monkeypatch.setitem(evidence.TRAIN, method, train)
+    monkeypatch.setattr(evidence, "UPDATES", 4)
+    monkeypatch.setattr(evidence, "BRIEF", 2)
+    results = tmp_path / "rows.jsonl"
+    asked = Namespace(
+        methods=[method], seeds=[3], images=Path(tiny_data["dataset"]), inception=None, inception_n=0, inception_ref=0,
+        device="cpu", scale=1.0, work=tmp_path / "work", results=results,
+    )  # fmt: skip
+    evidence.one(asked)
+    found, random = evidence.rows(results)
+    assert [(r["method"], r["arm"], r["seed"]) for r in (found, random)] == [(method, "found", 3), (method, "random", 3)]
+    assert random["candidates"] >= 1
+    assert all(r["fid"] > 0 and r["params"] > 0 and r["genotype"] for r in (found, random))
+    evidence.one(asked)
+    assert len(evidence.rows(results)) == 2
+
+
+def test_random_generators_are_of_the_seed_and_the_number() -> None:
+    for method in evidence.METHODS:
+        script = evidence.importlib.import_module(method)
+        drawn = [evidence.random_genotype(method, script, seed, k) for seed, k in ((0, 0), (0, 0), (0, 1), (1, 0))]
+        assert drawn[0] == drawn[1]
+        assert drawn[0] not in drawn[2:]
+        assert drawn[2] != drawn[3]
+
+
+def test_a_comparison_has_welchs_interval_and_a_sign_that_means_better() -> None:
+    c = evidence.comparison([1.0, 2.0, 3.0], [4.0, 5.0, 9.0])
+    assert c["found"] == (2, 1)
+    assert c["random"] == (6, pytest.approx(7**0.5))
+    assert c["improvement"] == pytest.approx(4 / 6)  # a lower FID is better
+    half = stats.t.ppf(0.975, 2.56) * (1 / 3 + 7 / 3) ** 0.5  # degrees of freedom: (8/3)² / ((1/3)² / 2 + (7/3)² / 2)
+    assert c["interval"] == pytest.approx((4 - half, 4 + half))
+    assert not c["decided"]
+    assert evidence.comparison([1.0, 2.0, 3.0], [4.0, 5.0, 9.0], higher=True)["improvement"] == pytest.approx(-4 / 6)
+    assert evidence.comparison([1.0, 1.1, 1.2], [4.0, 4.1, 4.2])["decided"]
+
+
+def test_a_table_says_inconclusive_where_the_interval_holds_zero_and_not_run_where_nothing_was() -> None:
+    rows = [row("found", i, fid) for i, fid in enumerate((1.0, 2.0, 3.0))]
+    rows += [row("random", i, fid, candidates=4) for i, fid in enumerate((4.0, 5.0, 9.0))]
+    lines = evidence.table(rows, "eagan")
+    assert "| found, 0 | 7 | 1.00 | 1.00 | not run | 1, 2 |" in lines
+    assert "| random, 2 | 7 | 9.00 | 1.25 | not run | 1, 4 candidates, 2 |" in lines
+    assert "inconclusive" in lines[-1]
+    assert lines[-1].endswith("| not run | |")
+
+
+def test_the_tables_of_the_pages_are_those_of_the_rows(tmp_path: Path) -> None:
+    """Between `<!-- evidence METHOD -->` and `<!-- end -->` of a page stands what the command prints."""
+    found = evidence.rows(evidence.RESULTS)
+    pages = {page: page.read_text() for page in (ROOT / "docs").glob("*.md")}
+    for method in evidence.METHODS:
+        mark = f"<!-- evidence {method} -->\n"
+        tables = [text.split(mark)[1].split("<!-- end -->")[0].strip() for text in pages.values() if mark in text]
+        if any(r["method"] == method for r in found):
+            assert tables == ["\n".join(evidence.table(found, method))]
+        else:
+            assert not tables
