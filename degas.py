@@ -305,6 +305,13 @@ class SepConv(nn.Module):
         return (count_params(self.depthwise) + count_params(self.pointwise)) * side**2
 
 
+def avg_pool_3x3(x: Tensor) -> Tensor:
+    """Mean over 3x3 without padding, same size. On a GPU in NCHW: torch 2.11's CUDA gradient is wrong for overlapping
+    windows of channels-last maps."""
+    y = F.avg_pool2d(x.contiguous() if x.is_cuda else x, 3, 1, 1, count_include_pad=False)
+    return y.contiguous(memory_format=torch.channels_last) if x.is_cuda else y
+
+
 class PoolOrSkip(nn.Module):
     """max_pool_3x3 and avg_pool_3x3, followed by BN in the supernet [DARTS]; and skip_connect."""
 
@@ -316,7 +323,7 @@ class PoolOrSkip(nn.Module):
         if self.name == "max_pool_3x3":
             x = F.max_pool2d(x, 3, 1, 1)
         elif self.name == "avg_pool_3x3":
-            x = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+            x = avg_pool_3x3(x)
         return F.batch_norm(x, None, None, training=True) if self.norm else x
 
     def macs(self, _side: int) -> int:

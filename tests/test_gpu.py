@@ -136,6 +136,7 @@ def test_a_compiled_step_is_that_of_eager(method: str, loop: str) -> None:
     assert_same(first_steps(DEVICE, method, loop, compile=True), first_steps(DEVICE, method, loop), rel)
 
 
+@pytest.mark.usefixtures("float64")
 def test_adversarialnas_merged_and_plain_edges_take_the_same_step() -> None:
     merged, plain = (first_steps(DEVICE, "adversarialnas", loop) for loop in ("search", "search, plain"))
     assert_same(merged, plain)
@@ -162,6 +163,16 @@ def test_spectral_norm_of_convolutions_is_float32_under_autocast() -> None:
     assert vectors
     for name in vectors:
         torch.testing.assert_close(mixed[name], plain[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_degas_mean_pool_is_that_of_the_cpu(layout: torch.memory_format) -> None:
+    """torch 2.11's own is wrong on CUDA in channels_last."""
+    x = torch.randn(4, 8, 6, 6, generator=stream(0, "x"))
+    here, there = (x.to(device, memory_format=layout).requires_grad_() for device in (CPU, DEVICE))
+    for given in (here, there):
+        (degas.avg_pool_3x3(given) * x.to(given.device)).sum().backward()
+    torch.testing.assert_close(there.grad.cpu(), here.grad)
 
 
 def job_of(script: ModuleType, device: torch.device) -> Job:
