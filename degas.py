@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import gan
-from common.cells import Conv, ConvAvgPool, Cost, conv_cost, count_params, op_cost, params_and_macs
+from common.cells import Conv, ConvAvgPool, Cost, avg_pool_3x3, conv_cost, count_params, op_cost, params_and_macs
 from common.cli import CommonArgs, cli, opt
 from common.data import Batches, Dataset, load_dataset
 from common.files import UserError, read_json, stream
@@ -303,13 +303,6 @@ class SepConv(nn.Module):
 
     def macs(self, side: int) -> int:
         return (count_params(self.depthwise) + count_params(self.pointwise)) * side**2
-
-
-def avg_pool_3x3(x: Tensor) -> Tensor:
-    """Mean over 3x3 without padding, same size. On a GPU in NCHW: torch 2.11's CUDA gradient is wrong for overlapping
-    windows of channels-last maps."""
-    y = F.avg_pool2d(x.contiguous() if x.is_cuda else x, 3, 1, 1, count_include_pad=False)
-    return y.contiguous(memory_format=torch.channels_last) if x.is_cuda else y
 
 
 class PoolOrSkip(nn.Module):

@@ -35,6 +35,13 @@ def conv2d(
         return y.to(torch.get_autocast_dtype("cpu"))
 
 
+def avg_pool_3x3(x: Tensor) -> Tensor:
+    """Mean over 3x3 without padding, same size; on a GPU in NCHW: torch 2.11's CUDA gradient is wrong for overlapping
+    windows of channels-last maps."""
+    y = F.avg_pool2d(x.contiguous() if x.is_cuda else x, 3, 1, 1, count_include_pad=False)
+    return y.contiguous(memory_format=torch.channels_last) if x.is_cuda else y
+
+
 class Conv(nn.Conv2d):
     """Conv2d whose weight, including its spectral norm, is computed in float32 under autocast."""
 

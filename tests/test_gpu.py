@@ -25,6 +25,7 @@ import degas
 import eagan
 from benchmark import steps
 from common import gan
+from common.cells import avg_pool_3x3
 from common.data import Batches, shapes
 from common.files import stream
 from common.gan import Job, seeded
@@ -171,7 +172,7 @@ def test_the_gradient_of_degas_mean_pool_is_that_of_the_cpu(layout: torch.memory
     x = torch.randn(4, 8, 6, 6, generator=stream(0, "x"))
     here, there = (x.to(device, memory_format=layout).requires_grad_() for device in (CPU, DEVICE))
     for given in (here, there):
-        (degas.avg_pool_3x3(given) * x.to(given.device)).sum().backward()
+        (avg_pool_3x3(given) * x.to(given.device)).sum().backward()
     torch.testing.assert_close(there.grad.cpu(), here.grad)
 
 
