@@ -134,7 +134,7 @@ class Args(CommonArgs):
 PRESETS = {
     "paper": {},
     "quick": dict(
-        preset="quick", epoch_batches=60, candidates=3, search_eval_every=24, amp=True,
+        preset="quick", epoch_batches=60, candidates=3, search_eval_every=24,
         train_epochs=400, eval_n=10_000, eval_every=100, sample_every=500,
     ),
     "smoke": dict(

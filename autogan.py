@@ -143,7 +143,7 @@ PRESETS = {
     "paper": {},
     "quick": dict(
         preset="quick", iterations=9, grow="3,6", gan_epochs=1, reward_n=1000, beam=3, derive_epochs=2,
-        final_n=2000, amp=True, train_epochs=25, eval_n=10_000, eval_every=5, sample_every=500,
+        final_n=2000, train_epochs=25, eval_n=10_000, eval_every=5, sample_every=500,
     ),
     "smoke": dict(
         preset="smoke", dataset="shapes", evaluator="compact", iterations=6, grow="2,4", gan_epochs=1,

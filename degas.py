@@ -127,7 +127,7 @@ class Args(CommonArgs):
 PRESETS = {
     "paper": {},
     "quick": dict(
-        preset="quick", search_epochs=8, search_images=10_000, search_ch=64, arch_lr=3e-3, amp=True,
+        preset="quick", search_epochs=8, search_images=10_000, search_ch=64, arch_lr=3e-3,
         iters=4000, eval_n=10_000, eval_every=6, sample_every=500,
     ),
     "smoke": dict(

@@ -115,7 +115,7 @@ class Args(CommonArgs):
 PRESETS = {
     "paper": {},
     "quick": dict(
-        preset="quick", warmup_epochs=2, rounds=4, round_epochs=1, population=8, amp=True, search_n=1000, final_n=2000,
+        preset="quick", warmup_epochs=2, rounds=4, round_epochs=1, population=8, search_n=1000, final_n=2000,
         train_epochs=25, eval_n=10_000, eval_after=0, sample_every=500,
     ),
     "smoke": dict(
