@@ -3,13 +3,13 @@
 python -m benchmark.planted run [EXPERIMENT ...]      rows to benchmark/results/planted.jsonl
 python -m benchmark.planted table                     a Markdown table of them
 
-  autogan          the controller on a bandit whose reward is a sum of known rewards of the tokens: tokens that the policy
-                   prefers and that are the best; best reward seen, against as many random draws
+  autogan          the controller on a bandit whose reward is a sum of known rewards of the tokens: tokens of which the
+                   policy prefers the best; best reward seen, against as many random draws
   degas            images made by the supernet itself with one operation a connection: connections where alpha finds it;
                    weights and latents are held fixed
-  adversarialnas   the same for Super-G against Super-D: normal edges where alpha finds the operation; G's weights fixed
-  eagan            selection and variation on known IS and FID of the genotypes: best FID seen, against as many random ones
-  preference       no optimum: AdversarialNAS on --images with G's learning rate 0 and 5e-4: normal edges with a 5x5 operation
+  adversarialnas   the same for Super-G against Super-D: normal edges where alpha finds it; G's weights held fixed
+  eagan            selection and variation on known IS and FID: best FID seen, against as many random genotypes
+  preference       no optimum: AdversarialNAS on --images with G's learning rate 0 and 5e-4: normal edges led by a 5x5
 """
 
 import argparse
@@ -79,9 +79,8 @@ def controller(seed: int, _images: Path) -> dict:
 
 def teacher(seed: int, _images: Path) -> dict:
     """DEGAS's alpha, 300 steps on 64 images that its supernet makes with the operations of a random genotype."""
-    args = degas.Args(
-        seed=seed, size=16, search_size=16, search_ch=16, z_dim=32, search_images=64, search_batch=32, lap_levels=2, arch_lr=1e-2
-    )  # fmt: skip
+    sizes = dict(size=16, search_size=16, search_ch=16, z_dim=32, search_images=64, search_batch=32, lap_levels=2)
+    args = degas.Args(seed=seed, arch_lr=1e-2, **sizes)
     s = degas.Search(job_of(args, torch.zeros(64, 3, 16, 16, dtype=torch.uint8)))
     planted, generator = {}, stream(seed, "planted ops")
     for c in s.alpha.space.connections:
