@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import io
 import re
 import sys
 from collections.abc import Callable
@@ -121,6 +122,9 @@ def cli(main: Callable, args_class: type[CommonArgs], presets: dict[str, dict], 
     input, one line on stderr; 130: stopped on request. Other exceptions propagate.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):  # a terminal that cannot show a character shows "?"
+            output.reconfigure(errors="replace")
     fields = options(args_class)
     asked: dict[str, str | None] = {"--preset": None, "--resume": None}
     for flag in asked:  # read before parsing: --preset quick --help shows its defaults
@@ -132,11 +136,14 @@ def cli(main: Callable, args_class: type[CommonArgs], presets: dict[str, dict], 
     try:
         defaults = {field.name: field.default for field, _ in fields}
         if asked["--resume"] is not None:
-            defaults |= resumed_defaults(Path(asked["--resume"]), asked["--preset"], args_class.script().name)
+            defaults |= resumed_defaults(
+                Path(asked["--resume"]).expanduser(), asked["--preset"], args_class.script().name
+            )
         else:
             defaults |= presets.get(asked["--preset"] or "", {})
 
         def command(ctx: typer.Context, **values: Any) -> None:
+            values = {name: home(value) for name, value in values.items()}
             if asked["--resume"] is not None:
                 for name, value in values.items():
                     explicit = "COMMANDLINE" in str(ctx.get_parameter_source(name))
@@ -163,6 +170,13 @@ def cli(main: Callable, args_class: type[CommonArgs], presets: dict[str, dict], 
             raise
         print(f"error: {e if isinstance(e, UserError) else e.format_message()}", file=sys.stderr)
         return 2
+
+
+def home(value: Any) -> Any:
+    """A leading ~ of a path replaced by the home directory: the shell leaves it in --flag=~/x."""
+    if isinstance(value, Path):
+        return value.expanduser()
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def resumed_defaults(run: Path, preset: str | None, script: str) -> dict:

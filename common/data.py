@@ -3,14 +3,17 @@
 import difflib
 import hashlib
 import io
+import json
 import math
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,14 +23,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.files import UserError, stream
 
-SIZES = {"shapes": 32, "cifar10": 32, "stl10": 48, "celeba": 64}  # default image side
+SIZES = {"shapes": 32, "cifar10": 32, "cifar100": 32, "stl10": 48, "celeba": 64}  # default image side
 BY_HAND = {  # files that torchvision expects if it cannot download
     "cifar10": "cifar-10-python.tar.gz",
+    "cifar100": "cifar-100-python.tar.gz",
     "stl10": "stl10_binary.tar.gz",
     "celeba": "a folder celeba with img_align_celeba.zip and CelebA's five .txt files",
 }
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"}
+SKIPPED = ("__MACOSX", "@eaDir")  # folders of other programs; names that begin with a dot are left out too
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 MEMBER_LIMIT = 64 * 2**20  # maximum uncompressed bytes of an image in a zip
 
 
@@ -40,6 +46,16 @@ class Dataset:
     labels: torch.Tensor | None  # int64 (N,), -1 = unlabelled; None if no image is labelled
     digest: str  # 16 hex digits, hash of size, images and labels
     note: str = ""  # preprocessing, one line for the log
+    classes: tuple[str, ...] = ()  # names, where they are known
+
+    @property
+    def classes_note(self) -> str:
+        """Number and names of the classes, one line for the log."""
+        if self.labels is None:
+            return "no classes: images without labels"
+        found = len(self.classes) or len(self.labels[self.labels >= 0].unique())
+        names = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
+        return f"{found} classes" + (f": {names}" if names else "")
 
 
 def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
@@ -47,7 +63,8 @@ def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
 
     size: side in pixels; 0: from SIZES or, for a path, the images' shorter side, if all have one size.
     Other images are resized (shorter side, bilinear, antialiased) and centre-cropped; alpha is dropped.
-    Class folders become labels in sorted order; a single top-level folder is ignored. Downloads go to
+    Labels come from the dataset.json of StyleGAN's tools, else from class folders in sorted order; a single
+    top-level folder is ignored, and of train, val and test above the classes train is taken. Downloads go to
     data_dir; with several processes, call this on one first. UserError: not found, unreadable, bad size.
     """
     if size and (size < 16 or size % 8):
@@ -74,7 +91,9 @@ def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
     raise UserError(f"--dataset {path}: unsupported file type; use a folder of images, a .zip of one, or an .npz")
 
 
-def _dataset(name: str, images: torch.Tensor, labels: torch.Tensor | None, note: str) -> Dataset:
+def _dataset(
+    name: str, images: torch.Tensor, labels: torch.Tensor | None, note: str, classes: Iterable[str] = ()
+) -> Dataset:
     if len(images) < 2:
         raise UserError(f"{name}: {len(images)} image found, at least 2 required; check the path")
     if labels is not None and (labels < 0).all():
@@ -84,7 +103,7 @@ def _dataset(name: str, images: torch.Tensor, labels: torch.Tensor | None, note:
     if labels is not None:
         sha.update(labels.numpy().data)
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")[:60] or "images"
-    return Dataset(safe, images, labels, sha.hexdigest()[:16], note)
+    return Dataset(safe, images, labels, sha.hexdigest()[:16], note, () if labels is None else tuple(classes))
 
 
 def _torchvision(name: str, data_dir: Path, size: int) -> Dataset:
@@ -94,8 +113,8 @@ def _torchvision(name: str, data_dir: Path, size: int) -> Dataset:
     try:
         if name == "celeba":
             faces = datasets.CelebA(data_dir, split="train", target_type=[], download=True)
-        elif name == "cifar10":
-            data = datasets.CIFAR10(data_dir, train=True, download=True)
+        elif name in ("cifar10", "cifar100"):
+            data = (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(data_dir, train=True, download=True)
             images, labels = data.data, data.targets
         else:
             data = datasets.STL10(data_dir, split="train+unlabeled", download=True)
@@ -112,7 +131,7 @@ def _torchvision(name: str, data_dir: Path, size: int) -> Dataset:
         folder = Path(data_dir, faces.base_folder, "img_align_celeba")
         return _image_files(folder, name, map(PurePosixPath, faces.filename), lambda f: (folder / f).read_bytes(), size)
     tensor, note = _resize(images, size)
-    return _dataset(name, tensor, torch.tensor(labels, dtype=torch.int64), note)
+    return _dataset(name, tensor, torch.tensor(labels, dtype=torch.int64), note, getattr(data, "classes", ()))
 
 
 def _folder(path: Path, size: int) -> Dataset:
@@ -142,7 +161,9 @@ def _zip(path: Path, size: int) -> Dataset:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # zipfile raises more than BadZipFile on damaged files
         raise UserError(f"{path}: not a readable zip ({_line(error)}); create it again") from error
-    members = {PurePosixPath(m.filename.lstrip("/")): m for m in archive.infolist() if not m.is_dir()}
+    members = {
+        PurePosixPath(m.filename.replace("\\", "/").lstrip("/")): m for m in archive.infolist() if not m.is_dir()
+    }
 
     def read(file: PurePosixPath) -> bytes:
         if members[file].file_size > MEMBER_LIMIT:
@@ -156,31 +177,40 @@ def _zip(path: Path, size: int) -> Dataset:
 def _image_files(
     path: Path, name: str, files: Iterable[PurePosixPath], read: Callable[[PurePosixPath], bytes], size: int
 ) -> Dataset:
-    seen = [f for f in files if not any(part.startswith(".") or part == "__MACOSX" for part in f.parts)]
+    seen = [f for f in files if not any(part.startswith(".") or part in SKIPPED for part in f.parts)]
     files = sorted(f for f in seen if f.suffix.lower() in FORMATS)
     if not files:
         raise UserError(f"{path}: no images found; supported formats: {' '.join(FORMATS)}")
 
-    def decode(i: int) -> Image.Image:
+    files, note = _one_split(files)
+    bad: dict[int, str] = {}
+
+    def decode(i: int) -> Image.Image | None:
         try:
             image = Image.open(io.BytesIO(read(files[i])), formats=tuple(FORMATS.values()))
             limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
                 raise ValueError(f"{image.width}x{image.height}, over Pillow's limit of {limit} pixels")
+            kinds[i] = {"1": "one-channel", "L": "one-channel"}.get(image.mode, "")
             if image.mode[0] in "IF":  # Pillow clips these instead of scaling them
-                raise ValueError("more than 8 bits per channel, convert it to 8")
+                if image.mode[:4] != "I;16" and (image.mode == "F" or image.format not in ("PNG", "PPM")):
+                    raise ValueError("values of unknown range, convert it to 8 or 16 bits per channel")
+                kinds[i] = "16-bit"
+                image = Image.fromarray(np.rint(np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
             return ImageOps.exif_transpose(image).convert("RGB")
         except Exception as error:  # Pillow and zipfile raise various errors on damaged files
-            raise UserError(
-                f"{path}: {files[i]}: not readable as an image ({_line(error)}); replace or remove it"
-            ) from error
+            bad[i] = f"{files[i]} ({_line(error)})"
+            return None
 
     own = size == 0
-    size, sizes = size or _own_size(path, *decode(0).size), set()
+    kinds = [""] * len(files)
+    first = next(filter(None, map(decode, range(len(files)))), None) if own else None
+    size, sizes = size or (_own_size(path, *first.size) if first else 16), set()
     images = np.empty((len(files), 3, size, size), np.uint8)
 
     def work(i: int) -> None:
-        image = decode(i)
+        if not (image := decode(i)):
+            return
         sizes.add(image.size)
         if own and len(sizes) > 1:
             raise UserError(f"{path}: images of different sizes, {_range(sizes)}; set one, for example --size 32")
@@ -189,13 +219,62 @@ def _image_files(
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow releases the GIL
         list(pool.map(work, range(len(files))))
-    shared = len(PurePosixPath(os.path.commonpath([f.parent for f in files])).parts)
-    classes = [f.parent.parts[shared] if len(f.parent.parts) > shared else "" for f in files]
-    number = {name: i for i, name in enumerate(sorted(set(classes) - {""}))} | {"": -1}
-    note = _note(len(files), sizes, size)
-    if len(seen) > len(files):
-        note = f"{note} (other files left out: {len(seen) - len(files)})".strip()
-    return _dataset(name, torch.from_numpy(images), torch.tensor([number[c] for c in classes]), note)
+    if bad:
+        names = ", ".join(bad[i] for i in sorted(bad))
+        raise UserError(f"{path}: not readable as images, {len(bad)} of {len(files)}: {names}; replace or remove them")
+    found = Counter(filter(None, kinds))
+    notes = [note, _note(len(files), sizes, size), *(f"{n} {kind} images scaled to RGB" for kind, n in found.items())]
+    if left := sum(f.name != "dataset.json" and f.suffix.lower() not in FORMATS for f in seen):
+        notes.append(f"(other files left out: {left})")
+    labels, classes = _listed_labels(path, seen, files, read) or _folder_labels(files)
+    return _dataset(name, torch.from_numpy(images), torch.tensor(labels), "; ".join(filter(None, notes)), classes)
+
+
+def _shared(files: list[PurePosixPath]) -> int:
+    """Number of folders above all files."""
+    return len(PurePosixPath(os.path.commonpath([f.parent for f in files])).parts)
+
+
+def _one_split(files: list[PurePosixPath]) -> tuple[list[PurePosixPath], str]:
+    """Only the training images, where all files lie in train, val and test; with a note."""
+    shared = _shared(files)
+    splits = {f.parts[shared] for f in files}
+    train = [name for name in splits if name.lower() in ("train", "training")]
+    if len(splits) < 2 or len(train) != 1 or not {name.lower() for name in splits} <= SPLITS:
+        return files, ""
+    left_out = ", ".join(sorted(splits - set(train)))
+    return [f for f in files if f.parts[shared] == train[0]], f"{train[0]} is taken, left out: {left_out}"
+
+
+def _listed_labels(
+    path: Path, seen: list[PurePosixPath], files: list[PurePosixPath], read: Callable[[PurePosixPath], bytes]
+) -> tuple[list[int], list[str]] | None:
+    """Labels from the dataset.json of StyleGAN's tools, {"labels": [[file, class], ...]}; None: there are none."""
+    for listed in (f for f in seen if f.name == "dataset.json"):
+        try:
+            labels = dict(json.loads(read(listed)).get("labels") or ())
+            if not labels:
+                continue
+            found = [labels[str(f.relative_to(listed.parent))] for f in files]
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise UserError(f"{path}: {listed}: no label for each image ({error}); mend or remove it") from error
+        if not all(type(x) is int and x >= 0 for x in found):
+            raise UserError(f"{path}: {listed}: labels must be integers of 0 or more; mend or remove it")
+        return found, [str(x) for x in sorted(set(found))]
+    return None
+
+
+def _folder_labels(files: list[PurePosixPath]) -> tuple[list[int], list[str]]:
+    """Labels and names of the class folders; -1 above them, and in folders that only split a running number."""
+    shared = _shared(files)
+    folders = [f.parent.parts[shared] if len(f.parent.parts) > shared else "" for f in files]
+    names = sorted(set(folders) - {""})
+    if all(re.fullmatch(r"\d{5,}", name) for name in names):  # 00000/img00000000.png, ..., 00001/img00001000.png
+        numbers = [int(x[0]) if (x := re.search(r"\d+$", f.stem)) else -1 for f in files]
+        if all(a < b for a, b in pairwise(numbers)):
+            return [-1] * len(files), []
+    number = {name: i for i, name in enumerate(names)} | {"": -1}
+    return [number[folder] for folder in folders], names
 
 
 def _npz(path: Path, size: int) -> Dataset:
@@ -320,7 +399,7 @@ def shapes(n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
         blend = 0.5 + 0.5 * (x * slope[of].cos() + y * slope[of].sin())[:, None] / (size / 2)
         ground = torch.lerp(near[of], far[of], blend.clamp(0, 1))
         images[of] = torch.lerp(ground, front[of], cover).mul_(255).round_().to(torch.uint8)
-    return _dataset("shapes", images.view(n, 3, size, size), labels, "")
+    return _dataset("shapes", images.view(n, 3, size, size), labels, "", SHAPES)
 
 
 class Batches:

@@ -19,7 +19,9 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """First line of an error's message, or its type if there is no message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    # torch.load goes on with advice to load anything
+    return "not a file of plain tensors" if line.startswith("Weights only load failed") else line
 
 
 def stream(seed: int, *name: object, device: torch.device | str = "cpu") -> torch.Generator:

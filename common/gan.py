@@ -478,7 +478,7 @@ def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
         steps = " + ".join(f"{n:,} ({name})" for name, n, _ in job.plan)
         lines[0] += f" · {steps} G updates · {flops / 1e15:.3g} PFLOP"
         lines[0] += f", about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured on this device"
-    lines += [data.note] if data.note else []
+    lines += [data.classes_note] + ([data.note] if data.note else [])
     for name, cost in costs.items():
         macs = f", {cost.macs:,} multiply-adds per image" if cost.macs else ""
         lines.append(f"{name}: {cost.params:,} parameters{macs}")

@@ -2,7 +2,9 @@
 
 import hashlib
 import socket
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -191,6 +193,11 @@ def _download(url: str) -> dict[str, Tensor]:
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
     except Exception as error:  # offline, stalled or truncated download, damaged file in the cache
+        kept = Path(torch.hub.get_dir(), "checkpoints", FID_FILE)
+        if kept.exists():
+            raise UserError(
+                f"--evaluator inception: {kept} is damaged ({first_line(error)}); delete it, it is downloaded again"
+            ) from error
         raise UserError(
             f"--evaluator inception: cannot download {url} ({first_line(error)}); pass the file with "
             "--inception-weights FILE, or use --evaluator compact, which needs no download"
@@ -326,7 +333,8 @@ class Score:
 
     def __str__(self) -> str:
         parts = [] if self.fid is None else [f"{fid_label(self.net)} {self.fid:.2f}"]
-        parts += [] if self.is_mean is None else [f"IS {self.is_mean:.2f} ± {self.is_std:.2f}"]
+        of = "(compact)" if self.net == "compact" else ""
+        parts += [] if self.is_mean is None else [f"IS{of} {self.is_mean:.2f} ± {self.is_std:.2f}"]
         return f"{', '.join(parts)} on {self.n} images"
 
 
@@ -472,15 +480,29 @@ class Evaluator:
         path = self.cache_dir / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
         if path.exists():
             try:
+                with zipfile.ZipFile(path) as archive:  # torch.load checks no CRC
+                    if damaged := archive.testzip():
+                        raise ValueError(f"{damaged} is damaged")
                 stored = torch.load(path, map_location="cpu", weights_only=True)
                 if stored["key"] != key:
                     raise ValueError("created for other data")
                 return stored["tensors"]
             except Exception as error:  # truncated, overwritten, or not ours: recompute
                 self.log(f"{path}: cannot be used ({first_line(error)}); computing it again")
+        try:  # before hours of work
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.cache_dir).close()
+        except OSError as error:
+            self.log(
+                f"{self.cache_dir}: cannot be written ({error.strerror}); {kind} will be computed for this run alone"
+            )
+            return make()
         tensors = make()
-        with replacing(path) as temporary:
-            torch.save({"key": key, "tensors": tensors}, temporary)
+        try:
+            with replacing(path) as temporary:
+                torch.save({"key": key, "tensors": tensors}, temporary)
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+            self.log(f"{path}: cannot be written ({first_line(error)}); {kind} is not kept for other runs")
         return tensors
 
 

@@ -1,6 +1,7 @@
 """Data sets: the built-in shapes, every loader, the batches made of them; bad input ends in one line that names the thing."""
 
 import io
+import json
 import os
 import pickle
 import re
@@ -396,6 +397,65 @@ def test_a_download_that_fails_names_what_to_put_where(name: str, file: str, tmp
     refused(name, f"--dataset {name}", tmp_path, "no route to host", file, "--dataset shapes", data_dir=tmp_path)
 
 
+# ---- labels, and what lies above, beside and in the images ------------------------------------------------------------
+
+RUNNING = [f"{i // 2:05d}/img{i:08d}.png" for i in range(6)]  # buckets, as StyleGAN's tools write them
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("files", "labels", "classes"),
+    [
+        ({name: png() for name in RUNNING}, None, ()),
+        (
+            {name: png() for name in RUNNING}
+            | {"dataset.json": json.dumps({"labels": [[name, i % 3] for i, name in enumerate(RUNNING)]}).encode()},
+            [0, 1, 2, 0, 1, 2],
+            ("0", "1", "2"),
+        ),
+        ({name: png() for name in RUNNING} | {"dataset.json": b'{"labels": null}'}, None, ()),
+        ({f"{c}/{i}.png": png() for c in range(3) for i in range(2)}, [0, 0, 1, 1, 2, 2], ("0", "1", "2")),
+        ({f"1000{c}/{i}.png": png() for c in range(2) for i in range(2)}, [0, 0, 1, 1], ("10000", "10001")),
+        ({f"x/{s}/{c}/{s}.png": png() for s in ("train", "val") for c in ("cat", "dog")}, [0, 1], ("cat", "dog")),
+        ({f"{c}/{c}.png": png() for c in ("test", "toast")}, [0, 1], ("test", "toast")),
+        ({f"{c}/{d}1.png": png() for c in ("a", "b") for d in ("", "@eaDir/")}, [0, 1], ("a", "b")),
+    ],
+)
+def test_labels_are_those_that_the_layout_means(packed: bool, files: dict, labels, classes, tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(zipped(files))
+    data = load(tmp_path / "x.zip" if packed else write(tmp_path / "x", files))
+    assert (data.labels if data.labels is None else data.labels.tolist()) == labels
+    assert data.classes == classes
+    assert all(name in data.classes_note for name in classes)
+    assert str(len(classes)) in data.classes_note or not classes
+
+
+def test_backslashes_in_a_zip_separate_folders(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("cat", "dog"):
+            member = zipfile.ZipInfo("x")
+            member.filename = f"pets\\{name}\\1.png"
+            archive.writestr(member, png())
+    assert load(tmp_path / "x.zip").classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("text", [b"[1]", b"{", b'{"labels": [["1.png", 0]]}', b'{"labels": [["1.png", 0.5], ["2.png", 1]]}'])
+def test_a_list_of_labels_that_does_not_fit_the_images_is_refused(text: bytes, tmp_path: Path) -> None:
+    refused(write(tmp_path, {"1.png": png(), "2.png": png(), "dataset.json": text}), "dataset.json")
+
+
+def test_all_unreadable_images_are_named_at_once(tmp_path: Path) -> None:
+    refused(write(tmp_path, {"1.png": b"x", "2.png": png(), "3.png": b"y", "4.png": png()}), "1.png", "3.png", 2)
+
+
+def test_16_bit_and_one_channel_images_are_scaled_and_said(tmp_path: Path) -> None:
+    deep, grey = encoded(Image.new("I;16", (32, 32), 100 * 257)), encoded(Image.new("L", (32, 32), 100))
+    data = load(write(tmp_path, {"1.png": deep, "2.png": grey}))
+    assert data.images.unique().tolist() == [100]
+    assert "16-bit" in data.note
+    assert "one-channel" in data.note
+
+
 REAL = REAL_DATA / "cifar10_train.npz"
 
 
@@ -416,7 +476,8 @@ def test_sizes_names_and_paths_that_are_none_are_refused(tmp_path: Path) -> None
     for size in (8, 20, -32, 33):
         refused("shapes", size, size=size)
     for name, nearest in (("cifar", "cifar10"), ("Shapes", "shapes"), ("celebA", "celeba")):
-        assert refused(name, f"--dataset {name}", *SIZES).count(nearest) == 2  # among all names, and as the one meant
+        text = refused(name, f"--dataset {name}", *SIZES)
+        assert len(re.findall(rf"\b{nearest}\b", text)) == 2  # among all names, and as the one meant
     refused(tmp_path / "absent", f"--dataset {tmp_path}/absent")
     refused("", "--dataset")
     refused("x" * 5000, "xxx")
@@ -439,7 +500,7 @@ BROKEN = [b"no image at all", b"", noise()[:600], noise("JPEG")[:500], noise()[:
     [
         *(({}, [".png"]), ({"a/notes.txt": b"x"}, [".png"]), ({".hidden.png": b"x"}, [".png"]), ({"a.png": png()}, [1])),
         *(({"a/1.png": png(), "a/2.png": data, "a/3.png": png()}, ["a/2.png"]) for data in BROKEN),
-        ({"1.png": png(), "deep.png": encoded(Image.new("I;16", (32, 32), 40_000))}, ["deep.png", 8]),
+        ({"1.png": png(), "deep.png": encoded(Image.new("F", (32, 32), 0.5), "TIFF")}, ["deep.png", 8]),
     ],
 )
 def test_a_folder_or_zip_without_two_readable_images_is_refused(files: dict, parts: list, tmp_path: Path) -> None:

@@ -427,3 +427,36 @@ def test_two_ranks_score_as_one(tmp_path: Path) -> None:
     assert one == two
     for field in ("fid", "is_mean", "is_std"):
         assert getattr(one, field) == pytest.approx(getattr(alone, field), rel=1e-6)
+
+
+def test_a_compact_score_names_its_network() -> None:
+    assert str(Score(1.0, 2.0, 0.1, 10, "compact", "x")).count("(compact)") == 2
+    assert "compact" not in str(Score(1.0, 2.0, 0.1, 10, "inception-2048", "x"))
+
+
+def test_a_damaged_cache_is_noticed_and_one_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
+    tensors, said = {"x": torch.arange(64.0)}, []
+    evaluator = SimpleNamespace(cache_dir=tmp_path / "cache", log=said.append)
+    assert Evaluator._cached(evaluator, "k", "key", lambda: tensors) is tensors
+    (path,) = evaluator.cache_dir.iterdir()
+    content = path.read_bytes()
+    at = content.index(tensors["x"].numpy().tobytes())
+    path.write_bytes(content[: at + 9] + bytes([content[at + 9] ^ 1]) + content[at + 10 :])
+    assert Evaluator._cached(evaluator, "k", "key", lambda: tensors) is tensors
+    assert [str(path) in line for line in said] == [True]
+    assert path.read_bytes() == content
+    evaluator.cache_dir = path / "below a file"
+    assert Evaluator._cached(evaluator, "k", "key", lambda: tensors) is tensors
+    assert str(path) in said[-1]
+
+
+def test_a_broken_file_in_the_hubs_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / metrics.FID_FILE
+    path.write_bytes(b"broken")
+    with pytest.raises(UserError) as caught:
+        metrics._download(f"http://localhost:9/{metrics.FID_FILE}")
+    assert str(path) in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+    assert "\n" not in str(caught.value)
