@@ -187,7 +187,7 @@ def _image_files(
 
     def decode(i: int) -> Image.Image | None:
         try:
-            image = Image.open(io.BytesIO(read(files[i])), formats=tuple(FORMATS.values()))
+            image: Image.Image = Image.open(io.BytesIO(read(files[i])), formats=tuple(FORMATS.values()))
             limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
                 raise ValueError(f"{image.width}x{image.height}, over Pillow's limit of {limit} pixels")
