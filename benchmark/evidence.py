@@ -48,23 +48,23 @@ COMMON = dict(
 GAN = dict(g_ch=64, d_ch=64, g_batch=64, d_batch=64, n_critic=1, g_lr=5e-4, d_lr=5e-4, ema=0.99)
 SEARCH: dict[str, dict[str, Any]] = {
     "adversarialnas": dict(
-        g_lr=5e-4, d_lr=5e-4, ema=0.99, n_critic=1, search_g_ch=16, search_d_ch=12, search_batch=32, epoch_batches=20,
+        g_lr=5e-4, d_lr=5e-4, ema=0.99, n_critic=1, search_g_ch=12, search_d_ch=8, search_batch=32, epoch_batches=20,
         search_epochs=9, derive_every=20, search_eval_every=0, arch_lr=3e-3,
     ),
     "autogan": dict(
         **GAN, search_g_ch=32, search_d_ch=32, iterations=9, grow="3,6", gan_epochs=1, ctrl_steps=15, ctrl_lr=5e-3,
         candidates=10, beam=3, reward_n=300, reset_window=100, derive_epochs=2, final_n=1000,
     ),
-    "degas": dict(search_images=512, search_batch=32, search_ch=16, search_epochs=25, epoch_batches=0, arch_lr=3e-3),
+    "degas": dict(search_images=512, search_batch=32, search_ch=12, search_epochs=25, epoch_batches=0, arch_lr=3e-3),
     "eagan": dict(
         **GAN, stages="g", population=12, warmup_epochs=4, rounds=4, round_epochs=2, search_n=300, final_n=1000,
         bn_batches=2,
     ),
 }  # fmt: skip
 TRAIN: dict[str, dict[str, Any]] = {
-    "adversarialnas": dict(**{**GAN, "d_ch": 32, "g_batch": 32, "d_batch": 32}, g_params=5e5),
+    "adversarialnas": dict(**{**GAN, "d_ch": 24, "g_batch": 32, "d_batch": 32}, g_params=2e5),
     "autogan": GAN,
-    "degas": dict(g_ch=32, d_ch=32, g_batch=32, d_batch=32, n_critic=2, g_lr=1e-3, d_lr=1e-3, ema=0.99),
+    "degas": dict(g_ch=24, d_ch=24, g_batch=32, d_batch=32, n_critic=2, g_lr=1e-3, d_lr=1e-3, ema=0.99),
     "eagan": dict(**GAN, d_genotype="eagan-d-cifar10"),
 }
 UPDATES, BRIEF = 800, 100  # G updates of the final training and of a random candidate's
