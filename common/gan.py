@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.cells import Cost
 from common.data import Batches, Dataset
-from common.files import UserError, first_line, stream
+from common.files import UserError, first_line, load_tensors, stream
 from common.metrics import IS_SPLITS, Evaluator, Score, to_uint8
 from common.ranks import Ranks, measured_flops
 from common.run import Run, duration
@@ -302,7 +302,7 @@ def load_weights(args: Any, device: torch.device, make: Callable[[dict], nn.Modu
     """Load --weights: args with the generator's widths, and the generator. make: file contents -> network.
     UserError: not weights of this method, or trained for a different image size than args.size."""
     try:
-        saved = torch.load(args.weights, map_location=device, weights_only=True)
+        saved = load_tensors(args.weights, device)
         widths = {k: int(saved[k]) for k in ("g_ch", "z_dim", "size")}
         G = make(saved)
         G.load_state_dict(saved["G"])

@@ -4,7 +4,6 @@ import hashlib
 import socket
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.data import Dataset
-from common.files import UserError, first_line, replacing, stream
+from common.files import UserError, first_line, load_tensors, replacing, stream
 
 IS_SPLITS = 10  # splits of the Inception Score
 CACHE_VERSION = 1  # increment when the meaning of the reference statistics changes
@@ -480,10 +479,7 @@ class Evaluator:
         path = self.cache_dir / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
         if path.exists():
             try:
-                with zipfile.ZipFile(path) as archive:  # torch.load checks no CRC
-                    if damaged := archive.testzip():
-                        raise ValueError(f"{damaged} is damaged")
-                stored = torch.load(path, map_location="cpu", weights_only=True)
+                stored = load_tensors(path)
                 if stored["key"] != key:
                     raise ValueError("created for other data")
                 return stored["tensors"]

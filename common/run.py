@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,12 +25,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from common.files import UserError, finite, first_line, read_json, replacing, write_json
+from common.files import UserError, finite, first_line, load_tensors, read_json, replacing, write_json
 from common.metrics import fid_label
 from common.ranks import Ranks, device_name
 
 SCHEMA = 1  # schema version of config.json
 CHECKPOINT = 2  # schema version of checkpoint.pt
+ROWS = ("metrics.jsonl", "search.jsonl")
 
 
 class Stopped(BaseException):
@@ -104,6 +107,7 @@ class Run:
         self.tracked: tuple[Any, dict[str, Any]] | None = None  # contents of a checkpoint: see track()
         self.to_restore: dict[str, Any] = {}  # read by load(), restored by the first track()
         self.changed = ""  # what differs from the run so far
+        self.id: str | None = uuid.uuid4().hex  # of a new run; its checkpoints carry it
         self.seconds: dict[str, float] = {}  # per stage, before and after resuming
         self.clock = self.saved_at = self.shown_at = time.monotonic()
         self.ticks = 0
@@ -131,7 +135,7 @@ class Run:
                 "dataset": dataset, "data_digest": digest, "seed": args["seed"], "args": self.args, "argv": sys.argv,
                 "command": command_line(script, self.args, ranks.world), "git": git_state(script.parent),
                 "device": device_name(ranks.device), "world_size": ranks.world, "versions": versions, **facts,
-                "created": now(),
+                "created": now(), "id": self.id,
             }  # fmt: skip
             try:
                 if self.resumed:
@@ -152,6 +156,7 @@ class Run:
                 raise UserError(
                     f"--runs-dir {self.dir}: cannot be written ({e.strerror}); use another directory"
                 ) from None
+        self.id = ranks.gather(self.id)[0]
 
     def _claim(self, runs: Path, name: str) -> Path:
         """Create the run directory: the first of name, name-2, name-3, ... that does not exist."""
@@ -170,6 +175,7 @@ class Run:
     def _check_resumable(self, digest: str, today: dict) -> None:
         """Refuse what cannot be resumed; note what differs from the run so far. today: config.json of a new run."""
         config = read_json(self.dir / "config.json", "--resume")
+        self.id = config.get("id")
         if config.get("schema") != SCHEMA:
             raise UserError(f"--resume {self.dir}: schema {config.get('schema')}, but this version reads {SCHEMA}")
         if config.get("data_digest") != digest:
@@ -402,18 +408,23 @@ class Run:
     # -- checkpoints -------------------------------------------------------------------------------
 
     def load(self, state: Any) -> None:
-        """Restore the state of a resumed run and truncate its files to match. UserError: no checkpoint."""
+        """Restore the state of a resumed run and truncate its files to match; without a checkpoint, begin again.
+        UserError: checkpoints that cannot be read, or are not of this run."""
         if not self.resumed:
             return
-        saved = self._read_checkpoint()
+        saved = self._read_checkpoint(state.state_dict().keys() if state else ())
         if self.main:
             for name, length in saved["files"].items():
-                if size(self.dir / name) > length:
+                if (missing := length - size(self.dir / name)) > 0:
+                    self.print(f"WARNING: {self.dir / name}: {missing} bytes of rows were lost")
+                elif missing < 0:
                     os.truncate(self.dir / name, length)
             for old in (*self.dir.glob("genotypes/*.json"), *self.dir.glob("samples/*.png")):
                 if old.stem.isdigit() and int(old.stem) > saved["step"]:
                     old.unlink()
-            for left_over in self.dir.glob("*.tmp"):  # the heartbeat may be writing one
+            if (missing := saved.get("genotypes", 0) - len(list(self.dir.glob("genotypes/*.json")))) > 0:
+                self.print(f"WARNING: {self.dir / 'genotypes'}: {missing} files were lost")
+            for left_over in self.dir.rglob("*.tmp"):  # the heartbeat may be writing one
                 left_over.unlink(missing_ok=True)
             self.print(f"resumed at step {saved['step']:,} · {self.dir}")
             if self.changed:
@@ -444,10 +455,11 @@ class Run:
             return
         self._account()
         state, parts = self.tracked or (None, {})
-        files = {f: size(self.dir / f) for f in ("metrics.jsonl", "search.jsonl")}
+        files = {f: size(self.dir / f) for f in ROWS}
         parts = {k: v if isinstance(v, torch.Tensor | dict) else v.state_dict() for k, v in parts.items()}
         checkpoint = {"schema": CHECKPOINT, "step": self.status["step"], "files": files, "seconds": self.seconds}
-        checkpoint |= {"state": state and state.state_dict(), "parts": parts}
+        checkpoint |= {"state": state and state.state_dict(), "parts": parts, "run": self.id}
+        checkpoint["genotypes"] = len(list(self.dir.glob("genotypes/*.json")))
         self._torch_save(self.dir / "checkpoint.pt", checkpoint, self.dir / "checkpoint.prev.pt")
 
     def _torch_save(self, path: Path, things: dict, before: Path | None = None) -> None:
@@ -456,26 +468,41 @@ class Run:
             with replacing(path) as tmp:
                 torch.save(things, tmp)
                 if before and path.exists():
+                    with open(tmp, "rb") as f:  # on the disk before the only other copy is given up
+                        os.fsync(f.fileno())
                     os.replace(path, before)
         except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
             left = shutil.disk_usage(self.dir).free / 1e6
+            kept = ", the previous file is kept" if path.exists() or (before and before.exists()) else ""
             raise UserError(
-                f"{path}: cannot be written ({first_line(e)}; {left:.0f} MB free), the previous file is kept; "
+                f"{path}: cannot be written ({first_line(e)}; {left:.0f} MB free){kept}; "
                 f"free disk space, then run {self.status['resume_command']}"
             ) from None
 
-    def _read_checkpoint(self) -> dict:
-        for name in ("checkpoint.pt", "checkpoint.prev.pt"):
-            path = self.dir / name
-            if path.exists():
-                try:
-                    saved = torch.load(path, map_location="cpu", weights_only=True)
-                    if not isinstance(saved, dict) or saved.get("schema") != CHECKPOINT:
-                        raise ValueError(f"no checkpoint of schema {CHECKPOINT}")
-                    return saved
-                except Exception as e:
-                    self.print(f"{path}: cannot be read ({first_line(e)}); trying the previous one")
-        raise UserError(f"--resume {self.dir}: no readable checkpoint; start a new run")
+    def _read_checkpoint(self, fields: Iterable[str]) -> dict:
+        """The last checkpoint that is whole and of this run; fields: of the state. Nothing is changed before that is
+        known; then a broken checkpoint.pt is put aside, so that no save moves it over the good one."""
+        paths = [self.dir / name for name in ("checkpoint.pt", "checkpoint.prev.pt")]
+        if not any(path.exists() for path in paths):  # stopped before the first one
+            return {"step": -1, "files": dict.fromkeys(ROWS, 0), "seconds": {}, "parts": {}, "state": None}
+        for path in paths:
+            try:
+                saved = load_tensors(path)
+                if not isinstance(saved, dict) or saved.get("schema") != CHECKPOINT:
+                    raise ValueError(f"no checkpoint of schema {CHECKPOINT}")
+                if saved.get("run") != self.id:
+                    raise ValueError("of another run")
+                if saved["state"] is not None and saved["state"].keys() != set(fields):
+                    raise ValueError("of another version of this script")
+            except FileNotFoundError:
+                continue
+            except Exception as e:
+                self.print(f"{path}: cannot be used ({first_line(e)})")
+                continue
+            if self.main and path != paths[0] and paths[0].exists():
+                os.replace(paths[0], self.dir / "checkpoint.broken.pt")
+            return saved
+        raise UserError(f"--resume {self.dir}: no checkpoint can be used; start a new run")
 
 
 def imported_from(folder: Path) -> set[Path]:

@@ -1,7 +1,9 @@
 """The run directory: no other run can take it or destroy it, it says how to resume, and track() restores what it saved."""
 
 import json
+import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,10 @@ from torch import nn
 
 import common.run
 import eagan
-from common.files import UserError
+from common.files import UserError, load_tensors
 from common.ranks import Ranks
-from common.run import Run
-from tests.runs import assert_equal, load
+from common.run import Run, Stopped
+from tests.runs import assert_equal, load, rows
 
 CPU = torch.device("cpu")
 
@@ -130,3 +132,137 @@ def test_track_restores_in_place_at_its_first_call(tmp_path: Path) -> None:
         again.save()
     assert before.read_bytes() == saved
     assert_equal(load(made.dir, "checkpoint.pt")["parts"], values(third))
+
+
+# ---- checkpoints: whole, of this run, never given up for a broken one -----------------------------------------------------
+
+
+class Count:
+    """A state that counts."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def state_dict(self) -> dict:
+        return vars(self).copy()
+
+    def load_state_dict(self, saved: dict) -> None:
+        vars(self).update(saved)
+
+
+def saved_run(folder: Path, saves: int = 2) -> Path:
+    """A run with `saves` checkpoints, the rows and genotypes of each, and a sample that came after the last one."""
+    state, net = Count(), nn.Linear(3, 3)
+    with new_run(folder) as run:
+        run.track(state, net=net)
+        for state.n in range(1, saves + 1):
+            run.status["step"] = state.n
+            run.log(state.n, value=state.n)
+            run.genotype(state.n, {"n": state.n})
+            run.save()
+        run.log(saves + 1, value=0)
+        (run.dir / "samples").mkdir()
+        (run.dir / "samples" / f"{saves + 1:06d}.png").write_bytes(b"later")
+    return run.dir
+
+
+def resumed(path: Path, restore: bool = True) -> tuple[Run, Count]:
+    state = Count()
+    with new_run(path.parent, resume=path) as run:
+        run.load(state)
+        if restore:
+            run.track(state, net=nn.Linear(3, 3))
+            run.save()
+    return run, state
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    left_out = ("status.json", "log.txt")
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name not in left_out}
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "text"])
+def test_a_broken_checkpoint_falls_back_and_is_never_moved_over_the_good_one(tmp_path: Path, damage: str) -> None:
+    path = saved_run(tmp_path)
+    file = path / "checkpoint.pt"
+    whole = file.read_bytes()
+    broken = bytearray(whole)
+    broken[whole.index(load(path, "checkpoint.pt")["parts"]["net"]["weight"].numpy().tobytes())] ^= 1
+    file.write_bytes({"cut": whole[:-100], "empty": b"", "flipped": bytes(broken), "text": b"hello"}[damage])
+    good = (path / "checkpoint.prev.pt").read_bytes()
+    _, state = resumed(path)
+    assert state.n == 1
+    assert rows(path, "metrics.jsonl")[-1]["step"] == 1
+    assert (path / "checkpoint.prev.pt").read_bytes() == good
+    assert load(path, "checkpoint.pt")["state"] == {"n": 1}
+    assert str(file) in (path / "log.txt").read_text()
+
+
+def test_a_flipped_bit_that_changes_a_value_never_goes_unnoticed(tmp_path: Path) -> None:
+    file, rng = tmp_path / "tensors.pt", random.Random(0)
+    value = {"w": torch.randn(50, 50), "step": 7, "name": "x" * 50}
+    torch.save(value, file)
+    whole, noticed = file.read_bytes(), 0
+    for _ in range(256):
+        i = rng.randrange(8 * len(whole))
+        flipped = bytearray(whole)
+        flipped[i // 8] ^= 1 << i % 8
+        file.write_bytes(flipped)
+        try:
+            found = load_tensors(file)
+        except Exception:
+            noticed += 1
+        else:
+            assert_equal(found, value)
+    assert noticed > 200
+
+
+def test_checkpoints_of_another_run_are_refused_before_anything_is_cut(tmp_path: Path) -> None:
+    path, other = (saved_run(tmp_path / name) for name in ("a", "b"))
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        (path / name).write_bytes((other / name).read_bytes())
+    before = contents(path)
+    with pytest.raises(UserError, match="no checkpoint can be used"):
+        resumed(path)
+    assert contents(path) == before
+    assert "another run" in (path / "log.txt").read_text()
+
+
+def test_a_state_with_other_fields_is_refused_before_anything_is_cut(tmp_path: Path) -> None:
+    path = saved_run(tmp_path)
+    before = contents(path)
+    state = Count()
+    state.new = 1
+    with new_run(tmp_path, resume=path) as run, pytest.raises(UserError):
+        run.load(state)
+    assert contents(path) == before
+
+
+def test_lost_rows_and_genotypes_are_noticed(tmp_path: Path) -> None:
+    path = saved_run(tmp_path)
+    (path / "metrics.jsonl").write_text("")
+    (path / "genotypes" / "000001.json").unlink()
+    resumed(path)
+    told = (path / "log.txt").read_text()
+    assert told.count("WARNING") == 2
+    assert str(path / "metrics.jsonl") in told
+    assert str(path / "genotypes") in told
+
+
+def test_a_run_without_a_checkpoint_begins_again_in_place(tmp_path: Path) -> None:
+    path = saved_run(tmp_path, saves=0)
+    assert rows(path, "metrics.jsonl")
+    (path / "samples" / "left over.tmp").write_text("")
+    _, state = resumed(path, restore=False)
+    assert state.n == 0
+    assert not rows(path, "metrics.jsonl")
+    assert not list((path / "samples").iterdir())
+
+
+def test_a_stop_before_the_first_stage_of_a_resumed_run_leaves_its_checkpoint(tmp_path: Path) -> None:
+    path = saved_run(tmp_path)
+    before = contents(path)["checkpoint.pt"]
+    with suppress(Stopped), new_run(tmp_path, resume=path) as run:
+        run.load(Count())
+        raise Stopped  # while the evaluator is prepared
+    assert contents(path)["checkpoint.pt"] == before
