@@ -116,9 +116,9 @@ def super_g(seed: int, folder: Path, images: Path | None = None, **flags: object
     return [p for p in last.values() if "skip_connect" in p]
 
 
-def planted_g(seed: int, _images: Path | None) -> dict:
-    """AdversarialNAS's search, 100 steps with G's weights held fixed, on images that Super-G makes with one convolution an
-    edge, drawn at random; the other convolutions' weights are replaced by larger noise."""
+def planted_g(seed: int, _images: Path | None, gumbel: str = "prob") -> dict:
+    """AdversarialNAS's search, 100 steps with G's weights held fixed, on images that Super-G makes with one convolution
+    an edge, drawn at random; the other convolutions' weights are replaced by larger noise."""
     rng, ops = nas.random.Random(seed), ("conv_3x3", "conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
     planted = {(cell, name): rng.choice(ops) for cell in range(3) for name in NORMAL}
 
@@ -130,24 +130,21 @@ def planted_g(seed: int, _images: Path | None) -> dict:
                 for edge in (edge for edge in cell.edges if edge.name in NORMAL):
                     for op, module in edge.items():
                         for p in module.parameters() if op != planted[i, edge.name] else ():
-                            p.data = 0.1 * torch.randn(p.shape, generator=noise)
+                            p.data = 0.5 * torch.randn(p.shape, generator=noise)
 
     args = nas.Args(seed=seed, search_g_ch=16, search_d_ch=12, size=32, chunks=3)
     nets = Damaged(job_of(args, torch.zeros(2, 3, 32, 32)))
-    mix = [
-        {
-            name: {op: torch.tensor(float(op == planted.get((i, name), "bilinear"))) for op in p}
-            for name, p in row.items()
-        }
-        for i, row in enumerate(nets.alpha.probabilities())
-    ]
+    mix = []
+    for i, edges in enumerate(nets.alpha.probabilities()):
+        chosen = {name: planted.get((i, name), "bilinear") for name in edges}
+        mix.append({name: {op: torch.tensor(float(op == chosen[name])) for op in p} for name, p in edges.items()})
     with torch.no_grad():
         z = torch.randn(2000, args.z_dim, generator=stream(seed, "planted z"))
         made = torch.cat([to_uint8(nets.G(part, mix)) for part in z.split(100)])
     with tempfile.TemporaryDirectory() as folder, patch.object(nas, "Supernets", Damaged):
         file = Path(folder, "made.npz")
         np.savez(file, images=made.permute(0, 2, 3, 1).numpy(), labels=np.arange(len(made)) % 2)
-        edges = super_g(seed, Path(folder), file, search_epochs=6, g_lr=0.0, d_lr=5e-4)
+        edges = super_g(seed, Path(folder), file, search_epochs=6, g_lr=0.0, d_lr=5e-4, gumbel=gumbel)
     found = [max(p, key=p.get) for p in edges]
     right = sum(a == b for a, b in zip(found, planted.values(), strict=True))
     return {"found": right, "of": len(planted), "chance": len(planted) / 7}
@@ -199,6 +196,7 @@ EXPERIMENTS: dict[str, Callable[..., dict]] = {
     "autogan": controller,
     "degas": teacher,
     "adversarialnas": planted_g,
+    "adversarialnas, no noise on p": lambda seed, images: planted_g(seed, images, "off"),
     "eagan, is fid size": evolution,
     "eagan, fid": lambda seed, images: evolution(seed, images, "fid"),
     "preference, G's rate 0": preference,
