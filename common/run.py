@@ -1,5 +1,6 @@
 """The run directory: status, progress, logs, checkpoints, signals."""
 
+import fcntl
 import json
 import math
 import os
@@ -31,11 +32,14 @@ from common.ranks import Ranks, device_name
 
 SCHEMA = 1  # schema version of config.json
 CHECKPOINT = 2  # schema version of checkpoint.pt
+WATCH = 25.0  # seconds to watch a run of another host before it is taken over
+FIRST_SAVE = 60.0  # seconds of a stage until its first checkpoint, if --save-minutes is longer
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)  # USR1: SLURM's warning
 ROWS = ("metrics.jsonl", "search.jsonl")
 
 
 class Stopped(BaseException):
-    """Raised between steps after SIGINT, SIGTERM or a STOP file; the run saves and exits with 130."""
+    """Raised between steps after a signal of STOPPING or a STOP file; the run saves and exits with 130."""
 
 
 def jsonable(value: object) -> object:
@@ -103,13 +107,14 @@ class Run:
         self.args: dict[str, Any] = {k: jsonable(v) for k, v in args.items()}
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
-        self.stopping, self.lock = False, threading.Lock()
+        self.stopping, self.interrupted, self.lock = False, False, threading.Lock()
         self.tracked: tuple[Any, dict[str, Any]] | None = None  # contents of a checkpoint: see track()
         self.to_restore: dict[str, Any] = {}  # read by load(), restored by the first track()
         self.changed = ""  # what differs from the run so far
         self.id: str | None = uuid.uuid4().hex  # of a new run; its checkpoints carry it
         self.seconds: dict[str, float] = {}  # per stage, before and after resuming
         self.clock = self.saved_at = self.shown_at = time.monotonic()
+        self.saved = False  # whether there is a checkpoint
         self.ticks = 0
         self.resumed = args["resume"] is not None
         folder = Path(args["resume" if self.resumed else "runs_dir"])
@@ -138,6 +143,7 @@ class Run:
                 "created": now(), "id": self.id,
             }  # fmt: skip
             try:
+                self._lock()
                 if self.resumed:
                     self._check_resumable(digest, config)
                 else:
@@ -172,6 +178,27 @@ class Run:
                 raise UserError(f"--runs-dir {runs}: cannot be written ({e.strerror}); use another one") from None
         return self.ranks.gather(path)[0]
 
+    def _lock(self) -> None:
+        """Hold RUN/lock as long as this process lives. UserError: another process holds it."""
+        self.lock_file = open(self.dir / "lock", "a+")  # noqa: SIM115
+        try:
+            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock_file.seek(0)
+            holder = self.lock_file.read().strip()
+            raise UserError(f"--resume {self.dir}: in use by process {holder}; stop it first") from None
+        self.lock_file.truncate(0)
+        self.lock_file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        self.lock_file.flush()
+
+    def _watch(self, host: str, updated: str) -> None:
+        """Refuse a run that lives on another host: its status changes every 10 s. No clocks are compared."""
+        print(f"{self.dir}: last seen running on {host}; watching it for {WATCH:.0f} s")
+        for _ in range(round(WATCH)):
+            time.sleep(1)
+            if json.loads((self.dir / "status.json").read_text())["updated"] != updated:
+                raise UserError(f"--resume {self.dir}: still running on {host}; stop it first")
+
     def _check_resumable(self, digest: str, today: dict) -> None:
         """Refuse what cannot be resumed; note what differs from the run so far. today: config.json of a new run."""
         config = read_json(self.dir / "config.json", "--resume")
@@ -182,14 +209,15 @@ class Run:
             raise UserError(
                 f"--resume {self.dir}: the images of {self.args['dataset']} have changed since it started; restore them"
             )
-        try:
+        with suppress(OSError, ValueError, TypeError, KeyError):  # no valid status: rely on the checkpoint
             status = json.loads((self.dir / "status.json").read_text())
             self.status["last"] = {k: status["last"][k] for k in ("fid", "is", "net")}
             old, new = status["process"], self.status["process"]
-            here = (old["host"], old["boot_id"]) == (new["host"], new["boot_id"]) and old["pid"] != new["pid"]
-            running = here and old["start_time"] and kernel_start_time(old["pid"]) == old["start_time"]
-        except (OSError, ValueError, TypeError, KeyError):
-            running = False  # no valid status: rely on the checkpoint
+            if (old["host"], old["boot_id"]) == (new["host"], new["boot_id"]):  # alive, from before there was a lock
+                if old["pid"] != new["pid"] and kernel_start_time(old["pid"]) == (old["start_time"] or -1):
+                    raise UserError(f"--resume {self.dir}: in use by process {old['pid']}; stop it first")
+            elif old["host"] != new["host"] and status["state"] not in ("done", "stopped", "failed"):
+                self._watch(old["host"], status["updated"])
         before, after = (
             {
                 "device": c["device"],
@@ -200,8 +228,6 @@ class Run:
             for c in (config, today)
         )
         self.changed = ", ".join(f"{k} {before[k]} -> {after[k]}" for k in before if before[k] != after[k])
-        if running:
-            raise UserError(f"--resume {self.dir}: still running as pid {old['pid']}; stop it first")
 
     def __enter__(self) -> "Run":
         text = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # wrap in a narrow terminal
@@ -211,8 +237,9 @@ class Run:
             self.bar.start()
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM):  # do not inherit "ignore" from the parent
-                self.handlers[s] = signal.signal(s, self._on_signal)
+            for s in STOPPING:  # do not inherit "ignore" from the parent, except of HUP: nohup
+                if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN:
+                    self.handlers[s] = signal.signal(s, self._on_signal)
         self.left = threading.Event()
         self.heart = threading.Thread(target=self._heartbeat, daemon=True)
         self.heart.start()
@@ -241,14 +268,18 @@ class Run:
         if self.main:
             with suppress(OSError):  # disk failure: readers rely on the last `updated`
                 self._write_status()
+        if self.main:
+            self.lock_file.close()
         for s, handler in self.handlers.items():  # last: torchrun's second signal must not interrupt saving
             signal.signal(s, handler)
         if isinstance(error, UserError):
             raise error from None
 
-    def _on_signal(self, _number: int, _frame: object) -> None:
-        if self.stopping and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sends a second signal itself
-            os._exit(130)
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number == signal.SIGINT:
+            if self.interrupted and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sends a second signal itself
+                os._exit(130)
+            self.interrupted = True
         self.stopping = True
         self.status["state"] = "stopping"
 
@@ -292,7 +323,8 @@ class Run:
         self.ticks += 1
         if self.ranks.world > 1 and self.ticks % 10 == 0 and self.ranks.any(self.stopping):
             raise Stopped  # all processes stop at the same step
-        if time.monotonic() - self.saved_at > 60 * self.args["save_minutes"]:
+        interval = 60 * self.args["save_minutes"]
+        if time.monotonic() - self.saved_at > (interval if self.saved else min(interval, FIRST_SAVE)):
             self.save()
 
     def check(self) -> None:
@@ -429,7 +461,7 @@ class Run:
             self.print(f"resumed at step {saved['step']:,} · {self.dir}")
             if self.changed:
                 self.print(f"WARNING: not as when the run began: {self.changed}; its results may differ from then")
-        self.seconds, self.to_restore = saved["seconds"], saved["parts"]
+        self.seconds, self.to_restore, self.saved = saved["seconds"], saved["parts"], saved["step"] >= 0
         if saved["state"] is not None:  # None: stopped before the first stage
             state.load_state_dict(saved["state"])
 
@@ -461,6 +493,7 @@ class Run:
         checkpoint |= {"state": state and state.state_dict(), "parts": parts, "run": self.id}
         checkpoint["genotypes"] = len(list(self.dir.glob("genotypes/*.json")))
         self._torch_save(self.dir / "checkpoint.pt", checkpoint, self.dir / "checkpoint.prev.pt")
+        self.saved = True
 
     def _torch_save(self, path: Path, things: dict, before: Path | None = None) -> None:
         """Replace a file atomically; keep the old one as `before`."""

@@ -1,7 +1,11 @@
 """The run directory: no other run can take it or destroy it, it says how to resume, and track() restores what it saved."""
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -266,3 +270,87 @@ def test_a_stop_before_the_first_stage_of_a_resumed_run_leaves_its_checkpoint(tm
         run.load(Count())
         raise Stopped  # while the evaluator is prepared
     assert contents(path)["checkpoint.pt"] == before
+
+
+# ---- one process at a time, signals, the first checkpoint ----------------------------------------------------------------
+
+
+def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
+    path = saved_run(tmp_path)
+    code = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, 2); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, path / "lock"], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"--resume {path}"):
+            new_run(tmp_path, resume=path)
+        other.kill()
+    assert resumed(path)[1].n == 2
+
+
+def of_another_host(path: Path, state: str = "running") -> None:
+    status = json.loads((path / "status.json").read_text())
+    status |= {"state": state, "process": {**status["process"], "host": "elsewhere"}}
+    (path / "status.json").write_text(json.dumps(status))
+
+
+@pytest.mark.parametrize(("state", "alive"), [("running", True), ("running", False), ("stopped", False)])
+def test_a_run_of_another_host_is_refused_while_its_status_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, alive: bool
+) -> None:
+    """Whatever its clock says: only a change counts."""
+    path, seconds = saved_run(tmp_path), []
+    of_another_host(path, state)
+
+    def sleep(n: float) -> None:
+        seconds.extend([1] if n == 1 else [])  # subprocess sleeps, too, for less
+        if alive and len(seconds) == 9:
+            status = json.loads((path / "status.json").read_text())
+            (path / "status.json").write_text(json.dumps({**status, "updated": "1999-01-01T00:00:00+00:00"}))
+
+    monkeypatch.setattr(common.run.time, "sleep", sleep)
+    if alive:
+        with pytest.raises(UserError, match="elsewhere"):
+            new_run(tmp_path, resume=path)
+    else:
+        new_run(tmp_path, resume=path)
+    assert sum(seconds) == (9 if alive else 25 if state == "running" else 0)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
+def test_a_signal_asks_for_a_stop_and_only_a_second_interrupt_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ended = []
+    monkeypatch.setattr(common.run.os, "_exit", ended.append)
+    with pytest.raises(Stopped), new_run(tmp_path) as run:  # noqa: PT012
+        run.track(None)
+        for number in (getattr(signal, name), signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert ended == ([130] if name == "SIGINT" else [])
+        run.check()
+    assert (run.dir / "checkpoint.pt").exists()
+
+
+def test_an_ignored_hangup_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with new_run(tmp_path) as run:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not run.stopping
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_first_checkpoint_comes_within_a_minute_and_others_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(common.run.time, "monotonic", lambda: clock[0])
+    with new_run(tmp_path) as run:
+        run.track(None)
+        run.begin("search", "x", 0)
+        saved = []
+        for clock[0] in (30.0, 59.0, 61.0, 130.0, 300.0, 362.0):
+            run.tick(1)
+            saved.append((run.dir / "checkpoint.pt").stat().st_mtime_ns if (run.dir / "checkpoint.pt").exists() else None)
+    assert saved[:2] == [None, None]
+    assert saved[2] == saved[3] == saved[4] != saved[5]
