@@ -50,7 +50,7 @@ from common.files import UserError, read_json, rng_of, stream
 from common.gan import Job, Pair, adam, ema_update, frozen, latent, own_batch_norm, pair_of, seeded, update
 from common.metrics import Evaluator, Score
 from common.ranks import Ranks, start_ranks
-from common.run import Run
+from common.run import DivergedError, Run
 
 # ---- arguments -----------------------------------------------------------------------------------
 
@@ -886,14 +886,19 @@ def derive(job: Job, state: State) -> None:
         run.track(state, **vars(nets), G_ema=G_ema)
         name = f"finalist {i + 1}/{n}"
         run.begin(phase, name, state.step, images_per_step=args.d_batch * args.n_critic)
-        while state.step - state.began < steps:
-            run.tick(state.step, f"scoring in {steps - state.step + state.began} steps")
-            gan_step(job, state, nets)
-            ema_update(G_ema, nets.G, args.ema)
-        run.begin(phase, f"{name} scoring", state.step)
-        job.ranks.average_buffers(nets.G)
-        ema_update(G_ema, nets.G, 1.0)
-        found = gan.score(job, G_ema, args.final_n)
+        found = WORST
+        try:
+            while state.step - state.began < steps:
+                run.tick(state.step, f"scoring in {steps - state.step + state.began} steps")
+                gan_step(job, state, nets)
+                ema_update(G_ema, nets.G, args.ema)
+            run.begin(phase, f"{name} scoring", state.step)
+            job.ranks.average_buffers(nets.G)
+            ema_update(G_ema, nets.G, 1.0)
+            found = gan.score(job, G_ema, args.final_n)
+        except DivergedError as e:
+            run.print(f"{name} is out: {e}")
+            state.step = state.began + steps
         x.score, x.is_mean, x.fid = reward_of(args, found, genotype, args.g_ch), found.is_mean, found.fid
         run.print(f"{text_of(x.vector)} ({x.how}): score {x.score:.4g} ({args.reward}) after {steps:,} G updates")
         state.began = state.step

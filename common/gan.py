@@ -127,6 +127,8 @@ def pair_of(job: Job, G: nn.Module, D: nn.Module) -> Pair:
 
 def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = 0.0) -> None:
     """Take one optimiser step; parameters without gradient do not change. clip: gradient norm limit, 0: none."""
+    if job.run is not NO_RUN:
+        job.run.watch(loss)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     job.ranks.average_gradients(net.parameters())

@@ -32,6 +32,7 @@ from common.ranks import Ranks, device_name
 
 SCHEMA = 1  # schema version of config.json
 CHECKPOINT = 2  # schema version of checkpoint.pt
+DIVERGED = "training diverged; lower the learning rates and start again"
 WATCH = 25.0  # seconds to watch a run of another host before it is taken over
 FIRST_SAVE = 60.0  # seconds of a stage until its first checkpoint, if --save-minutes is longer
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)  # USR1: SLURM's warning
@@ -40,6 +41,10 @@ ROWS = ("metrics.jsonl", "search.jsonl")
 
 class Stopped(BaseException):
     """Raised between steps after a signal of STOPPING or a STOP file; the run saves and exits with 130."""
+
+
+class DivergedError(UserError):
+    """A loss or a weight is not finite."""
 
 
 def jsonable(value: object) -> object:
@@ -110,6 +115,7 @@ class Run:
         self.stopping, self.interrupted, self.lock = False, False, threading.Lock()
         self.tracked: tuple[Any, dict[str, Any]] | None = None  # contents of a checkpoint: see track()
         self.to_restore: dict[str, Any] = {}  # read by load(), restored by the first track()
+        self.bad: torch.Tensor | None = None  # whether a loss since the last row or save was not finite
         self.changed = ""  # what differs from the run so far
         self.id: str | None = uuid.uuid4().hex  # of a new run; its checkpoints carry it
         self.seconds: dict[str, float] = {}  # per stage, before and after resuming
@@ -388,9 +394,18 @@ class Run:
         self._append("metrics.jsonl", row)
         for k, v in row.items():
             if k.startswith("loss/") and not math.isfinite(v):
-                raise UserError(
-                    f"{k} is {v} at step {step}: training diverged; lower the learning rates and start again"
-                )
+                raise DivergedError(f"{k} is {v} at step {step}: {DIVERGED}")
+        self._check_losses()
+
+    def watch(self, loss: torch.Tensor) -> None:
+        """Remember on the device whether any loss was not finite; read at the next row or save, so no step waits."""
+        bad = loss.detach().isfinite().logical_not()
+        self.bad = bad if self.bad is None else self.bad | bad
+
+    def _check_losses(self) -> None:
+        bad, self.bad = self.bad, None
+        if bad is not None and bad.any():
+            raise DivergedError(f"a loss is not finite at step {self.status['step']} or shortly before: {DIVERGED}")
 
     def evaluated(self, step: int, score_row: dict, **more: Any) -> None:
         """Log an evaluation and show its scores in the progress line and status.json."""
@@ -424,11 +439,15 @@ class Run:
 
     def weights(self, name: str, things: dict) -> None:
         """Write weights.pt or weights.best.pt: everything needed for sampling."""
+        self._check_losses()
+        if not all_finite(things):
+            raise DivergedError(f"{name}: a weight is not finite at step {self.status['step']}: {DIVERGED}")
         if self.main:
             self._torch_save(self.dir / name, things)
 
     def result(self, **values: Any) -> None:
         """Write result.json: final scores, seconds per stage, peak memory, command to reproduce."""
+        self._check_losses()
         if self.main:
             self._account()
             self._write_status()
@@ -485,11 +504,14 @@ class Run:
         self.saved_at = time.monotonic()
         if not self.main or (self.resumed and self.tracked is None):  # the checkpoint is still valid
             return
+        self._check_losses()
         self._account()
         state, parts = self.tracked or (None, {})
         files = {f: size(self.dir / f) for f in ROWS}
         parts = {k: v if isinstance(v, torch.Tensor | dict) else v.state_dict() for k, v in parts.items()}
         checkpoint = {"schema": CHECKPOINT, "step": self.status["step"], "files": files, "seconds": self.seconds}
+        if not all_finite(parts):
+            raise DivergedError(f"checkpoint.pt: a weight is not finite at step {self.status['step']}: {DIVERGED}")
         checkpoint |= {"state": state and state.state_dict(), "parts": parts, "run": self.id}
         checkpoint["genotypes"] = len(list(self.dir.glob("genotypes/*.json")))
         self._torch_save(self.dir / "checkpoint.pt", checkpoint, self.dir / "checkpoint.prev.pt")
@@ -543,6 +565,18 @@ def imported_from(folder: Path) -> set[Path]:
     names = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     files = {Path(name).absolute() for name in names if name}
     return {file for file in files if file.parent == folder.absolute() and file.is_file()}  # torch.ops has no real one
+
+
+def all_finite(parts: Any) -> bool:
+    """Whether all floating-point tensors in nested dictionaries and lists are finite."""
+    values, found = [parts], []
+    while values:
+        value = values.pop()
+        if isinstance(value, dict | list | tuple):
+            values.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, torch.Tensor) and value.is_floating_point():
+            found.append(value.isfinite().all())
+    return all(bool(x) for x in found)
 
 
 def made(path: Path) -> bool:

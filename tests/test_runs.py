@@ -18,7 +18,7 @@ import torch
 
 import common.run
 from common.files import UserError
-from common.run import Run
+from common.run import Run, all_finite
 from tests.runs import (
     ROOT,
     assert_equal,
@@ -404,6 +404,16 @@ def test_a_diverged_run_fails_with_the_step(method: ModuleType, tiny: dict, tmp_
     loss = next(k for k, v in last.items() if k.startswith("loss/") and v is None)
     assert re.match(rf"error: {loss}\b.*\b{last['step']}\b", capsys.readouterr().err)
     assert "NaN" not in (run / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("method", "rates"), each(DIVERGING), indirect=["method"])
+def test_a_run_that_logs_nothing_does_not_end_with_nan(method: ModuleType, tiny: dict, tmp_path: Path, rates: dict) -> None:
+    quiet = {"log_every": 10**6, "eval_every": 10**6, "save_minutes": 0}
+    assert command(method, flags({**tiny, "runs_dir": tmp_path, **rates, **quiet})) == 2
+    (run,) = tmp_path.iterdir()
+    assert read(run, "status.json")["state"] == "failed"
+    for file in run.glob("*.pt"):
+        assert all_finite(load(run, file.name)), file.name
 
 
 # ---- bad input ------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 
 import autogan
 from autogan import PUBLISHED, Args, Generator, names_of, read_vector
+from common import gan
 from common.cells import count_params
 from common.files import UserError
 from common.run import Run
@@ -188,6 +189,24 @@ def test_dry_run_shows_the_given_architecture(tiny_data: dict, tmp_path: Path, c
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "1 0 1 1 1 0 0 1 1 1 0 1 0 3" in lines
     assert "2 pre none bilinear yes 1" in lines
+
+
+def test_a_finalist_that_diverges_is_out_and_the_others_go_on(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = autogan.gan_step
+
+    def diverging(job: gan.Job, state: autogan.State, nets: gan.Pair, *rest: object) -> list:
+        if job.run.status["stage"].startswith("finalist 1"):
+            with torch.no_grad():
+                nets.G.to_rgb.weight.fill_(float("nan"))
+        return step(job, state, nets, *rest)
+
+    monkeypatch.setattr(autogan, "gan_step", diverging)
+    run = start(autogan, {**tiny, "log_every": 10**6}, tmp_path, phase="search", save_minutes=0)
+    (row,) = (r for r in rows(run, "search.jsonl") if r["kind"] == "derive")
+    assert [x["score"] > 0 for x in row["beam"]] == [True] * (len(row["beam"]) - 1) + [False]
+    assert "finalist 1" in (run / "log.txt").read_text()
 
 
 # ---- several processes ------------------------------------------------------------
