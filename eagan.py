@@ -779,7 +779,8 @@ def round_signs(args: Args, state: State, best: Individual, score_one: ScoreOne)
     state.twice = [*state.twice, [fid_or_inf(best.fid), fid_or_inf(again.fid), best.is_mean, again.is_mean]][-8:]
     fids = {x.id: fid_or_inf(x.fid) for x in state.population}
     signs = gan.signal_and_noise("fid", list(fids.values()), [(a, b) for a, b, _, _ in state.twice])
-    signs |= gan.signal_and_noise("is", [x.is_mean for x in state.population], [(a, b) for _, _, a, b in state.twice])
+    if best.is_mean is not None:
+        signs |= gan.signal_and_noise("is", [x.is_mean for x in state.population], [(a, b) for *_, a, b in state.twice])
     signs["signs/rank_correlation"] = gan.rank_correlation(state.ranked, fids)
     state.ranked = fids
     return signs

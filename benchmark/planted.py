@@ -7,7 +7,7 @@ python -m benchmark.planted table                     a Markdown table of them
                    policy prefers the best; best reward seen, against as many random draws
   degas            images made by the supernet itself with one operation a connection: connections where alpha finds it;
                    weights and latents are held fixed
-  adversarialnas   the same for Super-G against Super-D, other operations damaged: normal edges where alpha finds it
+  adversarialnas   Super-G with one trained operation an edge among untrained ones: normal edges where alpha finds it
   eagan            selection and variation on known IS and FID: best FID seen, against as many random genotypes
   preference       no optimum: AdversarialNAS on --images with G's learning rate 0 and 5e-4: normal edges led by a 5x5
 """
@@ -22,7 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,8 +32,7 @@ import eagan
 from benchmark.evidence import ROOT, rows, write
 from common import gan
 from common.data import Dataset
-from common.files import stream
-from common.metrics import to_uint8
+from common.files import load_tensors, stream
 from common.ranks import Ranks
 from common.run import git_state
 
@@ -101,52 +99,49 @@ def teacher(seed: int, _images: Path) -> dict:
     return {"found": sum(found[name] == k for name, k in planted.items()), "of": len(planted), "chance": chance}
 
 
-def super_g(seed: int, folder: Path, images: Path | None = None, **flags: object) -> list[dict[str, float]]:
-    """A search of AdversarialNAS: the final probabilities of the 15 normal edges of G, in order."""
+def nas_run(seed: int, folder: Path, images: Path | str, **flags: object) -> Path:
+    """A small run of AdversarialNAS, to its end; its directory."""
     small = dict(
         search_g_ch=16, search_d_ch=12, search_batch=32, epoch_batches=20, derive_every=20, search_eval_every=0
     )
-    small |= dict(
-        size=32, n_critic=1, ema=0.99, arch_lr=3e-3, evaluator="compact", preset="smoke", phase="search", device="cpu"
-    )
-    small |= dict(seed=seed, runs_dir=folder / "runs", data_dir=folder / "data", save_minutes=1e9, sample_every=10**9)
+    small |= dict(size=32, n_critic=1, ema=0.99, arch_lr=3e-3, evaluator="compact", preset="smoke", eval_n=100)
+    small |= dict(seed=seed, device="cpu", runs_dir=folder / "runs", data_dir=folder / "data", sample_every=10**9)
+    before = set((folder / "runs").glob("*"))
     nas.main(nas.Args(**{**nas.PRESETS["smoke"], **small, "dataset": str(images), **flags}))
-    (run,) = (folder / "runs").iterdir()
+    (run,) = set((folder / "runs").iterdir()) - before
+    return run
+
+
+def normal_edges(run: Path) -> list[dict[str, float]]:
+    """The final probabilities of the 15 normal edges of G, in order."""
     last = rows(run / "search.jsonl")[-1]["probabilities"]["G"]
     return [p for p in last.values() if "skip_connect" in p]
 
 
-def planted_g(seed: int, _images: Path | None, gumbel: str = "prob") -> dict:
-    """AdversarialNAS's search, 100 steps with G's weights held fixed, on images that Super-G makes with one convolution
-    an edge, drawn at random; the other convolutions' weights are replaced by larger noise."""
-    rng, ops = nas.random.Random(seed), ("conv_3x3", "conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
-    planted = {(cell, name): rng.choice(ops) for cell in range(3) for name in NORMAL}
+def trained_ops(seed: int, _images: Path | None, gumbel: str = "prob") -> dict:
+    """AdversarialNAS's search, 100 steps on shapes: Super-G has the weights of a random generator that was trained for
+    300 updates; the other operations are as initialised, and all of G's weights are held fixed."""
+    genotype = nas.random_genotype(nas.G_SPACE, nas.random.Random(seed))
+    names = [edge.name for edge in nas.G_SPACE.edges]
+    planted = [op for row in genotype for name, op in zip(names, row, strict=True) if name in NORMAL]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "g.json").write_text(json.dumps({"method": "adversarialnas", "G": genotype}))
+        training = dict(
+            phase="train", genotype=str(folder / "g.json"), g_ch=16, d_ch=16, train_epochs=15, eval_every=15
+        )
+        weights = load_tensors(nas_run(seed, folder, "shapes", **training) / "weights.pt")["G"]
 
-    class Damaged(nas.Supernets):
-        def __init__(self, job: gan.Job) -> None:
-            super().__init__(job)
-            noise = stream(seed, "damage")
-            for i, cell in enumerate(self.G.cells):
-                for edge in (edge for edge in cell.edges if edge.name in NORMAL):
-                    for op, module in edge.items():
-                        for p in module.parameters() if op != planted[i, edge.name] else ():
-                            p.data = 0.5 * torch.randn(p.shape, generator=noise)
+        class Trained(nas.Supernets):
+            def __init__(self, job: gan.Job) -> None:
+                super().__init__(job)
+                self.G.load_state_dict(weights, strict=False)
 
-    args = nas.Args(seed=seed, search_g_ch=16, search_d_ch=12, size=32, chunks=3)
-    nets = Damaged(job_of(args, torch.zeros(2, 3, 32, 32)))
-    mix = []
-    for i, edges in enumerate(nets.alpha.probabilities()):
-        chosen = {name: planted.get((i, name), "bilinear") for name in edges}
-        mix.append({name: {op: torch.tensor(float(op == chosen[name])) for op in p} for name, p in edges.items()})
-    with torch.no_grad():
-        z = torch.randn(2000, args.z_dim, generator=stream(seed, "planted z"))
-        made = torch.cat([to_uint8(nets.G(part, mix)) for part in z.split(100)])
-    with tempfile.TemporaryDirectory() as folder, patch.object(nas, "Supernets", Damaged):
-        file = Path(folder, "made.npz")
-        np.savez(file, images=made.permute(0, 2, 3, 1).numpy(), labels=np.arange(len(made)) % 2)
-        edges = super_g(seed, Path(folder), file, search_epochs=6, g_lr=0.0, d_lr=5e-4, gumbel=gumbel)
+        with patch.object(nas, "Supernets", Trained):
+            search = dict(phase="search", search_epochs=6, g_lr=0.0, d_lr=5e-4, gumbel=gumbel)
+            edges = normal_edges(nas_run(seed, folder, "shapes", **search))
     found = [max(p, key=p.get) for p in edges]
-    right = sum(a == b for a, b in zip(found, planted.values(), strict=True))
+    right = sum(a == b for a, b in zip(found, planted, strict=True))
     return {"found": right, "of": len(planted), "chance": len(planted) / 7}
 
 
@@ -187,7 +182,8 @@ def preference(seed: int, images: Path, g_lr: float = 0.0) -> dict:
     if images is None:
         sys.exit("planted: preference needs --images")
     with tempfile.TemporaryDirectory() as folder:
-        edges = super_g(seed, Path(folder), images, search_epochs=4, g_lr=g_lr, d_lr=5e-4)
+        flags = dict(phase="search", search_epochs=4, g_lr=g_lr, d_lr=5e-4)
+        edges = normal_edges(nas_run(seed, Path(folder), images, **flags))
     led = sum(max(p, key=p.get) in ("conv_5x5", "dil_conv_5x5") for p in edges)
     return {"found": led, "of": 15, "chance": 15 * 2 / 7}
 
@@ -195,8 +191,8 @@ def preference(seed: int, images: Path, g_lr: float = 0.0) -> dict:
 EXPERIMENTS: dict[str, Callable[..., dict]] = {
     "autogan": controller,
     "degas": teacher,
-    "adversarialnas": planted_g,
-    "adversarialnas, no noise on p": lambda seed, images: planted_g(seed, images, "off"),
+    "adversarialnas": trained_ops,
+    "adversarialnas, no noise on p": lambda seed, images: trained_ops(seed, images, "off"),
     "eagan, is fid size": evolution,
     "eagan, fid": lambda seed, images: evolution(seed, images, "fid"),
     "preference, G's rate 0": preference,

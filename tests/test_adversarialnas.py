@@ -503,11 +503,15 @@ class WatchedRun(QuietRun):
         self.updates, self.passes = [], []
         self.nets = {name: parts[name] for name in ("G", "D", "alpha", "beta") if name in parts}
         for net in (parts["G"], parts["D"]):
-            net.register_forward_hook(lambda _net, x, y: self.passes.append((x[0].detach(), y.dtype)))
+            net.register_forward_hook(self.watch_pass)
         for name in self.nets:
             optimizer = parts[f"{name.lower()}_opt"]
             optimizer.register_step_pre_hook(self.before)
             optimizer.register_step_post_hook(partial(self.after, name))
+
+    def watch_pass(self, net: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        if net.training:  # not the sample grid of a snapshot
+            self.passes.append((given[0].detach(), made.dtype))
 
     def before(self, *_: object) -> None:
         self.old = {name: [p.detach().clone() for p in net.parameters()] for name, net in self.nets.items()}

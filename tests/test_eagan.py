@@ -597,7 +597,7 @@ def check_rounds(args: Args, space: Space, found: SimpleNamespace) -> None:
     everyone = {x["id"]: x["genotype"] for row in found.rows for x in row["population"]}
     assert len(set(everyone.values())) == len(everyone) == P + P // 2 * (args.rounds - 1)  # no genotype comes twice
     assert all(space.check(genotype, "found") for genotype in everyone.values())
-    assert len(found.evaluator.scores) == P * args.rounds + len(found.state.finalists)
+    assert len(found.evaluator.scores) == (P + 1) * args.rounds + len(found.state.finalists)  # + 1: the best one, for the noise
     for row in found.rows:
         fids = {x["id"]: x["fid"] for x in row["population"]}
         assert (len(fids), len(row["kept"])) == (P, P // 2)
@@ -624,7 +624,7 @@ def test_everyone_is_scored_at_every_round(change: dict, size: int, tmp_path: Pa
     short = replace(TINY, rounds=2, round_epochs=1, warmup_epochs=0, epoch_batches=2)
     found = search(eagan.search_g, replace(short, **change), tmp_path)
     assert [len(row["population"]) for row in found.rows] == [size] * 2
-    assert len(found.evaluator.scores) == 2 * size + len(found.state.finalists)
+    assert len(found.evaluator.scores) == 2 * (size + 1) + len(found.state.finalists)
 
 
 def test_stage_1(tmp_path: Path):
