@@ -202,7 +202,7 @@ EXPERIMENTS: dict[str, Callable[..., dict]] = {
 
 def table(found: list[dict]) -> list[str]:
     lines = [
-        "| experiment | found, seeds 0 to 4 | of, by chance | best, in sd above random search's |",
+        "| experiment | found, seed 0, 1, ... | of, by chance | best, in sd above random search's |",
         "|---|---|---|---|",
     ]
     for name in EXPERIMENTS:

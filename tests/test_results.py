@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from benchmark import evidence
+from benchmark import evidence, planted
 from tests.runs import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -88,3 +88,18 @@ def test_the_tables_of_the_pages_are_those_of_the_rows(tmp_path: Path) -> None:
             assert tables == ["\n".join(evidence.table(found, method))]
         else:
             assert not tables
+
+
+def test_the_planted_optima_on_the_page_are_those_of_the_rows() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    expected = "\n".join(planted.table(evidence.rows(planted.RESULTS)))
+    assert page.split("<!-- planted -->\n")[1].split("<!-- end -->")[0].strip() == expected
+    assert len({(row["experiment"], row["seed"]) for row in evidence.rows(planted.RESULTS)}) == len(
+        evidence.rows(planted.RESULTS)
+    )
+
+
+@pytest.mark.parametrize("name", ["eagan, is fid size", "eagan, fid"])
+def test_evolution_beats_as_many_random_genotypes_on_a_known_table(name: str) -> None:
+    gaps = [planted.EXPERIMENTS[name](seed, None)["gap_sd"] for seed in range(3)]
+    assert min(gaps) > 0.3
