@@ -892,6 +892,7 @@ def derive(job: Job, state: State) -> None:
                 run.tick(state.step, f"scoring in {steps - state.step + state.began} steps")
                 gan_step(job, state, nets)
                 ema_update(G_ema, nets.G, args.ema)
+            run.check_losses()
             run.begin(phase, f"{name} scoring", state.step)
             job.ranks.average_buffers(nets.G)
             ema_update(G_ema, nets.G, 1.0)

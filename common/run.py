@@ -120,7 +120,6 @@ class Run:
         self.id: str | None = uuid.uuid4().hex  # of a new run; its checkpoints carry it
         self.seconds: dict[str, float] = {}  # per stage, before and after resuming
         self.clock = self.saved_at = self.shown_at = time.monotonic()
-        self.saved = False  # whether there is a checkpoint
         self.ticks = 0
         self.resumed = args["resume"] is not None
         folder = Path(args["resume" if self.resumed else "runs_dir"])
@@ -137,6 +136,7 @@ class Run:
             "state": "starting", "phase": "search", "stage": "", "step": 0, "total": sum(n for _, n, _ in plan),
             "rate": None, "eta_s": None, "next": "", "last": {"fid": None, "is": None, "net": None},
             "process": process_identity(), "started": now(), "updated": now(), "gpu_mem": None, "peak_mem": None,
+            "checkpoints": 0,
             "resume_command": shlex.join([*launcher, script.name, "--resume", str(self.dir)]), "error": None,
         }  # fmt: skip
         if self.main:
@@ -218,6 +218,7 @@ class Run:
         with suppress(OSError, ValueError, TypeError, KeyError):  # no valid status: rely on the checkpoint
             status = json.loads((self.dir / "status.json").read_text())
             self.status["last"] = {k: status["last"][k] for k in ("fid", "is", "net")}
+            self.status["checkpoints"] = status.get("checkpoints", 1)  # at least, of older versions
             old, new = status["process"], self.status["process"]
             if (old["host"], old["boot_id"]) == (new["host"], new["boot_id"]):  # alive, from before there was a lock
                 if old["pid"] != new["pid"] and kernel_start_time(old["pid"]) == (old["start_time"] or -1):
@@ -267,10 +268,11 @@ class Run:
         self.status["state"] = "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
         if self.status["state"] == "failed":
             self.status["error"] = {"type": kind and kind.__name__, "message": str(error)}
-        else:
-            self.print(f"{self.status['state']} · {self.dir}")
-        if isinstance(error, Stopped):
-            self.print(f"resume with: {self.status['resume_command']}")
+        with suppress(OSError):  # a full disk, a directory that is gone
+            if error is None or isinstance(error, Stopped):
+                self.print(f"{self.status['state']} · {self.dir}")
+            if isinstance(error, Stopped):
+                self.print(f"resume with: {self.status['resume_command']}")
         if self.main:
             with suppress(OSError):  # disk failure: readers rely on the last `updated`
                 self._write_status()
@@ -330,7 +332,7 @@ class Run:
         if self.ranks.world > 1 and self.ticks % 10 == 0 and self.ranks.any(self.stopping):
             raise Stopped  # all processes stop at the same step
         interval = 60 * self.args["save_minutes"]
-        if time.monotonic() - self.saved_at > (interval if self.saved else min(interval, FIRST_SAVE)):
+        if time.monotonic() - self.saved_at > (interval if self.status["checkpoints"] else min(interval, FIRST_SAVE)):
             self.save()
 
     def check(self) -> None:
@@ -392,20 +394,20 @@ class Run:
         if self.status["rate"] and self.mark[2]:
             row["perf/img_s"] = round(self.status["rate"] * self.mark[2], 1)
         self._append("metrics.jsonl", row)
-        for k, v in row.items():
-            if k.startswith("loss/") and not math.isfinite(v):
-                raise DivergedError(f"{k} is {v} at step {step}: {DIVERGED}")
-        self._check_losses()
+        lost = [f"{k} is {v} at step {step}" for k, v in row.items() if k.startswith("loss/") and not math.isfinite(v)]
+        self.check_losses(lost[0] if lost else "")
 
     def watch(self, loss: torch.Tensor) -> None:
         """Remember on the device whether any loss was not finite; read at the next row or save, so no step waits."""
         bad = loss.detach().isfinite().logical_not()
         self.bad = bad if self.bad is None else self.bad | bad
 
-    def _check_losses(self) -> None:
+    def check_losses(self, lost: str = "") -> None:
+        """DivergedError on all processes, which call this together, if a loss of any of them has not been finite since
+        the last check. lost: what this process knows to be lost."""
         bad, self.bad = self.bad, None
-        if bad is not None and bad.any():
-            raise DivergedError(f"a loss is not finite at step {self.status['step']} or shortly before: {DIVERGED}")
+        if self.ranks.any(bool(lost) or (bad is not None and bool(bad.any()))):
+            raise DivergedError(f"{lost or 'a loss is not finite'}: {DIVERGED}")
 
     def evaluated(self, step: int, score_row: dict, **more: Any) -> None:
         """Log an evaluation and show its scores in the progress line and status.json."""
@@ -439,7 +441,7 @@ class Run:
 
     def weights(self, name: str, things: dict) -> None:
         """Write weights.pt or weights.best.pt: everything needed for sampling."""
-        self._check_losses()
+        self.check_losses()
         if not all_finite(things):
             raise DivergedError(f"{name}: a weight is not finite at step {self.status['step']}: {DIVERGED}")
         if self.main:
@@ -447,7 +449,7 @@ class Run:
 
     def result(self, **values: Any) -> None:
         """Write result.json: final scores, seconds per stage, peak memory, command to reproduce."""
-        self._check_losses()
+        self.check_losses()
         if self.main:
             self._account()
             self._write_status()
@@ -477,10 +479,11 @@ class Run:
                 self.print(f"WARNING: {self.dir / 'genotypes'}: {missing} files were lost")
             for left_over in self.dir.rglob("*.tmp"):  # the heartbeat may be writing one
                 left_over.unlink(missing_ok=True)
-            self.print(f"resumed at step {saved['step']:,} · {self.dir}")
+            where = f"resumed at step {saved['step']:,}" if saved["step"] >= 0 else "no checkpoint yet: starting again"
+            self.print(f"{where} · {self.dir}")
             if self.changed:
                 self.print(f"WARNING: not as when the run began: {self.changed}; its results may differ from then")
-        self.seconds, self.to_restore, self.saved = saved["seconds"], saved["parts"], saved["step"] >= 0
+        self.seconds, self.to_restore = saved["seconds"], saved["parts"]
         if saved["state"] is not None:  # None: stopped before the first stage
             state.load_state_dict(saved["state"])
 
@@ -504,18 +507,20 @@ class Run:
         self.saved_at = time.monotonic()
         if not self.main or (self.resumed and self.tracked is None):  # the checkpoint is still valid
             return
-        self._check_losses()
         self._account()
         state, parts = self.tracked or (None, {})
         files = {f: size(self.dir / f) for f in ROWS}
         parts = {k: v if isinstance(v, torch.Tensor | dict) else v.state_dict() for k, v in parts.items()}
         checkpoint = {"schema": CHECKPOINT, "step": self.status["step"], "files": files, "seconds": self.seconds}
-        if not all_finite(parts):
-            raise DivergedError(f"checkpoint.pt: a weight is not finite at step {self.status['step']}: {DIVERGED}")
+        if not all_finite(parts):  # on this process alone: in a group, no candidate can be left out for it
+            kind = DivergedError if self.ranks.world == 1 else UserError
+            raise kind(f"checkpoint.pt: a weight is not finite at step {self.status['step']}: {DIVERGED}")
         checkpoint |= {"state": state and state.state_dict(), "parts": parts, "run": self.id}
         checkpoint["genotypes"] = len(list(self.dir.glob("genotypes/*.json")))
         self._torch_save(self.dir / "checkpoint.pt", checkpoint, self.dir / "checkpoint.prev.pt")
-        self.saved = True
+        self.status["checkpoints"] += 1
+        with suppress(OSError):
+            self._write_status()
 
     def _torch_save(self, path: Path, things: dict, before: Path | None = None) -> None:
         """Replace a file atomically; keep the old one as `before`."""
@@ -527,6 +532,8 @@ class Run:
                         os.fsync(f.fileno())
                     os.replace(path, before)
         except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
+            if not self.dir.is_dir():
+                raise UserError(f"{self.dir}: the run directory is gone; restore it or start a new run") from None
             left = shutil.disk_usage(self.dir).free / 1e6
             kept = ", the previous file is kept" if path.exists() or (before and before.exists()) else ""
             raise UserError(
@@ -538,7 +545,7 @@ class Run:
         """The last checkpoint that is whole and of this run; fields: of the state. Nothing is changed before that is
         known; then a broken checkpoint.pt is put aside, so that no save moves it over the good one."""
         paths = [self.dir / name for name in ("checkpoint.pt", "checkpoint.prev.pt")]
-        if not any(path.exists() for path in paths):  # stopped before the first one
+        if not any(path.exists() for path in paths) and not self.status["checkpoints"]:
             return {"step": -1, "files": dict.fromkeys(ROWS, 0), "seconds": {}, "parts": {}, "state": None}
         for path in paths:
             try:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import common.run
 import eagan
 from common.files import UserError, load_tensors
 from common.ranks import Ranks
-from common.run import Run, Stopped
+from common.run import DivergedError, Run, Stopped
 from tests.runs import assert_equal, load, rows
 
 CPU = torch.device("cpu")
@@ -261,6 +262,43 @@ def test_a_run_without_a_checkpoint_begins_again_in_place(tmp_path: Path) -> Non
     assert state.n == 0
     assert not rows(path, "metrics.jsonl")
     assert not list((path / "samples").iterdir())
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_its_rows(tmp_path: Path) -> None:
+    path = saved_run(tmp_path)
+    for file in path.glob("checkpoint*"):
+        file.unlink()
+    before = contents(path)
+    with pytest.raises(UserError, match="--resume"):
+        resumed(path)
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_loss_that_is_not_finite_is_known_at_the_next_row_and_then_forgotten(tmp_path: Path, finite: bool) -> None:
+    with suppress(UserError), new_run(tmp_path) as run:
+        for loss in (1.0, 1.0 if finite else float("nan"), 2.0):
+            run.watch(torch.tensor(loss))
+        if finite:
+            run.log(3, value=1)
+        else:
+            with pytest.raises(DivergedError):
+                run.log(3, **{"loss/d": torch.tensor(float("inf"))})
+            run.watch(torch.tensor(1.0))
+            run.log(4, value=1)
+            run.watch(torch.tensor(float("nan")))
+            with pytest.raises(DivergedError):
+                run.check_losses()
+
+
+@pytest.mark.parametrize("error", [None, Stopped, ValueError])
+def test_a_directory_that_is_gone_ends_without_a_traceback_of_its_own(tmp_path: Path, error: type | None) -> None:
+    kind = error or UserError
+    with suppress(kind, UserError), new_run(tmp_path) as run:
+        run.track(None)
+        shutil.rmtree(run.dir)
+        if error:
+            raise error
 
 
 def test_a_stop_before_the_first_stage_of_a_resumed_run_leaves_its_checkpoint(tmp_path: Path) -> None:
