@@ -16,7 +16,7 @@ from common.run import Stopped, jsonable
 
 PANELS = ("Run", "Data", "Search", "Train", "Eval")
 ON_RESUME = {  # flags that may change on --resume: only the device, with its own random streams, changes results
-    "resume", "preset", "dry_run", "device", "runs_dir", "data_dir", "inception_weights", "save_minutes",
+    "resume", "preset", "dry_run", "device", "dataset", "runs_dir", "data_dir", "inception_weights", "save_minutes",
     "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs",
 }  # fmt: skip
 

@@ -267,8 +267,10 @@ def evaluate_if_due(
     widths = {"g_ch": args.g_ch, "z_dim": args.z_dim, "size": args.size, "ema": args.ema}
     weights = {"G": G_ema.state_dict(), "step": state.step, "score": s.row(), **widths, **about}
     run.weights("weights.pt", weights)
-    state.last = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step, "n": s.n}
-    if what != "untrained" and (state.best is None or fid_or_inf(s.fid) < fid_or_inf(state.best["fid"])):
+    about = {"n": s.n, "net": s.net, "ref": s.ref}
+    state.last = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step, **about}
+    best = state.best if state.best and about.items() <= state.best.items() else None  # only like with like
+    if what != "untrained" and (best is None or fid_or_inf(s.fid) < fid_or_inf(best["fid"])):
         state.best = state.last
         run.weights("weights.best.pt", weights)
     state.evaluated = state.step

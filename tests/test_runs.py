@@ -359,6 +359,25 @@ def test_a_finished_run_can_be_trained_longer(method: ModuleType, tiny: dict, tr
 
 
 @WITH_EPOCHS
+def test_the_best_score_is_of_as_many_images_as_the_last(method: ModuleType, tiny: dict, tmp_path: Path) -> None:
+    run = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], train_epochs=2)
+    more = ["--eval-n", str(tiny["eval_n"] + 10), "--train-epochs", "4"]
+    assert command(method, ["--resume", str(run), *more]) == 0
+    result = read(run, "result.json")
+    assert result["best"]["n"] == result["last"]["n"] == tiny["eval_n"] + 10
+
+
+def test_images_may_move(tiny_data: dict, tmp_path: Path) -> None:
+    """The digest tells that they are the same."""
+    images = Path(shutil.copy(tiny_data["dataset"], tmp_path / "tiny.npz"))
+    eagan = import_module("eagan")
+    run = start(eagan, {**tiny_flags("eagan", tiny_data), "dataset": str(images)}, tmp_path / "runs", genotype="eagan-g")
+    moved = images.rename(tmp_path / "moved.npz")
+    assert command(eagan, ["--resume", str(run)]) == 2
+    assert command(eagan, ["--resume", str(run), "--dataset", str(moved), "--train-epochs", "7"]) == 0
+
+
+@WITH_EPOCHS
 def test_a_run_that_is_resumed_with_less_to_do_ends_at_once(method: ModuleType, trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / trained.name))
     assert command(method, ["--resume", str(run), "--train-epochs", "1"]) == 0
