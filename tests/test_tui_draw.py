@@ -181,6 +181,12 @@ def test_every_kind_of_trouble_is_seen_and_a_sound_run_has_none(tmp_path: Path) 
     assert set(found) == {"nan", "balance", "modes", "edges"}
     assert "50" in found["nan"]
     assert "100" in found["edges"]
+    append(run / "search.jsonl", {"step": 300, "warning": "alpha has no gradient"})
+    assert pages.troubles(opened(run))["search"] == "alpha has no gradient"
+    append(run / "search.jsonl", {"step": 300, "signs/active": 0.5})
+    assert pages.troubles(opened(run))["search"] == "alpha has no gradient"
+    append(run / "search.jsonl", {"step": 320, "signs/active": 0.5})
+    assert "search" not in pages.troubles(opened(run))
 
 
 def test_wide_characters_are_never_split() -> None:

@@ -161,6 +161,8 @@ def troubles(run: Run) -> dict[str, str]:
     p = edges(run.search.row(-1), "G")
     if p and idle(p) > 0.6:
         found["edges"] = f"skip/none on {100 * idle(p):.0f}% of edges: collapse?"
+    if run.search.warning:
+        found["search"] = run.search.warning
     return found
 
 

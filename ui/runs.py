@@ -606,6 +606,7 @@ class Search:
         self.kind = ""  # evolution, probabilities, controller
         self.series: dict[str, tuple[list, list]] = {}
         self.rounds: list[dict] = []
+        self.warning, self.warned = "", -1.0  # what the search itself warned of, at which step
         self.bad = 0
         self.cache: dict[int, dict] = {}
 
@@ -629,6 +630,10 @@ class Search:
         if step is None:
             self.bad += 1
             return
+        if "warning" in row:
+            self.warning, self.warned = clean(row["warning"]), step
+        elif step > self.warned:  # AutoGAN's rows of an iteration share a step; its last one warns
+            self.warning = ""
         if isinstance(row.get("population"), list):
             self.kind = "evolution"
             self.rounds.append(population(row))
