@@ -99,6 +99,14 @@ def test_the_planted_optima_on_the_page_are_those_of_the_rows() -> None:
     )
 
 
+def test_the_trial_of_degas_rates_on_the_page_is_that_of_the_rows() -> None:
+    page = (ROOT / "docs" / "degas.md").read_text()
+    for row in evidence.rows(evidence.RESULTS.with_name("degas-w-lr.jsonl")):
+        active = f"{100 * row['active']:.0f}" if row["active"] > 0.01 else f"{100 * row['active']:.1f}"
+        cells = (f"{row['search_ch']}, {row['w_lr']:g}", f"{row['loss']:.3f}", f"{active}%", f"{100 * row['dead']:.0f}%")
+        assert f"| {' | '.join(cells)} | {row['entropy']:.3f} |" in page
+
+
 @pytest.mark.parametrize("name", ["eagan, is fid size", "eagan, fid"])
 def test_evolution_beats_as_many_random_genotypes_on_a_known_table(name: str) -> None:
     gaps = [planted.EXPERIMENTS[name](seed, None)["gap_sd"] for seed in range(3)]
