@@ -12,13 +12,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from common.files import UserError, read_json
-from common.run import Stopped, jsonable
+from common.run import ON_RESUME, Stopped, jsonable
 
 PANELS = ("Run", "Data", "Search", "Train", "Eval")
-ON_RESUME = {  # flags that may change on --resume: only the device, with its own random streams, changes results
-    "resume", "preset", "dry_run", "device", "dataset", "runs_dir", "data_dir", "inception_weights", "save_minutes",
-    "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs",
-}  # fmt: skip
 
 
 def opt(default: Any, help: str, panel: str = "", **limits: float) -> Any:
@@ -43,6 +39,9 @@ class CommonArgs:
     genotype: str | None = opt(None, "Skip the search and train this genotype: a name or file. [paper]", "Run")
     weights: Path | None = opt(None, "weights.pt of a run, for --phase eval. [ours]", "Run")
     resume: Path | None = opt(None, "Resume this run directory. [ours]", "Run")
+    auto_resume: Path | None = opt(
+        None, "Resume this run directory, or start it if there is none: for jobs that are queued again. [ours]", "Run"
+    )
     dry_run: bool = opt(False, "Print schedule, sizes and estimated time, then exit. [ours]", "Run")
     seed: int = opt(0, "Random seed. [ours]", "Run", min=0)
     device: str = opt("auto", "Device: auto, cpu, cuda or cuda:N. [ours]", "Run")
@@ -118,15 +117,16 @@ def cli(main: Callable, args_class: type[CommonArgs], presets: dict[str, dict], 
     """Parse the command line into `args_class`, run `main(args)` and return the exit code.
 
     Explicit flags override `--preset`, which overrides the defaults. `--resume DIR` reads all values
-    from the run's config.json and rejects changes to flags that affect training. Exit code 2: bad
-    input, one line on stderr; 130: stopped on request. Other exceptions propagate.
+    from the run's config.json and rejects changes to flags that affect training. `--auto-resume DIR` is
+    `--resume DIR` once there is such a run, with the same command. Exit code 2: bad input, one line on
+    stderr; 130: stopped on request. Other exceptions propagate.
     """
     argv = sys.argv[1:] if argv is None else argv
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):  # a terminal that cannot show a character shows "?"
             output.reconfigure(errors="replace")
     fields = options(args_class)
-    asked: dict[str, str | None] = {"--preset": None, "--resume": None}
+    asked: dict[str, str | None] = {"--preset": None, "--resume": None, "--auto-resume": None}
     for flag in asked:  # read before parsing: --preset quick --help shows its defaults
         for i, word in enumerate(argv):
             if word == flag and i + 1 < len(argv):
@@ -135,21 +135,24 @@ def cli(main: Callable, args_class: type[CommonArgs], presets: dict[str, dict], 
                 asked[flag] = word.split("=", 1)[1]
     try:
         defaults = {field.name: field.default for field, _ in fields}
-        if asked["--resume"] is not None:
-            defaults |= resumed_defaults(
-                Path(asked["--resume"]).expanduser(), asked["--preset"], args_class.script().name
-            )
+        resume, as_started = asked["--resume"], set()
+        if resume is None and (again := asked["--auto-resume"]) and Path(again, "config.json").expanduser().exists():
+            resume, as_started = again, flags_of_start(Path(again).expanduser(), argv)
+        if resume is not None:
+            preset = None if asked["--resume"] is None else asked["--preset"]
+            defaults |= resumed_defaults(Path(resume).expanduser(), preset, args_class.script().name)
         else:
             defaults |= presets.get(asked["--preset"] or "", {})
 
         def command(ctx: typer.Context, **values: Any) -> None:
             values = {name: home(value) for name, value in values.items()}
-            if asked["--resume"] is not None:
-                for name, value in values.items():
-                    explicit = "COMMANDLINE" in str(ctx.get_parameter_source(name))
-                    if explicit and name not in ON_RESUME and jsonable(value) != defaults[name]:
-                        flag = "--" + name.replace("_", "-")
-                        raise UserError(f"{flag} {value}: this run has {defaults[name]}; omit the flag on --resume")
+            if resume is not None:
+                values["resume"] = Path(resume).expanduser()
+            for name, value in values.items() if resume is not None else ():
+                flag, explicit = "--" + name.replace("_", "-"), "COMMANDLINE" in str(ctx.get_parameter_source(name))
+                changed = explicit and flag not in as_started and jsonable(value) != defaults[name]
+                if changed and name not in ON_RESUME - {"preset"}:
+                    raise UserError(f"{flag} {value}: this run has {defaults[name]}; omit the flag, or start a new run")
             main(args_class(**values))
 
         parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
@@ -177,6 +180,28 @@ def home(value: Any) -> Any:
     if isinstance(value, Path):
         return value.expanduser()
     return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def given(words: list[str]) -> dict[str, str]:
+    """Flags of a command line and their values; "" for one without."""
+    following = [*words[1:], "--"]
+    pairs = [word.partition("=") for word in words]
+    return {
+        flag: value if equals else "" if after.startswith("--") else after
+        for (flag, equals, value), after in zip(pairs, following, strict=True)
+        if flag.startswith("--")
+    }
+
+
+def flags_of_start(run: Path, argv: list[str]) -> set[str]:
+    """The flags that have the same value as when the run was started. UserError: one of then is missing now."""
+    argv_then = read_json(run / "config.json", "--auto-resume: cannot read").get("argv")
+    then, now = given([str(word) for word in argv_then or ()]), given(argv)
+    free = {"--" + name.replace("_", "-") for name in ON_RESUME - {"preset"}}
+    if missing := then.keys() - now.keys() - free:
+        flag = min(missing)
+        raise UserError(f"{flag} {then[flag]}: missing, but {run} was started with it; give the same command")
+    return {flag for flag, value in now.items() if then.get(flag) == value}
 
 
 def resumed_defaults(run: Path, preset: str | None, script: str) -> dict:

@@ -31,12 +31,17 @@ from common.metrics import fid_label
 from common.ranks import Ranks, device_name
 
 SCHEMA = 1  # schema version of config.json
-CHECKPOINT = 2  # schema version of checkpoint.pt
+CHECKPOINT = 3  # schema version of checkpoint.pt
 DIVERGED = "training diverged; lower the learning rates and start again"
 WATCH = 25.0  # seconds to watch a run of another host before it is taken over
 FIRST_SAVE = 60.0  # seconds of a stage until its first checkpoint, if --save-minutes is longer
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)  # USR1: SLURM's warning
 ROWS = ("metrics.jsonl", "search.jsonl")
+OWN = {"lock", "source", "status.json", "status.json.tmp", "STOP"}  # all that a run has before its config.json
+ON_RESUME = {  # flags that may change on --resume: only the device, with its own random streams, changes results
+    "resume", "auto_resume", "preset", "dry_run", "device", "dataset", "runs_dir", "data_dir", "inception_weights",
+    "save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs",
+}  # fmt: skip
 
 
 class Stopped(BaseException):
@@ -96,7 +101,8 @@ def git_state(folder: Path) -> dict:
 
 
 class Run:
-    """A run directory, new or resumed (args["resume"]). Only rank 0 writes to it.
+    """A run directory, new (in args["runs_dir"], or args["auto_resume"] itself) or resumed (args["resume"]). Only rank
+    0 writes to it.
 
     Leaving `with Run(...) as run` writes the final state (done, stopped, failed) to status.json.
     args: every flag as a plain value. plan: (stage, G updates, multiply-adds per update) in order.
@@ -117,27 +123,35 @@ class Run:
         self.to_restore: dict[str, Any] = {}  # read by load(), restored by the first track()
         self.bad: torch.Tensor | None = None  # whether a loss since the last row or save was not finite
         self.changed = ""  # what differs from the run so far
-        self.id: str | None = uuid.uuid4().hex  # of a new run; its checkpoints carry it
+        self.id: str | None = uuid.uuid4().hex  # of a new run; its checkpoints carry it, and the arguments:
+        self.fixed = {"method": method} | {k: v for k, v in self.args.items() if k not in ON_RESUME}
         self.seconds: dict[str, float] = {}  # per stage, before and after resuming
+        self.beat, self.suspended = math.inf, 0.0  # last heartbeat; seconds that the process was stopped by SIGSTOP
         self.clock = self.saved_at = self.shown_at = time.monotonic()
         self.ticks = 0
-        self.resumed = args["resume"] is not None
-        folder = Path(args["resume" if self.resumed else "runs_dir"])
+        self.resumed, in_place = args["resume"] is not None, args.get("auto_resume")
+        flag = "--resume" if self.resumed else "--auto-resume" if in_place else "--runs-dir"
+        folder = Path(args["resume"] if self.resumed else in_place or args["runs_dir"])
         root = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         free = shutil.disk_usage(root).free
         if self.main and free < disk:
             raise UserError(
-                f"--runs-dir {root}: {free / 1e9:.2f} GB free, but {disk / 1e9:.2f} GB needed; use another disk"
+                f"{flag} {root}: {free / 1e9:.2f} GB free, but {disk / 1e9:.2f} GB needed; use another disk"
             )
         name = f"{script.stem}-{dataset}-s{args['seed']}-{datetime.now():%Y%m%d-%H%M%S}"
-        self.dir = folder if self.resumed else self._claim(folder, name)
+        self.dir, created = folder, not self.resumed
+        if in_place and not self.resumed:
+            created = self._claim_exactly(folder)
+        elif not self.resumed:
+            self.dir = self._claim(folder, name)
         launcher = ["python"] if ranks.world == 1 else ["torchrun", "--nproc-per-node", str(ranks.world)]
+        launcher.append(script.name if script.parent.resolve() == Path.cwd() else str(script.resolve()))
         self.status: dict[str, Any] = {
             "state": "starting", "phase": "search", "stage": "", "step": 0, "total": sum(n for _, n, _ in plan),
             "rate": None, "eta_s": None, "next": "", "last": {"fid": None, "is": None, "net": None},
             "process": process_identity(), "started": now(), "updated": now(), "gpu_mem": None, "peak_mem": None,
             "checkpoints": 0,
-            "resume_command": shlex.join([*launcher, script.name, "--resume", str(self.dir)]), "error": None,
+            "resume_command": shlex.join([*launcher, "--resume", str(self.dir.absolute())]), "error": None,
         }  # fmt: skip
         if self.main:
             versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -163,11 +177,10 @@ class Run:
                 (self.dir / "STOP").unlink(missing_ok=True)
                 self._write_status()
             except OSError as e:
-                if not self.resumed:
-                    shutil.rmtree(self.dir, ignore_errors=True)  # created by this process
-                raise UserError(
-                    f"--runs-dir {self.dir}: cannot be written ({e.strerror}); use another directory"
-                ) from None
+                if created:
+                    shutil.rmtree(self.dir, ignore_errors=True)
+                remedy = "make it writable" if self.resumed else "use another directory"
+                raise UserError(f"{flag} {self.dir}: cannot be written ({e.strerror}); {remedy}") from None
         self.id = ranks.gather(self.id)[0]
 
     def _claim(self, runs: Path, name: str) -> Path:
@@ -184,6 +197,22 @@ class Run:
                 raise UserError(f"--runs-dir {runs}: cannot be written ({e.strerror}); use another one") from None
         return self.ranks.gather(path)[0]
 
+    def _claim_exactly(self, path: Path) -> bool:
+        """Create this very run directory; False if it exists, without a config.json, from a start that was cut off."""
+        created = False
+        if self.main:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                created = made(path)
+                others = {f.name for f in path.iterdir()} - OWN
+            except OSError as e:
+                raise UserError(f"--auto-resume {path}: cannot be written ({e.strerror}); use another one") from None
+            if "config.json" in others:
+                raise UserError(f"--auto-resume {path}: another process has just started it")
+            if others:
+                raise UserError(f"--auto-resume {path}: not a run directory, it has {min(others)}; use a new one")
+        return created
+
     def _lock(self) -> None:
         """Hold RUN/lock as long as this process lives. UserError: another process holds it."""
         self.lock_file = open(self.dir / "lock", "a+")  # noqa: SIM115
@@ -192,7 +221,7 @@ class Run:
         except BlockingIOError:
             self.lock_file.seek(0)
             holder = self.lock_file.read().strip()
-            raise UserError(f"--resume {self.dir}: in use by process {holder}; stop it first") from None
+            raise UserError(f"{self.dir}: in use by process {holder}; stop it first") from None
         self.lock_file.truncate(0)
         self.lock_file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         self.lock_file.flush()
@@ -249,6 +278,7 @@ class Run:
                     self.handlers[s] = signal.signal(s, self._on_signal)
         self.left = threading.Event()
         self.heart = threading.Thread(target=self._heartbeat, daemon=True)
+        self.beat = time.monotonic()
         self.heart.start()
         self.status["state"] = "running"
         return self
@@ -261,6 +291,7 @@ class Run:
                 error, kind = e, UserError
         self.left.set()
         self.heart.join()
+        self.beat = math.inf
         self.bar.stop()
         self._account()
         if isinstance(error, OSError) and self.main:  # disk full or failed
@@ -292,7 +323,12 @@ class Run:
         self.status["state"] = "stopping"
 
     def _heartbeat(self) -> None:
+        used = time.process_time()
         while not self.left.wait(1.0):
+            slept = time.monotonic() - self.beat - 1
+            if slept > 1 and time.process_time() - used < 0.1 * slept:  # stopped: no thread was busy
+                self.suspended += slept
+            self.beat, used = time.monotonic(), time.process_time()
             if (self.dir / "STOP").exists():
                 self.stopping = True
             if self.main:
@@ -302,7 +338,7 @@ class Run:
     def _write_status(self) -> None:
         s = self.status
         s["updated"] = now()
-        s["peak_mem"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        s["peak_mem"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if self.ranks.device.type == "cuda":
             s["gpu_mem"] = torch.cuda.memory_allocated(self.ranks.device)
             s["peak_mem"] = torch.cuda.max_memory_allocated(self.ranks.device)
@@ -316,13 +352,13 @@ class Run:
     def begin(self, phase: str, stage: str, step: int, upcoming: str = "", images_per_step: int = 0) -> None:
         """Begin or resume a stage at G update `step`; upcoming: what comes next, for the progress line."""
         self._account()
-        self.mark = (time.monotonic(), step, images_per_step)
+        self.mark = (self._awake(), step, images_per_step)
         self.status.update(phase=phase, stage=stage, step=step, rate=None, eta_s=None, next=upcoming)
 
     def tick(self, step: int, upcoming: str = "") -> None:
         """Call once per step: update progress, autosave, raise Stopped if requested."""
         t0, step0, _ = self.mark
-        elapsed = time.monotonic() - t0
+        elapsed = max(self._awake() - t0, 1e-3)
         self.status["step"], self.status["next"] = step, upcoming
         if step > step0:
             self.status["rate"] = (step - step0) / elapsed
@@ -370,8 +406,12 @@ class Run:
         else:
             self.print(line)
 
+    def _awake(self) -> float:
+        """A clock in seconds that stands still while the process is stopped: it waits for the heartbeat."""
+        return min(time.monotonic(), self.beat + 1) - self.suspended
+
     def _account(self) -> None:
-        t = time.monotonic()
+        t = self._awake()
         stage = self.status["stage"] or "start"
         self.seconds[stage] = self.seconds.get(stage, 0.0) + t - self.clock
         self.clock = t
@@ -515,7 +555,7 @@ class Run:
         if not all_finite(parts):  # on this process alone: in a group, no candidate can be left out for it
             kind = DivergedError if self.ranks.world == 1 else UserError
             raise kind(f"checkpoint.pt: a weight is not finite at step {self.status['step']}: {DIVERGED}")
-        checkpoint |= {"state": state and state.state_dict(), "parts": parts, "run": self.id}
+        checkpoint |= {"state": state and state.state_dict(), "parts": parts, "run": self.id, "args": self.fixed}
         checkpoint["genotypes"] = len(list(self.dir.glob("genotypes/*.json")))
         self._torch_save(self.dir / "checkpoint.pt", checkpoint, self.dir / "checkpoint.prev.pt")
         self.status["checkpoints"] += 1
@@ -554,6 +594,8 @@ class Run:
                     raise ValueError(f"no checkpoint of schema {CHECKPOINT}")
                 if saved.get("run") != self.id:
                     raise ValueError("of another run")
+                if other := [k for k, v in saved["args"].items() if self.fixed.get(k, v) != v]:
+                    raise ValueError(f"its {other[0]} is {saved['args'][other[0]]}, not {self.fixed[other[0]]}")
                 if saved["state"] is not None and saved["state"].keys() != set(fields):
                     raise ValueError("of another version of this script")
             except FileNotFoundError:

@@ -1,13 +1,16 @@
-"""The command line: paths in the home directory, output that cannot show every character."""
+"""The command line: paths in the home directory, output that cannot show every character, runs that are queued again."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from common.cli import CommonArgs, cli
+from common.run import jsonable
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,3 +29,49 @@ def test_output_that_cannot_show_a_character_replaces_it() -> None:
     code = "import sys\nfrom common.cli import *\nsys.exit(cli(lambda args: print(args.dataset, '✓'), CommonArgs, {}))"
     done = subprocess.run([sys.executable, "-c", code, "--dataset", "x"], env=env, cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout.split()) == (0, [b"x", b"?"])
+
+
+QUEUED = ["--auto-resume", "job", "--preset", "quick", "--size=0", "--seed", "7", "--no-amp"]
+PRESETS = {"quick": {"g_ch": 32}, "smoke": {"g_ch": 8}}
+
+
+@pytest.fixture
+def queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[CommonArgs]:
+    """The arguments of two starts of QUEUED; in between, a run with an own image size was started by the first."""
+    monkeypatch.chdir(tmp_path)
+    seen: list[CommonArgs] = []
+    assert cli(seen.append, CommonArgs, PRESETS, QUEUED) == 0
+    (tmp_path / "job").mkdir()
+    args = {k: jsonable(v) for k, v in asdict(replace(seen[0], size=32)).items()}
+    config = {"script": "cli.py", "args": args, "argv": ["eagan.py", *QUEUED]}
+    (tmp_path / "job" / "config.json").write_text(json.dumps(config))
+    assert cli(seen.append, CommonArgs, PRESETS, QUEUED) == 0
+    return seen
+
+
+def test_the_same_command_starts_and_then_resumes(queued: list[CommonArgs]) -> None:
+    first, second = queued
+    assert (first.resume, first.g_ch, first.seed) == (None, 32, 7)
+    assert second == replace(first, resume=Path("job"))
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ([*QUEUED, "--seed", "8"], "--seed 8"),
+        ([*QUEUED, "--d-ch", "8"], "--d-ch 8"),
+        ([w.replace("quick", "smoke") for w in QUEUED], "--preset smoke"),
+        ([w.replace("--size=0", "--size=64") for w in QUEUED], "--size 64"),
+        ([w for w in QUEUED if w != "--no-amp"], "--no-amp"),
+        (QUEUED[:4], "--no-amp"),
+    ],
+)
+def test_another_command_does_not_resume(queued: list[CommonArgs], words: list[str], flag: str, capsys) -> None:
+    assert cli(queued.append, CommonArgs, PRESETS, words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {flag}")
+    assert len(queued) == 2
+
+
+def test_what_does_not_change_training_may_change(queued: list[CommonArgs]) -> None:
+    assert cli(queued.append, CommonArgs, PRESETS, [*QUEUED, "--eval-n", "9", "--device", "cpu"]) == 0
+    assert queued[2].device == "cpu"

@@ -75,12 +75,26 @@ def test_a_resumed_run_says_what_differs(tmp_path: Path, monkeypatch: pytest.Mon
     assert "processes 1 -> 2" in told
 
 
+def test_a_resumed_directory_that_cannot_be_written_is_named_with_its_flag(tmp_path: Path, monkeypatch) -> None:
+    path = saved_run(tmp_path)
+    monkeypatch.setattr(Run, "_lock", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError, match=f"^--resume {path}"):
+        new_run(tmp_path, resume=path)
+    assert (path / "checkpoint.pt").exists()
+
+
 def test_the_resume_command_is_quoted_and_names_the_processes(tmp_path: Path) -> None:
     folder = tmp_path / "my runs"
     run = new_run(folder, TwoProcesses(CPU, 0, 2))
     assert run.status["resume_command"] == f"torchrun --nproc-per-node 2 eagan.py --resume '{run.dir}'"
     run = new_run(folder)
     assert run.status["resume_command"] == f"python eagan.py --resume '{run.dir}'"
+
+
+def test_the_resume_command_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = new_run(Path("runs"))
+    assert run.status["resume_command"] == f"python {Path(eagan.__file__).resolve()} --resume {tmp_path / run.dir}"
 
 
 def test_a_full_disk_amid_the_weights_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +247,17 @@ def test_checkpoints_of_another_run_are_refused_before_anything_is_cut(tmp_path:
     assert "another run" in (path / "log.txt").read_text()
 
 
+def test_checkpoints_of_other_arguments_are_refused_before_anything_is_cut(tmp_path: Path) -> None:
+    path = saved_run(tmp_path)
+    before = contents(path)
+    args = {"resume": path, "seed": 1, "runs_dir": tmp_path, "preset": "smoke", "save_minutes": 5.0}
+    again = Run(eagan.__file__, "eagan", args, Ranks(CPU), dataset="x", digest="0", plan=[], facts={})
+    with again as run, pytest.raises(UserError, match="no checkpoint can be used"):
+        run.load(Count())
+    assert contents(path) == before
+    assert "seed" in (path / "log.txt").read_text()
+
+
 def test_a_state_with_other_fields_is_refused_before_anything_is_cut(tmp_path: Path) -> None:
     path = saved_run(tmp_path)
     before = contents(path)
@@ -318,7 +343,7 @@ def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
     code = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, 2); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, path / "lock"], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=f"--resume {path}"):
+        with pytest.raises(UserError, match=f"{path}: in use"):
             new_run(tmp_path, resume=path)
         other.kill()
     assert resumed(path)[1].n == 2
@@ -351,6 +376,38 @@ def test_a_run_of_another_host_is_refused_while_its_status_changes(
     else:
         new_run(tmp_path, resume=path)
     assert sum(seconds) == (9 if alive else 25 if state == "running" else 0)
+
+
+@pytest.mark.parametrize(("busy", "suspended"), [(False, 100), (True, 0)])
+def test_time_for_which_the_process_was_stopped_is_no_training_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool, suspended: int
+) -> None:
+    run, clock = new_run(tmp_path), {"monotonic": 50.0, "process_time": 0.0}
+    for name in clock:
+        monkeypatch.setattr(common.run.time, name, lambda name=name: clock[name])
+
+    class Waits:
+        """One second each; during the third, the process stands still, or is too busy to wake up, for 100 more."""
+
+        def __init__(self) -> None:
+            self.left = [1, 1, 101, 1]
+
+        def wait(self, _: float) -> bool:
+            if not self.left:
+                return True
+            seconds = self.left.pop(0)
+            clock["monotonic"] += seconds
+            clock["process_time"] += seconds if busy else 1
+            if seconds > 1:
+                seen.append(run._awake())
+            return False
+
+    seen: list[float] = []
+    run.left, run.beat = Waits(), 50.0
+    run._heartbeat()
+    assert run.suspended == suspended
+    assert seen == [53]  # waits for the heartbeat, so that it never goes back
+    assert run._awake() == 154 - suspended
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
