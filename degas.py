@@ -936,7 +936,7 @@ def critic_step(job: Job, nets: Pair, labels: Tensor | None, batch: int) -> dict
     seed, D, device, rank = job.args.seed, nets.D, job.ranks.device, job.ranks.rank
     i = job.batches.indices(batch).chunk(job.ranks.world)[rank]
     y = None if labels is None else labels[i]
-    real = dequantise(job.images[i], stream(seed, "dequantise", batch, rank, device=device))
+    real = dequantise(job.images[i].to(device), stream(seed, "dequantise", batch, rank, device=device))
     g = stream(seed, "mix", batch, rank, device=device)
     mix = torch.rand(len(i), 1, 1, 1, generator=g, device=device)
     torch.manual_seed(stream(seed, "dropout of D", batch, rank).initial_seed())  # dropout has no generator argument

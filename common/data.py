@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -87,8 +88,29 @@ def load_dataset(name: str, data_dir: Path, size: int = 0) -> Dataset:
             path.open("rb").close()  # a permission error is not a damaged file
             return _zip(path, size) if kind == ".zip" else _npz(path, size)
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror or error}); check path and permissions") from error
+        where = error.filename or name
+        raise UserError(f"{where}: cannot be read ({error.strerror or error}); check path and permissions") from error
+    except MemoryError as error:
+        raise UserError(f"{name}: its images do not fit into memory; use a smaller --size, or fewer images") from error
     raise UserError(f"--dataset {path}: unsupported file type; use a folder of images, a .zip of one, or an .npz")
+
+
+def memory_left() -> int:
+    """Bytes of memory that this process may still take, of the machine and of its container."""
+    left, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no container, or "max"
+        limit = int((group / "memory.max").read_text("utf-8"))
+        left = min(left, limit - int((group / "memory.current").read_text("utf-8")))
+    return left
+
+
+def _check_memory(path: Path, needed: int) -> None:
+    """UserError: so many bytes of images do not fit into memory."""
+    if needed > (left := memory_left()):
+        raise UserError(
+            f"{path}: loading its images takes {needed / 1e9:.1f} GB of memory, {left / 1e9:.1f} GB are left; use a "
+            "smaller --size, or fewer images"
+        )
 
 
 def _dataset(
@@ -123,6 +145,9 @@ def _torchvision(name: str, data_dir: Path, size: int) -> Dataset:
         if not was_there:
             with suppress(OSError):  # not empty if a download has started
                 data_dir.rmdir()
+        archive = data_dir / BY_HAND[name]
+        if archive.is_file():
+            raise UserError(f"--dataset {name}: {archive} is cut or damaged ({_line(error)}); replace it") from error
         raise UserError(
             f"--dataset {name}: not found in {data_dir} and cannot be downloaded ({_line(error)}); "
             f"put {BY_HAND[name]} there, or use --dataset shapes or a path"
@@ -206,6 +231,7 @@ def _image_files(
     kinds = [""] * len(files)
     first = next(filter(None, map(decode, range(len(files)))), None) if own else None
     size, sizes = size or (_own_size(path, *first.size) if first else 16), set()
+    _check_memory(path, 3 * len(files) * size**2)
     images = np.empty((len(files), 3, size, size), np.uint8)
 
     def work(i: int) -> None:
@@ -279,10 +305,13 @@ def _folder_labels(files: list[PurePosixPath]) -> tuple[list[int], list[str]]:
 
 def _npz(path: Path, size: int) -> Dataset:
     try:
-        zipfile.ZipFile(path).close()  # np.load would also accept an .npy
+        with zipfile.ZipFile(path) as archive:  # np.load would also accept an .npy
+            _check_memory(path, 2 * sum(member.file_size for member in archive.infolist()))  # as stored, and transposed
         with np.load(path, allow_pickle=False) as arrays:
             found = ", ".join(arrays)
             images, labels = (np.asarray(arrays[key]) if key in arrays else None for key in ("images", "labels"))
+    except (MemoryError, UserError):
+        raise
     except Exception as error:  # a pickled array, a bad CRC, a damaged header, ...
         raise UserError(
             f"{path}: not a readable .npz of plain arrays ({_line(error)}); "
@@ -405,9 +434,9 @@ def shapes(n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
 class Batches:
     """Endless shuffled batches; `batches(i)` is a pure function of (seed, i): no loader state.
 
-    images: uint8 (N, 3, H, W). batch: images over all `world` processes; each gets a contiguous slice.
-    len(batches): batches per epoch. A short last batch is kept [authors' code], cut to a multiple of
-    world, and dropped if it has fewer images than processes.
+    images: uint8 (N, 3, H, W), on the device or, if they do not fit there, on the CPU. batch: images over
+    all `world` processes; each gets a contiguous slice. len(batches): batches per epoch. A short last batch
+    is kept [authors' code], cut to a multiple of world, and dropped if it has fewer images than processes.
     """
 
     def __init__(
@@ -417,7 +446,8 @@ class Batches:
             raise UserError(f"--d-batch {batch}: must be between 1 and the {len(images)} images of the data set")
         if batch % world:
             raise UserError(f"--d-batch {batch}: must be a multiple of the {world} processes")
-        self.images, self.batch, self.seed, self.rank, self.world = images.to(device), batch, seed, rank, world
+        self.images, self.device = images, torch.device(device)
+        self.batch, self.seed, self.rank, self.world = batch, seed, rank, world
         self._epoch, self._order = -1, torch.empty(0)
 
     def __len__(self) -> int:
@@ -436,4 +466,4 @@ class Batches:
     def __call__(self, i: int) -> torch.Tensor:
         """This process's share of batch i, across epochs: float32 (B, 3, H, W) in [-1, 1], on device."""
         own = self.indices(i).chunk(self.world)[self.rank]
-        return self.images.index_select(0, own).float().div_(127.5).sub_(1)
+        return self.images.index_select(0, own).to(self.device).float().div_(127.5).sub_(1)

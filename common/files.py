@@ -64,13 +64,13 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
 
 def write_json(path: Path, value: object) -> None:
     with replacing(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=1, default=str) + "\n")
+        tmp.write_text(json.dumps(value, indent=1, default=str) + "\n", "utf-8")
 
 
 def read_json(path: Path, what: str) -> dict:
     """Read a JSON object from a file. UserError: cannot be read, not JSON, not an object."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text("utf-8"))
     except OSError as e:
         raise UserError(f"{what} {path}: {e.strerror}") from None
     except ValueError as e:

@@ -1,10 +1,12 @@
 """Code shared by all GAN scripts: latents, optimisers, EMA, scoring, sample grids, weights files."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, isfinite
+from shutil import which
 from statistics import stdev
 from typing import Any
 
@@ -15,7 +17,7 @@ from common.cells import Cost
 from common.data import Batches, Dataset
 from common.files import UserError, first_line, load_tensors, stream
 from common.metrics import IS_SPLITS, Evaluator, Score, to_uint8
-from common.ranks import Ranks, measured_flops
+from common.ranks import Ranks, free_memory, measured_flops
 from common.run import Run, duration
 
 Stage = tuple[str, int, float]  # of a plan: name, G updates, multiply-adds per update
@@ -39,8 +41,9 @@ class Job:
 
     @cached_property
     def images(self) -> Tensor:
-        """The real images, uint8 (N, 3, H, W), on the device."""
-        return self.data.images.to(self.ranks.device)
+        """The real images, uint8 (N, 3, H, W): on the device, or on the CPU if they would fill half of its memory."""
+        images, device = self.data.images, self.ranks.device
+        return images if images.nbytes > free_memory(device) / 2 else images.to(device)
 
     @cached_property
     def batches(self) -> Batches:
@@ -424,6 +427,8 @@ def check_flags(args: Any, world: int, skips_search: str, published: str) -> Non
     for flag, value in (("--d-batch", args.d_batch), ("--g-batch", args.g_batch)):
         if value % world:
             raise UserError(f"{flag} {value}: not divisible by {world} processes; use a multiple")
+    if args.compile and not any(map(which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cc"))):
+        raise UserError("--compile: no C++ compiler found; install g++, or omit --compile")
     if args.phase == "train" and not (skips_search or args.genotype):
         raise UserError(f"--phase train: requires --genotype, {published}")
     if args.phase == "search" and skips_search:
@@ -475,7 +480,8 @@ def train_stage(job: Job, epochs: int, g: float, d: float) -> Stage:
 def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
     """First lines of the log: data set, plan, estimated time on this device, sizes of the networks."""
     args, data = job.args, job.data
-    lines = [f"{method} · {data.name}, {len(data.images):,} images of {args.size} px · {args.preset}"]
+    lines = [f"{method} · {data.name}, {len(data.images):,} images of {args.size} px"]
+    lines[0] += f", {data.images.nbytes / 1e9:.2g} GB · {args.preset}"
     if job.plan:
         flops = sum(2 * steps * macs for _, steps, macs in job.plan)
         rate = measured_flops(job.ranks.device) * job.ranks.world
@@ -483,6 +489,8 @@ def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
         lines[0] += f" · {steps} G updates · {flops / 1e15:.3g} PFLOP"
         lines[0] += f", about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured on this device"
     lines += [data.classes_note] + ([data.note] if data.note else [])
+    if job.images.device != job.ranks.device:
+        lines.append(f"the images stay on the CPU: on {job.ranks.device} they would fill half of the free memory")
     for name, cost in costs.items():
         macs = f", {cost.macs:,} multiply-adds per image" if cost.macs else ""
         lines.append(f"{name}: {cost.params:,} parameters{macs}")

@@ -1,5 +1,6 @@
 """Device selection, and collective operations of the processes started by torchrun."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -94,6 +95,11 @@ def start_ranks(device: str) -> Ranks:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def free_memory(device: torch.device) -> float:
+    """Free bytes on a GPU; inf for the CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 def measured_flops(device: torch.device) -> float:

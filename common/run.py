@@ -40,7 +40,7 @@ ROWS = ("metrics.jsonl", "search.jsonl")
 OWN = {"lock", "source", "status.json", "status.json.tmp", "STOP"}  # all that a run has before its config.json
 ON_RESUME = {  # flags that may change on --resume: only the device, with its own random streams, changes results
     "resume", "auto_resume", "preset", "dry_run", "device", "dataset", "runs_dir", "data_dir", "inception_weights",
-    "save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs",
+    "save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs", "compile",
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def kernel_start_time(pid: int) -> int | None:
 
 def read_text(path: str) -> str:
     with suppress(OSError):
-        return Path(path).read_text().strip()
+        return Path(path).read_text("utf-8").strip()
     return ""
 
 
@@ -92,9 +92,10 @@ def now() -> str:
 def git_state(folder: Path) -> dict:
     def git(*words: str) -> str:
         try:
-            return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=10).stdout
+            found = subprocess.run(["git", "-C", folder, *words], capture_output=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return ""
+        return found.stdout.decode("utf-8", "replace")
 
     dirty = bool(git("status", "--porcelain", "-uno").strip())
     return {"sha": git("rev-parse", "HEAD").strip() or None, "dirty": dirty}
@@ -215,7 +216,7 @@ class Run:
 
     def _lock(self) -> None:
         """Hold RUN/lock as long as this process lives. UserError: another process holds it."""
-        self.lock_file = open(self.dir / "lock", "a+")  # noqa: SIM115
+        self.lock_file = open(self.dir / "lock", "a+", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -231,7 +232,7 @@ class Run:
         print(f"{self.dir}: last seen running on {host}; watching it for {WATCH:.0f} s")
         for _ in range(round(WATCH)):
             time.sleep(1)
-            if json.loads((self.dir / "status.json").read_text())["updated"] != updated:
+            if json.loads((self.dir / "status.json").read_text("utf-8"))["updated"] != updated:
                 raise UserError(f"--resume {self.dir}: still running on {host}; stop it first")
 
     def _check_resumable(self, digest: str, today: dict) -> None:
@@ -245,7 +246,7 @@ class Run:
                 f"--resume {self.dir}: the images of {self.args['dataset']} have changed since it started; restore them"
             )
         with suppress(OSError, ValueError, TypeError, KeyError):  # no valid status: rely on the checkpoint
-            status = json.loads((self.dir / "status.json").read_text())
+            status = json.loads((self.dir / "status.json").read_text("utf-8"))
             self.status["last"] = {k: status["last"][k] for k in ("fid", "is", "net")}
             self.status["checkpoints"] = status.get("checkpoints", 1)  # at least, of older versions
             old, new = status["process"], self.status["process"]
@@ -260,6 +261,7 @@ class Run:
                 "processes": c["world_size"],
                 "torch": c["versions"]["torch"],
                 "git": c["git"]["sha"],
+                "compile": c["args"].get("compile"),
             }
             for c in (config, today)
         )
@@ -294,8 +296,7 @@ class Run:
         self.beat = math.inf
         self.bar.stop()
         self._account()
-        if isinstance(error, OSError) and self.main:  # disk full or failed
-            error = UserError(f"{self.dir}: {error}; fix it, then run {self.status['resume_command']}")
+        error = self._explained(error)
         self.status["state"] = "done" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
         if self.status["state"] == "failed":
             self.status["error"] = {"type": kind and kind.__name__, "message": str(error)}
@@ -313,6 +314,21 @@ class Run:
             signal.signal(s, handler)
         if isinstance(error, UserError):
             raise error from None
+
+    def _explained(self, error: BaseException | None) -> BaseException | None:
+        """An error of the disk, the memory or the compiler as a UserError; others as they are."""
+        if error is None:
+            return None
+        told, resume = f"{self.dir}: {self.status['stage']}: {first_line(error)}", self.status["resume_command"]
+        if isinstance(error, OSError) and self.main:  # disk full or failed
+            return UserError(f"{self.dir}: {error}; fix it, then run {resume}")
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            flags = "--d-batch, --g-batch" if self.status["phase"] == "train" else "--d-batch or --search-..."
+            return UserError(f"{told}; free memory, then run {resume}, or start again with smaller {flags}")
+        of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+        if of_compiler or (self.args.get("compile") and "aot_autograd" in str(error)):
+            return UserError(f"{told}; run {resume} --no-compile")
+        return error
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGINT:
@@ -344,7 +360,7 @@ class Run:
             s["peak_mem"] = torch.cuda.max_memory_allocated(self.ranks.device)
         with self.lock:  # replacing() without the fsync: this is written every second
             tmp = self.dir / "status.json.tmp"
-            tmp.write_text(json.dumps(finite(s), indent=1) + "\n")
+            tmp.write_text(json.dumps(finite(s), indent=1) + "\n", "utf-8")
             os.replace(tmp, self.dir / "status.json")
 
     # -- progress ----------------------------------------------------------------------------------
@@ -420,7 +436,7 @@ class Run:
         """Print to the terminal and log.txt."""
         if self.main:
             self.console.print(text, markup=False)
-            with open(self.dir / "log.txt", "a") as f:
+            with open(self.dir / "log.txt", "a", encoding="utf-8") as f:
                 f.write(text + "\n")
 
     # -- output files ------------------------------------------------------------------------------
@@ -460,7 +476,7 @@ class Run:
 
     def _append(self, name: str, row: dict) -> None:
         if self.main:
-            with open(self.dir / name, "a") as f:
+            with open(self.dir / name, "a", encoding="utf-8") as f:
                 f.write(json.dumps(finite(row)) + "\n")
 
     def genotype(self, step: int, genotype: dict) -> None:

@@ -9,14 +9,18 @@ import urllib.request
 import zipfile
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import common.data
+import common.gan
 from common.data import SHAPES, SIZES, Batches, Dataset, load_dataset, shapes
 from common.files import UserError
+from common.ranks import Ranks
 from tests.conftest import REAL_DATA
 
 
@@ -397,6 +401,57 @@ def test_a_download_that_fails_names_what_to_put_where(name: str, file: str, tmp
     refused(name, f"--dataset {name}", tmp_path, "no route to host", file, "--dataset shapes", data_dir=tmp_path)
 
 
+def test_a_cut_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(b"the beginning")
+    refused("cifar10", str(archive), data_dir=tmp_path)
+    assert archive.exists()
+
+
+# ---- more images than memory ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", [3071, 3072])
+def test_images_that_do_not_fit_into_memory_are_refused_before_they_are_read(left: int, tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path / "folder", {"1.png": png(), "2.png": png()})
+    monkeypatch.setattr(common.data, "memory_left", lambda: 2 * left)  # two images of 32 px have 6,144 bytes
+    if left == 3072:
+        assert len(load_dataset(str(tmp_path / "folder"), tmp_path).images) == 2
+    else:
+        refused(tmp_path / "folder", "folder", "--size")
+    arrays = {"images": random_images(2, 16, 32, 3)}
+    (tmp_path / "x.npz").write_bytes(npz(**arrays))
+    refused(tmp_path / "x.npz", "x.npz")
+
+
+def test_memory_that_runs_out_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    write(tmp_path, {"1.png": png(), "2.png": png()})
+    (tmp_path / "x.npz").write_bytes(npz(images=random_images(2, 16, 16, 3)))
+    monkeypatch.setattr(common.data.np, "empty", full)
+    monkeypatch.setattr(common.data.np, "load", full)
+    refused(tmp_path, str(tmp_path), "--size")
+    refused(tmp_path / "x.npz", "x.npz", "--size")
+
+
+def test_batches_of_images_that_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The "meta" device stands in for a GPU: it has shapes, and no contents."""
+    data = Dataset("x", torch.zeros(6, 3, 16, 16, dtype=torch.uint8), None, "0")
+    args = SimpleNamespace(d_batch=4, seed=0)
+    monkeypatch.setattr(common.gan, "free_memory", lambda _: 2 * data.images.nbytes - 1)
+    job = common.gan.Job(args, Ranks(torch.device("meta")), None, data)
+    assert job.images is data.images
+    assert (job.batches(0).device.type, job.batches(1).shape) == ("meta", (2, 3, 16, 16))
+    monkeypatch.setattr(common.gan, "free_memory", lambda _: 2 * data.images.nbytes)
+    assert common.gan.Job(args, Ranks(torch.device("meta")), None, data).images.device.type == "meta"
+
+
 # ---- labels, and what lies above, beside and in the images ------------------------------------------------------------
 
 RUNNING = [f"{i // 2:05d}/img{i:08d}.png" for i in range(6)]  # buckets, as StyleGAN's tools write them
@@ -538,6 +593,7 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     try:
         for name in ("x.zip", "x.npz", "a", "a/sub/y.zip"):  # not what the parsers of zip and .npz say
             assert "Errno" not in refused(tmp_path / name, name, "Permission denied")
+        refused(tmp_path / "a", "a/sub", "Permission denied")
         refused(tmp_path / "b", "2.png", "Permission denied")
     finally:
         os.seteuid(user)

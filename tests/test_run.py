@@ -326,6 +326,42 @@ def test_a_directory_that_is_gone_ends_without_a_traceback_of_its_own(tmp_path: 
             raise error
 
 
+class InductorError(RuntimeError):
+    __module__ = "torch._inductor.exc"
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (MemoryError(), "--d-batch"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "--d-batch"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "--d-batch"),
+        (InductorError("g++: not found\nlong text"), "--no-compile"),
+        (RuntimeError("torch.compile with aot_autograd does not support double backward"), "--no-compile"),
+    ],
+)
+def test_errors_of_memory_and_compiler_are_one_line_with_a_remedy(tmp_path: Path, error: Exception, remedy: str) -> None:
+    run = new_run(tmp_path)
+    run.args["compile"] = True
+
+    def train() -> None:
+        with run:
+            run.begin("train", "training", 0)
+            raise error
+
+    with pytest.raises(UserError) as told:
+        train()
+    assert "\n" not in str(told.value)
+    for word in (remedy, run.status["resume_command"], "training"):
+        assert word in str(told.value)
+    assert json.loads((run.dir / "status.json").read_text())["state"] == "failed"
+
+
+def test_other_errors_are_not_explained_away(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shape"), new_run(tmp_path):
+        raise RuntimeError("shape")
+
+
 def test_a_stop_before_the_first_stage_of_a_resumed_run_leaves_its_checkpoint(tmp_path: Path) -> None:
     path = saved_run(tmp_path)
     before = contents(path)["checkpoint.pt"]

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import common.run
+from common import gan
 from common.files import UserError
 from common.run import Run, all_finite
 from tests.runs import (
@@ -523,6 +524,11 @@ def test_bad_flags_are_refused_before_anything_is_made(refuse: Callable, case: s
     words, named = (case, case) if isinstance(case, str) else case
     line = refuse(*words.split())
     assert all(part in line for part in named.split()), line
+
+
+def test_compile_without_a_compiler_is_refused(refuse: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gan, "which", lambda _: None)
+    assert "--compile" in refuse("--compile")
 
 
 def test_weights_of_another_network_or_size_are_refused(refuse: Callable, trained: Path, tmp_path: Path) -> None:
