@@ -403,20 +403,28 @@ SHAPES = {
 
 
 def shapes(n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
-    """Draw n antialiased SHAPES, balanced, at random positions, scales, rotations and colours."""
+    """Draw n antialiased SHAPES, balanced, at random positions, scales, rotations and colours.
+
+    In float64: the last bits of a cosine depend on the CPU's vector width, and no pixel is that close to rounding
+    differently, so that all CPUs draw the same bytes.
+    """
     g = stream(seed, "shapes")
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=g).double()
+
     labels = (torch.arange(n) % len(SHAPES))[torch.randperm(n, generator=g)]
-    radius = size * (0.26 + 0.16 * torch.rand(n, generator=g))
-    centre = (torch.rand(n, 2, generator=g) * 2 - 1) * (size / 2 - radius)[:, None]  # stay inside
-    turn, slope = (torch.rand(2, n, generator=g) * 2 * math.pi)[..., None]  # (n, 1) each
-    hue = torch.rand(n, 3, 1, generator=g) + torch.arange(3) / 3  # (n, shape | background | far end, rgb)
+    radius = size * (0.26 + 0.16 * uniform(n))
+    centre = (uniform(n, 2) * 2 - 1) * (size / 2 - radius)[:, None]  # stay inside
+    turn, slope = (uniform(2, n) * 2 * math.pi)[..., None]  # (n, 1) each
+    hue = uniform(n, 3, 1) + torch.arange(3) / 3  # (n, shape | background | far end, rgb)
     vivid = 0.5 + 0.5 * torch.cos(2 * math.pi * hue)
     dark, light = 0.1 + 0.35 * vivid, 0.55 + 0.45 * vivid
-    night = (torch.rand(n, 1, 1, generator=g) < 0.5).expand(-1, 3, 3).clone()
+    night = (uniform(n, 1, 1) < 0.5).expand(-1, 3, 3).clone()
     night[:, 0] = ~night[:, 0]  # light shape on dark background, or vice versa
     front, near, far = torch.where(night, dark, light)[..., None].unbind(1)  # (n, 3, 1) each
-    far = torch.where(torch.rand(n, 1, 1, generator=g) < 0.5, near, far)
-    axis = torch.arange(size) - (size - 1) / 2
+    far = torch.where(uniform(n, 1, 1) < 0.5, near, far)
+    axis = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     x, y = x.reshape(1, -1), y.reshape(1, -1)  # (1, size²), pixels from the centre
     images = torch.empty(n, 3, size * size, dtype=torch.uint8)

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 import urllib.request
 import zipfile
 from itertools import chain
@@ -22,6 +24,8 @@ from common.data import SHAPES, SIZES, Batches, Dataset, load_dataset, shapes
 from common.files import UserError
 from common.ranks import Ranks
 from tests.conftest import REAL_DATA
+
+ROOT = Path(__file__).parents[1]
 
 
 def colour(i: int) -> tuple[int, int, int]:
@@ -159,6 +163,20 @@ def test_shapes_are_balanced_shuffled_and_come_from_the_seed() -> None:
     assert (data.images.flatten(1).float().std(1) > 10).all()  # each shape stands out from its ground
     assert shapes(20, size=64).images.shape == (20, 3, 64, 64)
     assert load(Path("shapes"), 16).images.shape == (10_000, 3, 16, 16)
+
+
+@pytest.mark.parametrize(("size", "digest"), [(32, "ccaa80d0a60a3a85"), (48, "69def2ec986bc6f8")])
+def test_shapes_are_the_same_bytes_on_every_cpu(size: int, digest: str) -> None:
+    assert shapes(size=size).digest == digest
+
+
+@pytest.mark.parametrize("vectors", ["default", "avx2"])
+def test_shapes_do_not_depend_on_the_width_of_vectors(vectors: str) -> None:
+    """PyTorch then chooses its kernels for other CPUs."""
+    env = os.environ | {"ATEN_CPU_CAPABILITY": vectors}
+    code = "from common.data import shapes; print(shapes(2000).digest)"
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == shapes(2000).digest
 
 
 def test_the_classes_of_shapes_differ() -> None:
