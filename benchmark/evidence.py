@@ -155,7 +155,7 @@ class Arm:
         }
         row |= {"eval_n": COMMON["eval_n"], "inception_n": self.asked.inception_n, "images": self.asked.images.name}
         row |= {"genotype": json.loads(genotype.read_text()), "git": git_state(ROOT)["sha"]}
-        return row | {"device": config["device"], "torch": torch.__version__, "command": sys.orig_argv[1:]}
+        return row | {"device": config["device"], "torch": torch.__version__, "command": self.asked.command}
 
 
 def one(asked: argparse.Namespace) -> None:
@@ -306,7 +306,9 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := set(asked.methods) - set(METHODS):
         parser.error(f"{', '.join(unknown)}: unknown method; use {', '.join(METHODS)}")
-    if asked.only:
+    asked.command = sys.orig_argv[1:]
+    if asked.only:  # started by `run`
+        asked.command = ["run" if word == "one" else word for word in asked.command[: asked.command.index("--only")]]
         asked.methods, asked.seeds = [asked.only[0]], [int(asked.only[1])]
     if asked.what == "table":
         for method in asked.methods:
