@@ -7,12 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
 import common.metrics
 import common.ranks
+from tests import runs
 from tests.runs import refused, start, tiny_flags
 
 torch.set_num_threads(1)  # small tensors: threads only wait for each other
@@ -31,13 +31,8 @@ def quick_compact() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Flags of a data set of 64 labelled images of 16 px and of the evaluator that goes with it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    rng = np.random.default_rng(0)
-    labels = np.arange(64) % 2
-    images = rng.integers(0, 128, (64, 16, 16, 3)) + 127 * labels[:, None, None, None]
-    np.savez(folder / "tiny.npz", images=images.astype(np.uint8), labels=labels)
-    return {"dataset": str(folder / "tiny.npz"), "data_dir": folder, "size": 16, "evaluator": "compact"}
+    """tests.runs.tiny_data, made once."""
+    return runs.tiny_data(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,15 @@ TINY = {  # a whole run in some twenty steps
 
 def slow(*values: object) -> object:
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def tiny_data(folder: Path) -> dict:
+    """Flags of a data set, in the folder, of 64 labelled images of 16 px, and of the evaluator that goes with it."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(64) % 2
+    images = rng.integers(0, 128, (64, 16, 16, 3)) + 127 * labels[:, None, None, None]
+    np.savez(folder / "tiny.npz", images=images.astype(np.uint8), labels=labels)
+    return {"dataset": str(folder / "tiny.npz"), "data_dir": folder, "size": 16, "evaluator": "compact"}
 
 
 def tiny_flags(name: str, tiny_data: dict) -> dict:
