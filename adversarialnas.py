@@ -467,10 +467,13 @@ class DownCell(nn.Module):
 
     @staticmethod
     def op(name: str, ch: int, column: int, image: bool) -> nn.Module:
-        """Build an op with a spectrally normalised convolution."""
+        """Build an op with spectrally normalised convolutions."""
         op = OPS_NORMAL[name](ch, relu=False) if image else D_OPS[column][name](ch)
         if name in CONVS:
             op.conv = conv(3 if image else ch, ch, name, stride=2 if column > 4 else 1, sn=True)
+        else:
+            for own in [m for m in op.modules() if isinstance(m, nn.Conv2d)]:
+                spectral_norm(own)
         return op
 
     def forward(self, x: Tensor, mix: CellMix | None) -> Tensor:

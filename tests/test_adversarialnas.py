@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from test_cells import normal, paper_op
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import adversarialnas as nas
 from adversarialnas import D_SPACE, G_SPACE, PUBLISHED, Args, Discriminator, Generator, Logits, State, Supernets
@@ -448,6 +449,22 @@ def test_a_supernet_computes_one_op_more(monkeypatch, net: str, edge: str, op: s
     torch.testing.assert_close(y, model(x, mix), rtol=0, atol=1e-10)
     mix[1][edge][op] = mix[1][edge][op] + 1
     assert (model(x, mix) - y).abs().max() > 1e-6
+
+
+class Sep(nn.Module):
+    """An operation with two convolutions of its own."""
+
+    def __init__(self, ch: int, relu: bool = True) -> None:
+        super().__init__()
+        self.relu, self.convs = relu, nn.Sequential(nn.Conv2d(ch, ch, 3, padding=1, groups=ch), nn.Conv2d(ch, ch, 1))
+
+
+def test_d_normalises_the_convolutions_of_an_operation_of_ones_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(OPS_NORMAL, "sep", Sep)
+    for column, image in ((3, False), (0, True)):
+        op = nas.DownCell.op("sep", 4, column, image)
+        assert [parametrize.is_parametrized(conv, "weight") for conv in op.convs] == [True, True]
+        assert op.relu is not image
 
 
 def likely(space: Space, rows: list[list[str]], none: dict[tuple[int, int], float], second: str) -> list[dict]:
