@@ -90,7 +90,7 @@ class Args(CommonArgs):
     p_crossover: float = opt(0.3, "Crossover probability. [paper §4.3]", "Search", min=0, max=1)
     p_mutation: float = opt(0.5, "Mutation probability. [paper §4.3]", "Search", min=0.01, max=1)
     objectives: str = opt(
-        "is,fid,size", "Objectives to minimise, of OBJECTIVES: is, fid, size. [paper Table 1]", "Search"
+        "is,fid,size", "To minimise, of OBJECTIVES: is, fid, size. [paper Table 1]", "Search"
     )
     selection: Literal["nsga2", "cars"] = opt("nsga2", "cars: nearly random. [paper §4.3; code]", "Search")
     mu_plus_lambda: bool = opt(False, "Stage 1: select P of P parents and P children. [authors' code]", "Search")
