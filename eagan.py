@@ -89,9 +89,7 @@ class Args(CommonArgs):
     population: int = opt(32, "Population size, P. [paper §5.1]", "Search", min=2)
     p_crossover: float = opt(0.3, "Crossover probability. [paper §4.3]", "Search", min=0, max=1)
     p_mutation: float = opt(0.5, "Mutation probability. [paper §4.3]", "Search", min=0.01, max=1)
-    objectives: str = opt(
-        "is,fid,size", "To minimise, of OBJECTIVES: is, fid, size. [paper Table 1]", "Search"
-    )
+    objectives: str = opt("is,fid,size", "To minimise, of OBJECTIVES: is, fid, size. [paper Table 1]", "Search")
     selection: Literal["nsga2", "cars"] = opt("nsga2", "cars: nearly random. [paper §4.3; code]", "Search")
     mu_plus_lambda: bool = opt(False, "Stage 1: select P of P parents and P children. [authors' code]", "Search")
     weight_reset: bool = opt(True, "Stage 2: reset all G to the best one's weights. [paper §4.2]", "Search")

@@ -97,6 +97,13 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
+def gpu_id(device: torch.device) -> str | None:
+    """Unique identifier of a GPU, as nvidia-smi prints it; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
 def free_memory(device: torch.device) -> float:
     """Free bytes on a GPU; inf for the CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf

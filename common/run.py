@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -28,7 +29,7 @@ from rich.table import Column
 
 from common.files import UserError, finite, first_line, load_tensors, read_json, replacing, write_json
 from common.metrics import fid_label
-from common.ranks import Ranks, device_name
+from common.ranks import Ranks, device_name, gpu_id
 
 SCHEMA = 1  # schema version of config.json
 CHECKPOINT = 3  # schema version of checkpoint.pt
@@ -160,8 +161,8 @@ class Run:
                 "schema": SCHEMA, "script": script.name, "method": method, "preset": args["preset"],
                 "dataset": dataset, "data_digest": digest, "seed": args["seed"], "args": self.args, "argv": sys.argv,
                 "command": command_line(script, self.args, ranks.world), "git": git_state(script.parent),
-                "device": device_name(ranks.device), "world_size": ranks.world, "versions": versions, **facts,
-                "created": now(), "id": self.id,
+                "device": device_name(ranks.device), "gpu": gpu_id(ranks.device), "world_size": ranks.world,
+                "versions": versions, **facts, "created": now(), "id": self.id,
             }  # fmt: skip
             try:
                 self._lock()
@@ -449,6 +450,9 @@ class Run:
         row["t"] = round(sum(self.seconds.values()), 2)
         if self.status["rate"] and self.mark[2]:
             row["perf/img_s"] = round(self.status["rate"] * self.mark[2], 1)
+        row["perf/host_gb"] = round(psutil.Process().memory_info().rss / 1e9, 3)
+        if self.ranks.device.type == "cuda":
+            row["perf/gpu_gb"] = round(torch.cuda.memory_allocated(self.ranks.device) / 1e9, 3)
         self._append("metrics.jsonl", row)
         lost = [f"{k} is {v} at step {step}" for k, v in row.items() if k.startswith("loss/") and not math.isfinite(v)]
         self.check_losses(lost[0] if lost else "")

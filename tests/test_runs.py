@@ -116,6 +116,8 @@ def test_run_directory_has_every_file_of_the_contract(method: ModuleType, whole:
 def test_rows_of_metrics_hold_losses_and_scores(method: ModuleType, whole: Path) -> None:
     found, name = rows(whole, "metrics.jsonl"), method.__name__
     assert all({"step", "phase", "stage"} <= row.keys() for row in found)
+    written = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]  # with "perf/..."
+    assert all(0.05 < row["perf/host_gb"] < 100 for row in written)
     for phase, losses in zip(("search", "train"), LOSSES[name], strict=True):
         assert {k for r in found if r["phase"] == phase for k in r if k.startswith("loss/")} == {f"loss/{x}" for x in losses}
     steps = [r["step"] for r in found if r["phase"] == "train"]
