@@ -17,7 +17,6 @@ import importlib
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -27,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 import autogan
 from common import gan
@@ -35,6 +33,7 @@ from common.data import load_dataset
 from common.files import rng_of
 from common.metrics import Evaluator
 from common.ranks import start_ranks
+from common.report import compared, improvement_cell, interval_cell, mean_cell, summary
 from common.run import git_state
 
 ROOT = Path(__file__).parents[1]
@@ -230,22 +229,6 @@ def write(path: Path, row: dict) -> dict:
     return row
 
 
-def comparison(found: list[float], other: list[float], higher: bool = False) -> dict:
-    """Means, standard deviations, relative improvement of `found` (positive: better), and the 95 % interval of the
-    difference of means (Welch); decided: the interval does not hold zero."""
-    sign = 1 if higher else -1
-    difference = sign * (statistics.mean(found) - statistics.mean(other))
-    test = stats.ttest_ind(found, other, equal_var=False)
-    low, high = sorted(sign * x for x in test.confidence_interval(0.95))
-    return {
-        "found": (statistics.mean(found), statistics.stdev(found)),
-        "random": (statistics.mean(other), statistics.stdev(other)),
-        "improvement": difference / statistics.mean(other),
-        "interval": (low, high),
-        "decided": low > 0 or high < 0,
-    }
-
-
 def table(found: list[dict], method: str) -> list[str]:
     """Markdown lines of a method: every seed, means, and what the comparison says."""
     mine = sorted((row for row in found if row["method"] == method), key=lambda row: (row["arm"], row["seed"]))
@@ -253,26 +236,24 @@ def table(found: list[dict], method: str) -> list[str]:
         "| arm, seed | parameters | " + " | ".join(SCORES.values()) + " | seconds: search, training |",
         "|---" * 6 + "|",
     ]
+    values = {(arm, s): [row[s] for row in mine if row["arm"] == arm] for arm in ("found", "random") for s in SCORES}
     for row in mine:
-        scores = " | ".join("not run" if row[s] is None else f"{row[s]:.2f}" for s in SCORES)
+        missing = {s: "not run" if set(values[row["arm"], s]) == {None} else "not finite" for s in SCORES}
+        scores = " | ".join(missing[s] if row[s] is None else f"{row[s]:.2f}" for s in SCORES)
         told = f", {row['candidates']} candidates" if "candidates" in row else ""
         seconds = f"{row['search_s']:.0f}{told}, {row['train_s']:.0f}"
         lines.append(f"| {row['arm']}, {row['seed']} | {row['params']:,} | {scores} | {seconds} |")
     verdicts = {name: [] for name in ("found", "random", "improvement over random", "95 % interval of the difference")}
     for score in SCORES:
-        arms = [
-            [row[score] for row in mine if row["arm"] == arm and row[score] is not None] for arm in ("found", "random")
-        ]
-        if min(map(len, arms)) < 2:
+        found_, random_ = (values[arm, score] for arm in ("found", "random"))
+        if min(len(found_), len(random_)) < 2 or {None} in (set(found_), set(random_)):
             for cells in verdicts.values():
                 cells.append("not run")
             continue
-        c = comparison(*arms, higher=score == "is")
-        verdicts["found"].append("{:.2f} ± {:.2f}".format(*c["found"]))
-        verdicts["random"].append("{:.2f} ± {:.2f}".format(*c["random"]))
-        verdicts["improvement over random"].append(f"{100 * c['improvement']:+.0f} %")
-        how = "" if c["decided"] else ", inconclusive"
-        verdicts["95 % interval of the difference"].append("{:+.2f} to {:+.2f}".format(*c["interval"]) + how)
+        c = compared(found_, random_, score)
+        cells = [mean_cell({"values": v, **summary(v)}) for v in (found_, random_)]
+        for column, cell in zip(verdicts.values(), [*cells, improvement_cell(c), interval_cell(c)], strict=True):
+            column.append(cell)
     lines += [f"| **{name}** | | " + " | ".join(cells) + " | |" for name, cells in verdicts.items()]
     return lines
 

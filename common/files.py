@@ -9,9 +9,10 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # imported where it is used: common.report and the UI go without it
+    import torch
 
 
 class UserError(Exception):
@@ -25,12 +26,14 @@ def first_line(error: BaseException) -> str:
     return "not a file of plain tensors" if line.startswith("Weights only load failed") else line
 
 
-def stream(seed: int, *name: object, device: torch.device | str = "cpu") -> torch.Generator:
+def stream(seed: int, *name: object, device: "torch.device | str" = "cpu") -> "torch.Generator":
     """Generator seeded by (seed, name), as in `stream(1, "z", step)`.
 
     No random state is carried from step to step: a resumed run equals an uninterrupted one, and the
     random numbers of one part (evaluation, for example) do not depend on another.
     """
+    import torch
+
     digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -53,9 +56,11 @@ def replacing(path: Path) -> Iterator[Path]:
         tmp.unlink(missing_ok=True)
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
+def load_tensors(path: Path, device: "torch.device | str" = "cpu") -> Any:
     """torch.load of plain tensors and containers, whose bytes are those that were written: torch itself checks no CRC.
     ValueError and others: damaged, empty, or not such a file."""
+    import torch
+
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} is damaged")

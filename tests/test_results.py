@@ -4,7 +4,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from scipy import stats
 
 from benchmark import evidence, planted
 from tests.runs import TINY
@@ -55,18 +54,6 @@ def test_random_generators_are_of_the_seed_and_the_number() -> None:
         assert drawn[2] != drawn[3]
 
 
-def test_a_comparison_has_welchs_interval_and_a_sign_that_means_better() -> None:
-    c = evidence.comparison([1.0, 2.0, 3.0], [4.0, 5.0, 9.0])
-    assert c["found"] == (2, 1)
-    assert c["random"] == (6, pytest.approx(7**0.5))
-    assert c["improvement"] == pytest.approx(4 / 6)  # a lower FID is better
-    half = stats.t.ppf(0.975, 2.56) * (1 / 3 + 7 / 3) ** 0.5  # degrees of freedom: (8/3)² / ((1/3)² / 2 + (7/3)² / 2)
-    assert c["interval"] == pytest.approx((4 - half, 4 + half))
-    assert not c["decided"]
-    assert evidence.comparison([1.0, 2.0, 3.0], [4.0, 5.0, 9.0], higher=True)["improvement"] == pytest.approx(-4 / 6)
-    assert evidence.comparison([1.0, 1.1, 1.2], [4.0, 4.1, 4.2])["decided"]
-
-
 def test_a_table_says_inconclusive_where_the_interval_holds_zero_and_not_run_where_nothing_was() -> None:
     rows = [row("found", i, fid) for i, fid in enumerate((1.0, 2.0, 3.0))]
     rows += [row("random", i, fid, candidates=4) for i, fid in enumerate((4.0, 5.0, 9.0))]
@@ -75,6 +62,15 @@ def test_a_table_says_inconclusive_where_the_interval_holds_zero_and_not_run_whe
     assert "| random, 2 | 7 | 9.00 | 1.25 | not run | 1, 4 candidates, 2 |" in lines
     assert "inconclusive" in lines[-1]
     assert lines[-1].endswith("| not run | |")
+
+
+def test_a_score_that_is_not_finite_is_said_and_decides_nothing() -> None:
+    rows = [row("found", i, fid) for i, fid in enumerate((1.0, 1.1, None))]
+    rows += [row("random", i, fid, candidates=4) for i, fid in enumerate((4.0, 4.1, 4.2))]
+    lines = evidence.table(rows, "eagan")
+    assert "| found, 2 | 7 | not finite | 1.25 | not run | 1, 2 |" in lines
+    assert "| **found** | | 1.05 ± 0.07 (2 of 3) |" in lines[-4]
+    assert "+" not in lines[-2].split("|")[3]
 
 
 def test_the_tables_of_the_pages_are_those_of_the_rows(tmp_path: Path) -> None:

@@ -1,0 +1,755 @@
+"""From run directories to a paper's tables and pictures: python -m common.report RUN...
+
+Runs that differ in nothing but the seed are a group. Every score is told with each seed's value, mean and standard
+deviation; a search is compared with random search where the runs have both. Nothing is trained, torch is not imported.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.files import UserError, finite, read_json
+
+NO_MATTER = {  # flags that change no result; the images are known by their digest
+    "seed", "preset", "resume", "auto_resume", "dry_run", "device", "dataset", "runs_dir", "data_dir", "save_minutes",
+    "log_every", "sample_every", "inception_weights",
+}  # fmt: skip
+HIGHER = {"is", "precision", "recall", "density", "coverage"}  # better if higher; FID and KID: if lower
+NO_SCORE = {"step", "n"}  # numbers beside the scores in result.json, as are all "..._std", "..._se" and "..._n"
+INTERVAL_FROM = 5  # seeds
+AUTHOR = "the author must answer"
+
+
+# ---- reading ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What a run directory holds; what is missing or cut off is empty."""
+
+    path: Path
+    config: dict
+    result: dict = field(default_factory=dict)
+    status: dict = field(default_factory=dict)
+    genotype: dict = field(default_factory=dict)
+    rows: list[dict] = field(default_factory=list)  # metrics.jsonl
+    search: list[dict] = field(default_factory=list)  # search.jsonl
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def args(self) -> dict:
+        return dictionary(self.config.get("args"))
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("seed")
+
+    @property
+    def random(self) -> str:
+        """The kind of random search that this run is, by its flags; "" if it is none."""
+        search = self.args.get("search")
+        if isinstance(search, str) and search.startswith("random"):
+            return search
+        return "random" if self.args.get("random_arch") is True else ""
+
+    @property
+    def state(self) -> str:
+        """`done` if there is a result, else the state of status.json and the error."""
+        if self.result:
+            return "done"
+        error = dictionary(self.status.get("error")).get("message")
+        return f"{self.status.get('state', 'unknown')}" + (f": {error}" if error else "")
+
+
+def dictionary(value: object) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def number(value: object) -> float | None:
+    """The value as a finite float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def read(path: Path) -> Run:
+    """Read a run directory. UserError: no readable config.json, or another file that is not JSON."""
+    run = Run(path, read_json(path / "config.json", "RUN"))
+    for name in ("result", "status", "genotype"):
+        if (path / f"{name}.json").exists():
+            setattr(run, name, read_json(path / f"{name}.json", "RUN"))
+    run.rows, run.search = (list(json_lines(path / name)) for name in ("metrics.jsonl", "search.jsonl"))
+    return run
+
+
+def json_lines(path: Path) -> Iterator[dict]:
+    """The objects of a .jsonl file; a line that is cut off or no object is left out."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+# ---- groups ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Group:
+    """Runs that differ in the seed only, by seed."""
+
+    name: str
+    runs: list[Run]
+    baseline: "Group | None" = None  # what it is compared with
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def random(self) -> bool:
+        return bool(self.first.random)
+
+
+def settings(run: Run, may_differ: Iterable[str] = ()) -> dict:
+    """All that two runs of a group must have in common: images, and the flags that can change a result."""
+    args = {k: v for k, v in run.args.items() if k not in NO_MATTER and k not in may_differ}
+    return {"script": run.config.get("script"), "images": run.config.get("data_digest"), **args}
+
+
+def difference(a: dict, b: dict) -> dict[str, tuple]:
+    """Keys whose values differ, and both values."""
+    return {k: (a.get(k), b.get(k)) for k in [*a, *(k for k in b if k not in a)] if a.get(k) != b.get(k)}
+
+
+def told(differs: dict[str, tuple]) -> str:
+    return ", ".join(f"{k} ({a} and {b})" for k, (a, b) in differs.items())
+
+
+def flags(names: Iterable[str]) -> list[str]:
+    return [name.lstrip("-").replace("-", "_") for name in names]
+
+
+def grouped(
+    runs: Sequence[Run], baseline: Sequence[Run] = (), by: Iterable[str] = (), may_differ: Iterable[str] = ()
+) -> list[Group]:
+    """Groups of runs, each random arm after what is compared with it.
+
+    baseline: runs that all other groups are compared with; without them, a method's runs are compared with the runs
+    of its random search. by: flags with a group for each value. may_differ: flags that may differ within a group.
+    UserError: runs differ in more than the seed, a seed is there twice, a baseline is not unique or has other images.
+    """
+    by, may_differ = flags(by), flags(may_differ)
+    for flag, names in (("--by", by), ("--may-differ", may_differ)):
+        for name in names:
+            if not any(name in run.args for run in (*runs, *baseline)):
+                raise UserError(f"{flag} {name}: no flag of these runs; see the args of their config.json")
+    arms: dict[tuple, list[Run]] = {}
+    for run in (*runs, *baseline):
+        values = tuple(str(run.args.get(name)) for name in by)
+        arm = (str(run.config.get("script")), run.config.get("data_digest"), run.random, values, run in baseline)
+        arms.setdefault(arm, []).append(run)
+    several = len({images for _, images, *_ in arms}) > 1
+    groups = []
+    for (script, _, random, values, given), members in arms.items():
+        name = script.removesuffix(".py") + (f" ({random})" if random else "")
+        name += f" on {members[0].config.get('dataset')}" if several else ""
+        name += "".join(f", {k} {v}" for k, v in zip(by, values, strict=True))
+        groups.append(Group(name + (", baseline" if given and not random else ""), one_group(members, may_differ)))
+    if baseline:
+        return against(groups, [g for g in groups if g.first in baseline])
+    for group in groups:
+        if not group.random:
+            group.baseline = random_arm(group, groups)
+    return sorted(groups, key=lambda g: (str(g.first.config.get("script")), g.random))
+
+
+def one_group(runs: Sequence[Run], may_differ: Iterable[str]) -> list[Run]:
+    """The runs by seed. UserError: they differ in more than the seed, or one seed is there twice."""
+    first, seeds = runs[0], dict[Any, Path]()
+    for run in runs:
+        if differs := difference(settings(first, may_differ), settings(run, may_differ)):
+            names = " ".join(differs)
+            raise UserError(
+                f"{first.path} and {run.path}: differ in {told(differs)}, not in the seed only; report them apart, or "
+                f"give --by {names} for a group of each value, or --may-differ {names} if they are the same experiment"
+            )
+        if run.seed in seeds:
+            raise UserError(f"{seeds[run.seed]} and {run.path}: both have seed {run.seed}; leave one of them out")
+        seeds[run.seed] = run.path
+    return sorted(runs, key=lambda run: (number(run.seed) is None, number(run.seed) or 0))
+
+
+def against(groups: list[Group], baselines: list[Group]) -> list[Group]:
+    """The groups, all compared with one. UserError: the baseline is no single group, or has other images."""
+    if len(baselines) > 1:
+        raise UserError(f"--baseline: {' and '.join(g.name for g in baselines)} are several groups; give one")
+    others = [g for g in groups if g is not baselines[0]]
+    for group in others:
+        images = [g.first.config.get("data_digest") for g in (group, baselines[0])]
+        if images[0] != images[1]:
+            raise UserError(f"--baseline {baselines[0].first.path}: other images than {group.first.path}; use the same")
+        group.baseline = baselines[0]
+    return [*others, baselines[0]]
+
+
+def random_arm(group: Group, groups: list[Group]) -> Group | None:
+    """The random search of the same script and images. UserError: there are several."""
+    ours = [group.first.config.get(k) for k in ("script", "data_digest")]
+    found = [g for g in groups if g.random and [g.first.config.get(k) for k in ("script", "data_digest")] == ours]
+    if len(found) > 1:
+        names = " and ".join(g.name for g in found)
+        raise UserError(f"{group.name}: {names} are both random; name one's runs with --baseline")
+    return found[0] if found else None
+
+
+# ---- scores ----------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """What two scores must have in common to stand in one row."""
+
+    weights: str  # of G: last, best, or the file that --phase eval was given
+    net: Any  # of the evaluator
+    n: Any  # generated images
+    ref: Any  # real images
+    ema: Any  # whether G's weights are averaged
+    bn: Any  # BatchNorm statistics
+
+    def __str__(self) -> str:
+        ema = {True: "averaged weights", False: "weights not averaged"}.get(self.ema, "averaged or not: unknown")
+        images = f"{self.n:,} images" if isinstance(self.n, int) else f"{self.n} images"
+        weights = self.weights + (" (lowest FID)" if self.weights == "best" else "")
+        return f"{weights} weights, {self.net}, {images}, reference {self.ref}, {ema}, BatchNorm {self.bn}"
+
+
+def plain(value: Any) -> Any:
+    """A value that can be compared and counted, whatever the file has."""
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def is_score(key: str, value: object) -> bool:
+    is_number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return is_number and key not in NO_SCORE and not key.endswith(("_std", "_se", "_n"))
+
+
+def scores(run: Run) -> dict[Kind, dict[str, float | None]]:
+    """The scores of result.json by kind, whatever they are called; None: the score is not a finite number."""
+    found = {}
+    for weights, block in run.result.items():
+        if not isinstance(block, dict) or weights in ("seconds", "genotype"):
+            continue
+        values = {k: number(v) for k, v in block.items() if is_score(k, v)}
+        if not values or not any(k in block for k in ("net", "n", "fid", "is")):
+            continue
+        step = block.get("step", 0)
+        row: dict = next((r for r in reversed(run.rows) if r.get("step") == step and "eval/net" in r), {})
+        about = {k: block.get(k, run.result.get(k, row.get(f"eval/{k}"))) for k in Kind._fields[1:]}
+        if weights == "last" and run.args.get("phase") == "eval":
+            weights = Path(str(run.args.get("weights"))).name
+        found[Kind(weights, **{k: plain(v) for k, v in about.items()})] = values
+    return found
+
+
+def score_name(key: str, net: object) -> str:
+    """FID(compact), FID-768, IS: scores of different networks never have the same name."""
+    name = {"fid_inf": "FID∞", "fid_infinity": "FID∞"}.get(key, key.upper() if len(key) <= 3 else key.replace("_", " "))
+    if net == "inception-2048" or (key == "is" and str(net).startswith("inception-")):
+        return name
+    return f"{name}-{str(net)[10:]}" if str(net).startswith("inception-") else f"{name}({net})"
+
+
+def better(key: str) -> str | None:
+    """higher or lower; None: not known for this score."""
+    return "higher" if key in HIGHER else "lower" if key.startswith(("fid", "kid")) else None
+
+
+def summary(values: Sequence[float | None]) -> dict:
+    """Mean, standard deviation (n - 1) and 95 % interval of the mean (Student's t, from five values on) of the finite
+    values, and how many there are."""
+    known = [v for v in values if v is not None]
+    found: dict[str, Any] = {"n": len(known), "mean": None, "sd": None, "interval": None}
+    if known:
+        found["mean"] = statistics.mean(known)
+    if len(known) > 1:
+        found["sd"] = statistics.stdev(known)
+    if len(known) >= INTERVAL_FROM:
+        from scipy import stats
+
+        half = float(stats.t.ppf(0.975, len(known) - 1)) * found["sd"] / len(known) ** 0.5
+        found["interval"] = (found["mean"] - half, found["mean"] + half)
+    return found
+
+
+def comparison(found: Sequence[float], other: Sequence[float], higher: bool = False) -> dict:
+    """Means, standard deviations, relative improvement of `found` (positive: better), and the 95 % interval of the
+    difference of means (Welch); decided: the interval does not hold zero. At least two values each.
+    interval: None if neither arm varies; improvement: None if the other mean is 0."""
+    sign = 1 if higher else -1
+    mean, baseline = statistics.mean(found), statistics.mean(other)
+    spread, interval = (statistics.stdev(found), statistics.stdev(other)), None
+    if any(spread):
+        from scipy import stats
+
+        low, high = sorted(sign * x for x in stats.ttest_ind(found, other, equal_var=False).confidence_interval(0.95))
+        interval = (float(low), float(high))
+    return {
+        "found": (mean, spread[0]),
+        "random": (baseline, spread[1]),
+        "improvement": sign * (mean - baseline) / baseline if baseline else None,
+        "interval": interval,
+        "decided": interval is not None and (interval[0] > 0 or interval[1] < 0),
+    }
+
+
+def compared(found: Sequence[float | None], other: Sequence[float | None], key: str) -> dict:
+    """`comparison` of a score of two groups, or why there is none: nothing is left out of a mean to decide."""
+    direction, lost = better(key), sum(v is None for v in (*found, *other))
+    why = "not known whether higher or lower is better" if direction is None else ""
+    why = "fewer than two seeds" if min(len(found), len(other)) < 2 else why
+    why = f"{lost} of {len(found) + len(other)} seeds without a finite score" if lost else why
+    if why:
+        return {"improvement": None, "interval": None, "decided": False, "why": why}
+    c = comparison([v for v in found if v is not None], [v for v in other if v is not None], direction == "higher")
+    why = "" if c["decided"] else "no seed differs" if c["interval"] is None else "inconclusive"
+    return {"improvement": c["improvement"], "interval": c["interval"], "decided": c["decided"], "why": why}
+
+
+# ---- costs -----------------------------------------------------------------------------------------
+
+
+def seconds(run: Run) -> dict[str, float | None]:
+    """Seconds of search, validation (all scoring, in the search and after it), final training, preparing the evaluator,
+    and their sum, by the names of the stages in result.json; None: not in this run."""
+    spent: dict[str, float | None] = dict.fromkeys(("search", "validation", "training", "preparation", "sum"))
+    for stage, value in dictionary(run.result.get("seconds")).items():
+        if (value := number(value)) is None:
+            continue
+        scoring = stage.endswith(("scoring", "candidates", "final choice")) or "evaluation" in stage
+        what = "preparation" if stage in ("start", "preparing the evaluator") else "validation" if scoring else "search"
+        for name in ("training" if stage == "training" else what, "sum"):
+            spent[name] = round((spent[name] or 0.0) + value, 1)
+    return spent
+
+
+def size(run: Run, what: str, net: str = "G") -> float | None:
+    """params or macs (of one image) of the final network; None: not told."""
+    genotype = run.genotype or dictionary(run.result.get("genotype"))
+    found = number(dictionary(genotype.get(what)).get(net))
+    return number(dictionary(run.config.get(what)).get(net)) if found is None else found
+
+
+# ---- the report ------------------------------------------------------------------------------------
+
+
+def report(groups: Sequence[Group], by: Iterable[str] = ()) -> dict:
+    """Everything the tables show, as plain values: groups with their runs and notes, score rows, the checklist."""
+    return {
+        "groups": [about_group(group) for group in groups],
+        "scores": score_rows(groups),
+        "checklist": checklist(groups, flags(by)),
+    }
+
+
+def about_group(group: Group) -> dict:
+    """A group's settings, runs with their costs, and notes."""
+    config = group.first.config
+    runs = []
+    for run in group.runs:
+        row = {"run": str(run.path), "seed": run.seed, "state": run.state, "seconds": seconds(run)}
+        row |= {f"{what} of {net}": size(run, what, net) for what in ("params", "macs") for net in "GD"}
+        runs.append(row | {"peak_mem": number(run.result.get("peak_mem")), "command": run.config.get("command")})
+    keys = ("script", "method", "preset", "dataset", "data_digest", "device", "git", "versions")
+    about = {"name": group.name, "random": group.random, "baseline": group.baseline and group.baseline.name}
+    return about | {k: config.get(k) for k in keys} | {"runs": runs, "notes": notes(group)}
+
+
+def environment(run: Run) -> dict:
+    """What may change scores or seconds besides flags and images."""
+    git, versions = dictionary(run.config.get("git")), dictionary(run.config.get("versions"))
+    about = {"commit": git.get("sha"), "uncommitted changes": git.get("dirty"), "torch": versions.get("torch")}
+    return about | {"device": run.config.get("device"), "processes": run.config.get("world_size")}
+
+
+def notes(group: Group) -> list[str]:
+    """What a reader of a group's numbers must know."""
+    found = []
+    for run in group.runs:
+        if not run.result:
+            found.append(f"seed {run.seed}: no result ({run.state})")
+        elif not scores(run):
+            found.append(f"seed {run.seed}: no final scores (--phase {run.args.get('phase')})")
+        for kind, values in scores(run).items():
+            lost = [score_name(k, kind.net) for k, v in values.items() if v is None]
+            found += [f"seed {run.seed}: {', '.join(lost)} of the {kind.weights} weights not finite"] if lost else []
+        if warnings := [row["warning"] for row in run.search if row.get("warning")]:
+            found.append(f"seed {run.seed}: {len(warnings)} of {len(run.search)} search rows warn: {warnings[-1]}")
+        if differs := difference(environment(group.first), environment(run)):
+            found.append(f"seeds {group.first.seed} and {run.seed} differ in {told(differs)}")
+        if differs := difference(settings(group.first), settings(run)):
+            found.append(f"seeds {group.first.seed} and {run.seed} differ in {told(differs)}, as allowed")
+    if group.baseline:
+        differs = difference(settings(group.first), settings(group.baseline.first))
+        differs |= difference(environment(group.first), environment(group.baseline.first))
+        found += [f"{group.baseline.name} differs in {told(differs)}"] if differs else []
+    return found
+
+
+def score_rows(groups: Sequence[Group]) -> list[dict]:
+    """One row for each kind, score and group that has it: values by seed, their summary, and the comparison with the
+    group's baseline. Values: None if not finite; state tells of seeds that have no value."""
+    rows = []
+    of = {run.path: scores(run) for group in groups for run in group.runs}
+    kinds = list(dict.fromkeys(kind for found in of.values() for kind in found))
+    for kind in kinds:
+        for key in dict.fromkeys(key for found in of.values() for key in found.get(kind, ())):
+            for group in groups:
+                having = [run for run in group.runs if key in of[run.path].get(kind, ())]
+                if not having:
+                    continue
+                values = [of[run.path][kind][key] if run in having else None for run in group.runs]
+                row: dict[str, Any] = {
+                    "kind": kind._asdict(),
+                    "score": key,
+                    "label": score_name(key, kind.net),
+                    "better": better(key),
+                }
+                row |= {"group": group.name, "seeds": [run.seed for run in group.runs], "values": values}
+                row |= {"state": [state_of(run, run in having) for run in group.runs], **summary(values)}
+                base = group.baseline
+                other = [of[run.path].get(kind, {}) for run in base.runs] if base else []
+                row["against"] = None
+                if base and any(key in x for x in other):
+                    row["against"] = {"baseline": base.name, **compared(values, [x.get(key) for x in other], key)}
+                rows.append(row)
+    return rows
+
+
+def state_of(run: Run, scored: bool) -> str:
+    """Why a score may be missing."""
+    return "not finite" if scored else "not scored" if run.result else "no result"
+
+
+# ---- the checklist of Lindauer and Hutter, JMLR 21 (243), 2020: best practices for NAS --------------
+
+
+def checklist(groups: Sequence[Group], by: Sequence[str] = ()) -> list[dict]:
+    """The 14 points: what is asked, the answer (shown, not shown, the author must answer), where it stands, what it
+    says. The answers hold for the runs at hand."""
+    runs = [run for group in groups for run in group.runs]
+    commits = sorted({str(dictionary(run.config.get("git")).get("sha"))[:10] for run in runs})
+    dirty = [run.name for run in runs if dictionary(run.config.get("git")).get("dirty")]
+    source = all((run.path / "source").is_dir() for run in runs)
+    commit = f"commit {', '.join(commits)}" + (", changed" if dirty else "")
+    code = ("source/; config.json: git", f"{commit}; as it ran, to be published with the results")
+    pairs = [(g, g.baseline) for g in groups if g.baseline]
+    images = {run.config.get("data_digest") for run in runs}
+    evaluators = {kind[1:4] for run in runs for kind in scores(run)}
+    looks = [sum(row.get("eval/fid") is not None and "t" in row for row in run.rows) for run in runs]
+    differs: dict[str, tuple] = {}
+    for run in runs:
+        differs |= difference(environment(runs[0]), environment(run))
+    fewest = min(len(group.runs) for group in groups)
+    seeds = "; ".join(f"{g.name}: {', '.join(str(run.seed) for run in g.runs)}" for g in groups)
+    whole = [seconds(run)["sum"] for run in runs]
+    ended = [s for s in whole if s is not None]
+    hours = f"{sum(ended) / 3600:.2f} hours in all" + ("" if len(ended) == len(runs) else ", unfinished runs left out")
+    searched = all(seconds(run)["search"] is not None or run.random for run in runs)
+    asked: list[tuple[str, bool | None, str, str]] = [
+        ("Is the code that trains the final networks there for others?", source, *code),
+        ("Is the code of the search there for others?", source, *code),
+        ("Is it published now, in whatever state, rather than once it is tidy?", None, "", ""),
+        (
+            "Are methods compared on one benchmark: the same images, search space and training code?",
+            len(images) == 1 and len(commits) == 1 and len({run.config.get("script") for run in runs}) == 1,
+            "config.json: data_digest, script, git",
+            f"{len(images)} data set(s), {len({run.config.get('script') for run in runs})} script(s)",
+        ),
+        ("Is the part of each ingredient known (ablations)?", True if by else None, "config.json: args", ", ".join(by)),
+        (
+            "Are all methods scored by the same protocol?",
+            len(evaluators) == 1,
+            "result.json: net, n, ref; metrics.jsonl: eval/ema, eval/bn",
+            "; ".join(f"{net}, {n} images, reference {ref}" for net, n, ref in sorted(evaluators, key=str)),
+        ),
+        (
+            "Is quality shown over time, not at the end only?",
+            min(looks) > 1,
+            "metrics.jsonl: eval/fid over t",
+            f"{min(looks)} or more evaluations a run; --pictures draws them",
+        ),
+        (
+            "Is the search compared with random search?",
+            any(base.random for _, base in pairs if base),
+            "config.json: args",
+            ", ".join(f"{g.name} against {base.name}" for g, base in pairs if base),
+        ),
+        ("Is every experiment run several times, from stated seeds?", fewest > 1, "config.json: seed", seeds),
+        ("Are tabular or surrogate benchmarks used where there are any?", None, "", ""),
+        (
+            "Are confounders held fixed: hardware, versions, code?",
+            not differs,
+            "config.json: device, versions, git, world_size",
+            told(differs) or ", ".join(f"{k} {v}" for k, v in environment(runs[0]).items()),
+        ),
+        ("Is it told how hyperparameters were tuned, and at what cost?", None, "", ""),
+        (
+            "Is the time of the whole method told, not of the search only?",
+            len(ended) == len(runs) and searched,
+            "result.json: seconds",
+            hours + ("" if searched else "; some runs train what another run has searched"),
+        ),
+        (
+            "Is every detail of the setup told?",
+            all(run.args and run.config.get("command") for run in runs),
+            "config.json: args, command, versions, device",
+            "every flag with its value, and the command that repeats the run",
+        ),
+    ]
+    answers = {True: "shown", False: "not shown", None: AUTHOR}
+    return [
+        {"point": i, "question": question, "answer": answers[answer], "where": where, "says": says}
+        for i, (question, answer, where, says) in enumerate(asked, 1)
+    ]
+
+
+# ---- tables ----------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    title: str
+    head: list[str]
+    rows: list[list[str]]  # **bold** is marked as in Markdown
+
+
+def digits_for(values: Iterable[float | None]) -> int:
+    """Decimals that show three figures of the largest value, two at least."""
+    largest = max((abs(v) for v in values if v), default=1.0)
+    return max(2, min(8, 2 - math.floor(math.log10(largest))))
+
+
+def seed_cell(row: dict | None, i: int, digits: int) -> str:
+    """The i-th seed's value, or why there is none."""
+    if row is None:
+        return "not scored"
+    return row["state"][i] if row["values"][i] is None else f"{row['values'][i]:.{digits}f}"
+
+
+def mean_cell(row: dict, digits: int = 2) -> str:
+    """1.37 ± 0.44, with the number of values where some are missing. row: of `score_rows`."""
+    if row["mean"] is None:
+        return "none finite"
+    of = len(row["values"])
+    return spread(row["mean"], row["sd"], digits) + ("" if row["n"] == of else f" ({row['n']} of {of})")
+
+
+def spread(mean: float, sd: float | None, digits: int = 2) -> str:
+    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+
+
+def own_interval_cell(row: dict | None, digits: int) -> str:
+    """The interval of the mean."""
+    if row is None or row["interval"] is None:
+        return ""
+    return "{:.{d}f} to {:.{d}f}".format(*row["interval"], d=digits)
+
+
+def improvement_cell(c: dict | None) -> str:
+    return "" if c is None or c["improvement"] is None else f"{100 * c['improvement']:+.0f} %"
+
+
+def interval_cell(c: dict | None, digits: int = 2) -> str:
+    """-1.26 to +2.81, inconclusive. c: of `comparison` or `compared`."""
+    if c is None:
+        return "not scored"
+    words = [] if c["interval"] is None else ["{:+.{d}f} to {:+.{d}f}".format(*c["interval"], d=digits)]
+    why = c.get("why", "" if c["decided"] else "inconclusive")
+    return ", ".join([*words, *([why] if why else [])])
+
+
+def tables(found: dict) -> list[Table]:
+    """The tables of a report: its groups, scores (one table for each kind), costs, notes, the checklist."""
+    groups, made = found["groups"], []
+    rows = []
+    for g in groups:
+        git, torch = dictionary(g["git"]), dictionary(g["versions"]).get("torch")
+        commit = str(git.get("sha"))[:10] + (", changed" if git.get("dirty") else "")
+        told = [g["dataset"], g["preset"], str(len(g["runs"])), g["baseline"] or "", commit, torch, g["device"]]
+        rows.append([g["name"], *map(str, told)])
+    made.append(Table("Runs", ["runs", "images", "preset", "seeds", "against", "commit", "torch", "device"], rows))
+    kinds = list(dict.fromkeys(Kind(**row["kind"]) for row in found["scores"]))
+    for kind in kinds:
+        made.append(score_table(kind, [row for row in found["scores"] if Kind(**row["kind"]) == kind]))
+    made.append(cost_table(groups))
+    if told_notes := [[g["name"], note] for g in groups for note in g["notes"]]:
+        made.append(Table("Notes", ["runs", "note"], told_notes))
+    points = [[str(p["point"]), p["question"], p["answer"], p["where"], p["says"]] for p in found["checklist"]]
+    made.append(
+        Table("Checklist (Lindauer and Hutter, JMLR 2020)", ["", "question", "answer", "where", "what"], points)
+    )
+    return made
+
+
+def score_table(kind: Kind, rows: list[dict]) -> Table:
+    """Each seed's scores of one kind, mean and standard deviation, and the comparison; scores: columns."""
+    columns = {row["score"]: row for row in rows}
+    arrow = {"higher": " ↑", "lower": " ↓", None: ""}
+    digits = [digits_for(v for row in rows if row["score"] == key for v in row["values"]) for key in columns]
+    lines = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        by_score = {row["score"]: row for row in rows if row["group"] == group}
+        mine = [(by_score.get(key), d) for key, d in zip(columns, digits, strict=True)]
+        (seeds, *_), bases = ([row[k] for row in by_score.values() if row[k]] for k in ("seeds", "against"))
+        lines += [[f"{group}, {seed}", *(seed_cell(row, i, d) for row, d in mine)] for i, seed in enumerate(seeds)]
+        lines.append([f"**{group}**", *("not scored" if row is None else mean_cell(row, d) for row, d in mine)])
+        if any(row and row["interval"] for row, _ in mine):
+            lines.append(["**95 % interval of the mean**", *(own_interval_cell(row, d) for row, d in mine)])
+        if bases:
+            against = [(row and row["against"], d) for row, d in mine]
+            lines.append([f"**improvement over {bases[0]['baseline']}**", *(improvement_cell(c) for c, _ in against)])
+            lines.append(["**95 % interval of the difference**", *(interval_cell(c, d) for c, d in against)])
+    return Table(str(kind), ["runs, seed", *(row["label"] + arrow[row["better"]] for row in columns.values())], lines)
+
+
+def cost_table(groups: list[dict]) -> Table:
+    """Sizes of G and seconds of each run, and their means."""
+    parts = ["search", "validation", "training", "preparation", "sum"]
+    head = ["runs, seed", "parameters of G", "MACs of G", *(f"seconds: {part}" for part in parts), "peak memory, MB"]
+    lines = []
+    for g in groups:
+        costs = []
+        for run in g["runs"]:
+            memory = None if run["peak_mem"] is None else run["peak_mem"] / 1e6
+            costs.append([run["params of G"], run["macs of G"], *(run["seconds"][part] for part in parts), memory])
+            lines.append([f"{g['name']}, {run['seed']}", *map(_whole, costs[-1])])
+        means = [summary(column)["mean"] for column in zip(*costs, strict=True)]
+        lines.append([f"**{g['name']}, mean**", *map(_whole, means)])
+    return Table("Costs", head, lines)
+
+
+def _whole(value: float | None) -> str:
+    return (
+        "not in the run"
+        if value is None
+        else f"{value:,.0f}"
+        if value >= 10 or value == round(value)
+        else f"{value:.1f}"
+    )
+
+
+# ---- formats ---------------------------------------------------------------------------------------
+
+
+def one_line(text: object) -> str:
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def markdown_lines(table: Table) -> list[str]:
+    lines = [[one_line(cell).replace("|", "\\|") for cell in row] for row in (table.head, *table.rows)]
+    head, *rows = ["| " + " | ".join(row) + " |" for row in lines]
+    return [head, "|---" * len(table.head) + "|", *rows]
+
+
+def markdown(found: dict) -> str:
+    return "\n\n".join(f"### {t.title}\n\n" + "\n".join(markdown_lines(t)) for t in tables(found)) + "\n"
+
+
+def latex(found: dict) -> str:
+    """One tabular for each table; needs \\usepackage{booktabs}."""
+    blocks = ["% needs \\usepackage{booktabs}"]
+    for t in tables(found):
+        head, *rows = [" & ".join(map(tex, row)) + " \\\\" for row in (t.head, *t.rows)]
+        lines = [f"% {one_line(t.title)}", f"\\begin{{tabular}}{{{'l' * len(t.head)}}}", "\\toprule", head, "\\midrule"]
+        blocks.append("\n".join([*lines, *rows, "\\bottomrule", "\\end{tabular}"]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def tex(text: object) -> str:
+    """Escaped for LaTeX; **bold** as \\textbf{bold}."""
+    text = one_line(text)
+    bold = text.startswith("**") and text.endswith("**") and len(text) > 4
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {c: "\\" + c for c in "_%&#${}"}
+    special |= {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "∞": r"$\infty$"}
+    escaped = "".join(special.get(c, c) for c in (text[2:-2] if bold else text))
+    return f"\\textbf{{{escaped}}}" if bold else escaped
+
+
+def comma_separated(found: dict) -> str:
+    """Every number as a row of its own: group, seed (of a single run's numbers), kind of score, name, statistic."""
+    kind_of_none = dict.fromkeys(Kind._fields, "")
+    rows: list[list] = [["runs", "seed", *Kind._fields, "name", "statistic", "value"]]
+    for row in found["scores"]:
+
+        def add(statistic: str, value: Any, seed: Any = "", row: dict = row) -> None:
+            rows.append([row["group"], seed, *row["kind"].values(), row["score"], statistic, value])
+
+        for seed, value, state in zip(row["seeds"], row["values"], row["state"], strict=True):
+            add("value" if value is not None else state, value, seed)
+        for statistic in ("n", "mean", "sd"):
+            add(statistic, row[statistic])
+        for end, value in zip(("low", "high"), row["interval"] or (), strict=False):
+            add(f"interval of the mean, {end}", value)
+        if c := row["against"]:
+            add("improvement", c["improvement"])
+            for end, value in zip(("low", "high"), c["interval"] or (), strict=False):
+                add(f"interval of the difference, {end}", value)
+            add("decided", c["decided"])
+    for g in found["groups"]:
+        for run in g["runs"]:
+            costs = {f"seconds of {k}": v for k, v in run["seconds"].items()} | {"peak_mem": run["peak_mem"]}
+            costs |= {k: v for k, v in run.items() if k.startswith(("params", "macs"))}
+            for name, value in costs.items():
+                rows.append([g["name"], run["seed"], *kind_of_none.values(), name, "value", value])
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([one_line("" if x is None else x) for x in row] for row in rows)
+    return out.getvalue()
+
+
+def as_json(found: dict) -> str:
+    return json.dumps(finite(found), indent=1) + "\n"
+
+
+FORMATS: dict[str, Callable[[dict], str]] = {
+    "markdown": markdown, "latex": latex, "csv": comma_separated, "json": as_json
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Exit code 2: bad input, one line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m common.report", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, as in runs/*")
+    parser.add_argument("--baseline", nargs="+", type=Path, default=[], metavar="RUN", help="runs to compare with")
+    parser.add_argument("--by", nargs="+", default=[], metavar="FLAG", help="one group for each value of these flags")
+    parser.add_argument("--may-differ", nargs="+", default=[], metavar="FLAG", help="flags that may differ in a group")
+    parser.add_argument("--format", choices=FORMATS, default="markdown")
+    asked = parser.parse_args(argv)
+    try:
+        baseline = [read(path) for path in dict.fromkeys(asked.baseline)]
+        runs = [read(path) for path in dict.fromkeys(asked.runs) if path not in asked.baseline]
+        groups = grouped(runs, baseline, asked.by, asked.may_differ)
+        print(FORMATS[asked.format](report(groups, asked.by)), end="")
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
