@@ -6,9 +6,11 @@ deviation; a search is compared with random search where the runs have both. Not
 
 import argparse
 import csv
+import html
 import io
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -731,6 +733,217 @@ FORMATS: dict[str, Callable[[dict], str]] = {
 }  # fmt: skip
 
 
+# ---- curves ----------------------------------------------------------------------------------------
+
+
+class Curve(NamedTuple):
+    """A score over a group's seeds."""
+
+    group: str
+    seeds: list[list[tuple[float, float, float | None]]]  # (step, seconds, score; None: not finite) of each seed
+    band: list[tuple[float, float, float, float | None]]  # (step, mean seconds, mean, sd) where all seeds have a score
+
+
+def curves(groups: Sequence[Group]) -> dict[tuple[str, Kind, str], list[Curve]]:
+    """By phase (search, eval), kind and score: each group's curve. Other kinds of scores are other curves."""
+    found: dict[tuple[str, Kind, str], list[Curve]] = {}
+    for group in groups:
+        seeds = [points(run) for run in group.runs]
+        for what in dict.fromkeys(what for seed in seeds for what in seed):
+            lines = [seed.get(what, []) for seed in seeds]
+            found.setdefault(what, []).append(Curve(group.name, lines, band(lines)))
+    return found
+
+
+def points(run: Run) -> dict[tuple[str, Kind, str], list[tuple[float, float, float | None]]]:
+    """The scores in metrics.jsonl by phase, kind and name: (step, seconds, score). Uniform noise's are left out."""
+    found: dict[tuple[str, Kind, str], list[tuple[float, float, float | None]]] = {}
+    for row in run.rows:
+        step, t = number(row.get("step")), number(row.get("t"))
+        if "eval/net" not in row or step is None or t is None:
+            continue
+        kind = Kind("", *(plain(row.get(f"eval/{k}")) for k in Kind._fields[1:]))
+        for key, value in row.items():
+            name = key.removeprefix("eval/")
+            if key.startswith("eval/") and name not in Kind._fields and is_score(name, value):
+                found.setdefault((str(row.get("phase")), kind, name), []).append((step, t, number(value)))
+    return found
+
+
+def band(
+    seeds: Sequence[Sequence[tuple[float, float, float | None]]],
+) -> list[tuple[float, float, float, float | None]]:
+    """(step, mean seconds, mean, sd) at the steps where every seed has a finite score: no mean of the survivors."""
+    of = [{step: (t, value) for step, t, value in seed if value is not None} for seed in seeds]
+    lines = []
+    for step in sorted(set.intersection(*map(set, of)) if of else ()):
+        s = summary([seed[step][1] for seed in of])
+        lines.append((step, statistics.mean(seed[step][0] for seed in of), s["mean"], s["sd"]))
+    return lines
+
+
+# ---- pictures --------------------------------------------------------------------------------------
+
+# Edges of a cell of G that is a list of so many operations, if search.jsonl does not name them. Discriminators have no
+# entry: with the same number of edges, they come in different orders.
+G_EDGES = {7: ("0->1", "0->2", "1->3", "2->3", "1->4", "2->4", "3->4")}
+STRIP_STEPS, STRIP_ROWS = 12, 4  # of a strip of samples
+Cell = tuple[str, list[tuple[str, str, str]]]  # title, (from, to, operation)
+
+
+def pictures(groups: Sequence[Group], folder: Path) -> list[Path]:
+    """Write the cells of each run's genotype (SVG), its samples over time (PNG), and each score over steps and over
+    time with a band of one standard deviation over the seeds (SVG and PDF). Returns the files.
+    UserError: matplotlib is missing, found after everything that does not need it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for run in (run for group in groups for run in group.runs):
+        if found := cells(run):
+            made.append(folder / f"cells-{run.name}.svg")
+            made[-1].write_text(cells_svg(found))
+        if grids := sample_files(run):
+            made.append(folder / f"samples-{run.name}.png")
+            strip(grids).save(made[-1])
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("--pictures: no curves without matplotlib; pip install matplotlib") from None
+    for (phase, kind, key), lines in curves(groups).items():
+        name = "-".join(re.sub(r"\W+", "_", str(x)) for x in (phase, key, kind.net, kind.n))
+        while (folder / f"{name}.svg") in made:  # of the same name, but not of the same kind
+            name += "-2"
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        figure.suptitle(f"{phase}: {str(kind).partition(', ')[2]}", fontsize="medium")
+        steps, compute = figure.subplots(1, 2, sharey=True)
+        for i, line in enumerate(lines):
+            draw(steps, line, [[p[0] for p in seed] for seed in line.seeds], [p[0] for p in line.band], f"C{i}")
+            hours = [[p[1] / 3600 for p in seed] for seed in line.seeds]
+            draw(compute, line, hours, [p[1] / 3600 for p in line.band], f"C{i}")
+        steps.set(xlabel="G updates", ylabel=score_name(key, kind.net))
+        compute.set(xlabel="hours since the run began, search included")
+        steps.legend(fontsize="small")
+        for suffix in ("svg", "pdf"):
+            made.append(folder / f"{name}.{suffix}")
+            figure.savefig(made[-1])
+    return made
+
+
+def draw(axes: Any, curve: Curve, x: list[list[float]], band_x: list[float], color: str) -> None:
+    """Each seed as a thin line with gaps where a score is not finite; mean and standard deviation over the seeds."""
+    for at, seed in zip(x, curve.seeds, strict=True):
+        axes.plot(at, [math.nan if y is None else y for *_, y in seed], color=color, linewidth=0.6, alpha=0.5)
+    means, sds = [p[2] for p in curve.band], [p[3] or 0.0 for p in curve.band]
+    low, high = ([m + sign * sd for m, sd in zip(means, sds, strict=True)] for sign in (-1, 1))
+    axes.fill_between(band_x, low, high, color=color, alpha=0.2, linewidth=0)
+    of = f"mean ± sd of {len(curve.seeds)}" if curve.band else f"no step with a score of all {len(curve.seeds)}"
+    axes.plot(band_x, means, color=color, marker=".", label=f"{curve.group}: {of}")
+
+
+def sample_files(run: Run) -> list[Path]:
+    """samples/<step>.png in order of their steps."""
+    return sorted((p for p in (run.path / "samples").glob("*.png") if p.stem.isdigit()), key=lambda p: int(p.stem))
+
+
+def strip(grids: Sequence[Path]) -> Any:
+    """The first latents of sample grids, a row each, over the steps, a column each: a PIL image.
+    UserError: a file is no grid of 8 images per row."""
+    from PIL import Image, ImageDraw
+
+    steps = sorted({round(i * (len(grids) - 1) / max(1, STRIP_STEPS - 1)) for i in range(STRIP_STEPS)})
+    columns = []
+    for path in (grids[i] for i in steps):
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except OSError:
+            raise UserError(f"{path}: no image; delete it") from None
+        side = (image.width - 2) // 8 - 2  # 8 images per row, 2 px around each
+        if side < 1 or image.height < 2 + STRIP_ROWS * (side + 2):
+            raise UserError(f"{path}: {image.width} x {image.height} px is no grid of samples; delete it")
+        columns.append((path.stem, side, image))
+    wide = max(64, max(side for _, side, _ in columns))
+    made = Image.new("RGB", (len(columns) * (wide + 2) + 2, STRIP_ROWS * (wide + 2) + 16), "white")
+    for i, (step, side, image) in enumerate(columns):
+        ImageDraw.Draw(made).text((2 + i * (wide + 2), 2), str(int(step)), fill="black")
+        for row in range(STRIP_ROWS):
+            tile = image.crop((2, 2 + row * (side + 2), 2 + side, 2 + row * (side + 2) + side))
+            made.paste(tile.resize((wide, wide), Image.Resampling.NEAREST), (2 + i * (wide + 2), 16 + row * (wide + 2)))
+    return made
+
+
+def cells(run: Run) -> list[Cell]:
+    """The cells of genotype.json whose edges are known, with the operation on each edge."""
+    genotype, found = run.genotype, list[Cell]()
+    if nodes := dictionary(genotype.get("nodes")):  # {node: [[from, operation], ...]}
+        pairs = [(node, x) for node, inputs in nodes.items() if isinstance(inputs, list) for x in inputs]
+        return [("G", [(str(x[0]), node, str(x[1])) for node, x in pairs if isinstance(x, list) and len(x) == 2])]
+    parts = genotype.get("cells")
+    if isinstance(parts, list):  # a chain of cells, with skips from earlier ones
+        links = []
+        for i, part in enumerate(map(dictionary, parts), 1):
+            ops = " ".join(str(part.get(k)) for k in ("conv", "norm", "up")) + (
+                " shortcut" if part.get("shortcut") else ""
+            )
+            links.append(("z" if i == 1 else f"cell {i - 1}", f"cell {i}", ops))
+            skips = part.get("skips")
+            links += [(f"cell {k}", f"cell {i}", "skip") for k in (skips if isinstance(skips, list) else [])]
+        return [("G", links)]
+    rows = [dictionary(row["probabilities"]) for row in run.search if "probabilities" in row]
+    for net in "GD":
+        names = [edge.partition("/") for edge in dictionary(rows[0].get(net) if rows else None)]  # "1/0->2": of cell 1
+        for i, ops in enumerate(genotype.get(net) or [], 1):
+            edges = tuple(edge for cell, _, edge in names if cell == str(i)) or G_EDGES.get(
+                len(ops) if net == "G" else 0
+            )
+            if isinstance(ops, list) and edges and len(edges) == len(ops):
+                title = f"{net}, cell {i}"
+                found.append((title, [(*e.partition("->")[::2], str(op)) for e, op in zip(edges, ops, strict=True)]))
+    return found
+
+
+def cells_svg(found: Sequence[Cell]) -> str:
+    """Cells below each other: nodes by their depth, edges from left to right; edges that pass a node bend around it."""
+    wide, tall, blocks, top, right = 170, 46, list[str](), 0, 0
+    for title, links in found:
+        depth: dict[str, int] = {}
+        for _ in links:  # the longest path to each node
+            for a, b, _op in links:
+                depth[b] = min(max(depth.get(b, 0), depth.setdefault(a, 0) + 1), len(links))
+        columns = [[node for node, d in depth.items() if d == i] for i in range(max(depth.values(), default=0) + 1)]
+        high = max(2, *map(len, columns)) * tall + 3 * tall
+        at = {
+            node: (40 + wide * i, top + high / 2 + (k - (len(column) - 1) / 2) * 2 * tall)
+            for i, column in enumerate(columns) for k, node in enumerate(column)
+        }  # fmt: skip
+        parts = [f'<text x="8" y="{top + 16}" font-weight="bold">{escaped(title)}</text>']
+        for k, (a, b, op) in enumerate(links):
+            (x, y), (u, v) = at[a], at[b]
+            twins = sum((a, b) == link[:2] for link in links[:k])  # earlier edges between the same nodes
+            mid, height = (x + u) / 2, (y + v) / 2
+            side = -1 if height < top + high / 2 or (height == top + high / 2 and k % 2) else 1  # away from the middle
+            bend = side * (depth[b] - depth[a] - 1) * tall * 0.9 + twins * tall
+            height += bend
+            look = 'stroke="#bbb" stroke-dasharray="3 3"' if op == "none" else 'stroke="#444"'
+            parts.append(
+                f'<path d="M{x:.0f} {y:.0f}Q{mid:.0f} {height + bend:.0f} {u:.0f} {v:.0f}" fill="none" {look}/>'
+            )
+            parts.append(f'<text x="{mid:.0f}" y="{height + 4:.0f}" class="op">{escaped(op)}</text>')
+        for node, (x, y) in at.items():
+            parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="15" fill="#fff" stroke="#000"/>')
+            parts.append(
+                f'<text x="{x:.0f}" y="{y + 4:.0f}" text-anchor="middle">{escaped(node.removeprefix("cell "))}</text>'
+            )
+        blocks += parts
+        top, right = top + round(high), max(right, 80 + wide * (len(columns) - 1))
+    style = ".op{text-anchor:middle;font-size:10px;paint-order:stroke;stroke:#fff;stroke-width:4px}"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right} {top}" width="{right}" height="{top}"'
+    return f'{head} font-family="sans-serif" font-size="12"><style>{style}</style>' + "\n".join(blocks) + "</svg>\n"
+
+
+def escaped(text: str) -> str:
+    return html.escape(one_line(text))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit code 2: bad input, one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m common.report", description=(__doc__ or "").split("\n\n")[0])
@@ -739,12 +952,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--by", nargs="+", default=[], metavar="FLAG", help="one group for each value of these flags")
     parser.add_argument("--may-differ", nargs="+", default=[], metavar="FLAG", help="flags that may differ in a group")
     parser.add_argument("--format", choices=FORMATS, default="markdown")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw curves, cells and samples there")
     asked = parser.parse_args(argv)
     try:
         baseline = [read(path) for path in dict.fromkeys(asked.baseline)]
         runs = [read(path) for path in dict.fromkeys(asked.runs) if path not in asked.baseline]
         groups = grouped(runs, baseline, asked.by, asked.may_differ)
-        print(FORMATS[asked.format](report(groups, asked.by)), end="")
+        print(FORMATS[asked.format](report(groups, asked.by)), end="", flush=True)
+        if asked.pictures:
+            print(f"{asked.pictures}: {len(pictures(groups, asked.pictures))} pictures", file=sys.stderr)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 from scipy import stats
 
 from common import report
@@ -316,6 +318,119 @@ def test_lines_that_are_cut_off_are_left_out_and_bad_files_are_named(tmp_path: P
     assert main([str(path)]) == 2
     assert main([str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+# ---- curves and pictures ---------------------------------------------------------------------------
+
+
+def test_a_band_ends_where_a_seed_has_no_finite_score_and_kinds_are_apart(tmp_path: Path) -> None:
+    paths = [made(tmp_path, seed, fid) for seed, fid in enumerate((2.0, 4.0))]
+    with open(paths[0] / "metrics.jsonl", "a") as f:
+        last = {
+            "step": 12,
+            "t": 120.0,
+            "phase": "eval",
+            **{f"eval/{k}": v for k, v in KIND._asdict().items() if k != "weights"},
+        }
+        f.write(json.dumps({**last, "eval/fid": 1.0}) + "\n")
+        f.write(json.dumps({**last, "eval/fid": 1.0, "eval/n": 5}) + "\n")
+        f.write(json.dumps({**last, "eval/fid": 1.0, "phase": "search"}) + "\n")
+    with open(paths[1] / "metrics.jsonl", "a") as f:
+        f.write(json.dumps({**last, "eval/fid": None}) + "\n")
+    found = report.curves(grouped([read(p) for p in paths]))
+    assert [(phase, kind.n, key) for phase, kind, key in found] == [
+        ("eval", 100, "fid"),
+        ("eval", 5, "fid"),
+        ("search", 100, "fid"),
+    ]
+    (curve,) = found["eval", KIND._replace(weights=""), "fid"]
+    sd = pytest.approx(2**0.5)
+    assert curve.band == [(0, 0.5, 11, sd), (4, 40.5, 7, sd), (8, 80.5, 3, sd)]
+    assert [seed[-1][2] for seed in curve.seeds] == [1.0, None]
+
+
+@pytest.mark.parametrize(
+    ("genotype", "links"),
+    [
+        ({"nodes": {"N1": [["U0", "conv"]], "U1": [["N1", "up"]]}}, [("U0", "N1", "conv"), ("N1", "U1", "up")]),
+        (
+            {
+                "cells": [
+                    {"conv": "pre", "norm": "bn", "up": "deconv"},
+                    {"conv": "post", "norm": "in", "up": "near", "skips": [1]},
+                ]
+            },
+            [("z", "cell 1", "pre bn deconv"), ("cell 1", "cell 2", "post in near"), ("cell 1", "cell 2", "skip")],
+        ),
+        ({"G": [list("abcdefg")], "D": [list("abcdefg")]}, [*zip("0012123", "1233444", "abcdefg", strict=True)]),
+        ({"G": [["a", "b"]], "D": None}, []),
+    ],
+)
+def test_cells_of_every_form_of_genotype(genotype: dict, links: list, tmp_path: Path) -> None:
+    path = made(tmp_path, 0)
+    write(path / "genotype.json", genotype)
+    assert [sorted(found) for _, found in report.cells(read(path))] == ([sorted(links)] if links else [])
+
+
+def test_cells_of_a_discriminator_take_their_edges_from_the_search(tmp_path: Path) -> None:
+    path = made(tmp_path, 0)
+    write(path / "genotype.json", {"D": [["a<b", "c"], ["d", "none"]]})
+    names = {"D": {"1/0->1": {}, "1/1->2": {}, "2/0->1": {}, "2/0->2": {}}}
+    (path / "search.jsonl").write_text(json.dumps({"step": 1, "probabilities": names}) + "\n")
+    found = report.cells(read(path))
+    assert found == [("D, cell 1", [("0", "1", "a<b"), ("1", "2", "c")]), ("D, cell 2", [("0", "1", "d"), ("0", "2", "none")])]
+    tree = ElementTree.fromstring(report.cells_svg(found))
+    texts = [x.text for x in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a<b", "c", "d", "none", "D, cell 2"} <= set(texts)
+    assert sum(x.tag.endswith("circle") for x in tree.iter()) == 6
+
+
+def test_a_strip_has_a_column_for_each_step_and_the_same_latents_in_its_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for step in range(30):
+        grid = Image.new("RGB", (2 + 8 * 18, 2 + 8 * 18))
+        for row in range(4):
+            grid.paste((step, 50 * row, 0), (2, 2 + 18 * row, 18, 18 + 18 * row))
+        grid.save(folder / f"{step:06d}.png")
+    files = report.sample_files(read_only(tmp_path))
+    made_strip = report.strip(files)
+    assert made_strip.size == (12 * 66 + 2, 4 * 66 + 16)
+    assert [made_strip.getpixel((30 + 66 * i, 40 + 66 * row)) for i, row in ((0, 0), (0, 3), (11, 2))] == [
+        (0, 0, 0), (0, 150, 0), (29, 100, 0)
+    ]  # fmt: skip
+    Image.new("RGB", (5, 5)).save(folder / "000030.png")
+    with pytest.raises(UserError, match=r"000030\.png"):
+        report.strip(report.sample_files(read_only(tmp_path)))
+
+
+def read_only(folder: Path) -> report.Run:
+    return report.Run(folder, {})
+
+
+def test_pictures_without_matplotlib_are_cells_and_samples_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made(tmp_path / "runs", 0)
+    write(path / "genotype.json", {"nodes": {"N1": [["U0", "conv"]]}})
+    (path / "samples").mkdir()
+    Image.new("RGB", (146, 146)).save(path / "samples" / "000008.png")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([str(path), "--pictures", str(tmp_path / "pictures")]) == 2
+    out = capsys.readouterr()
+    assert "nas, 0" in out.out
+    assert out.err.count("\n") == 1
+    assert sorted(p.name for p in (tmp_path / "pictures").glob("*")) == [f"cells-{path.name}.svg", f"samples-{path.name}.png"]
+
+
+def test_curves_are_drawn_for_each_kind(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    paths = [*two_arms(tmp_path, (1.0, None), (2.0, 3.0)), made(tmp_path, 2, row={"eval/bn": "batch"})]
+    drawn = report.pictures(grouped([read(p) for p in paths]), tmp_path / "pictures")
+    names = [f"eval-fid-compact-100{more}.{suffix}" for more in ("", "-2") for suffix in ("svg", "pdf")]
+    assert [p.name for p in drawn] == names
+    assert all(p.stat().st_size > 1000 for p in drawn)
 
 
 @pytest.mark.usefixtures("quick_compact")
