@@ -22,7 +22,8 @@ import torch
 
 import adversarialnas as nas
 from benchmark.evidence import RESULTS as EVIDENCE
-from benchmark.evidence import ROOT, TRAIN, UPDATES, Arm, comparison, rows, write
+from benchmark.evidence import ROOT, TRAIN, UPDATES, Arm, rows, write
+from common.report import comparison, interval_cell
 from common.run import git_state
 
 RESULTS = ROOT / "benchmark" / "results" / "found-training.jsonl"
@@ -83,8 +84,7 @@ def table(found: list[dict]) -> list[str]:
             ", ".join(f"{x:.2f}" for x in scores[arm]) + f": **{statistics.mean(scores[arm]):.2f}**" for arm in scores
         ]
         c = comparison(scores["found"], scores["random"])
-        interval = "{:+.2f} to {:+.2f}".format(*c["interval"]) + ("" if c["decided"] else ", inconclusive")
-        lines.append(f"| {changed} | {told[0]} | {told[1]} | {interval} |")
+        lines.append(f"| {changed} | {told[0]} | {told[1]} | {interval_cell(c)} |")
     return lines
 
 

@@ -25,7 +25,12 @@ NO_MATTER = {  # flags that change no result; the images are known by their dige
     "log_every", "sample_every", "inception_weights",
 }  # fmt: skip
 HIGHER = {"is", "precision", "recall", "density", "coverage"}  # better if higher; FID and KID: if lower
-NO_SCORE = {"step", "n"}  # numbers beside the scores in result.json, as are all "..._std", "..._se" and "..._n"
+NO_SCORE = {
+    "step",
+    "n",
+    "t",
+    "seconds",
+}  # numbers beside the scores in result.json, as are all "..._std", "..._se" and "..._n"
 INTERVAL_FROM = 5  # seeds
 AUTHOR = "the author must answer"
 
@@ -33,7 +38,7 @@ AUTHOR = "the author must answer"
 # ---- reading ---------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """What a run directory holds; what is missing or cut off is empty."""
 
@@ -112,7 +117,7 @@ def json_lines(path: Path) -> Iterator[dict]:
 # ---- groups ----------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Runs that differ in the seed only, by seed."""
 
@@ -292,9 +297,7 @@ def summary(values: Sequence[float | None]) -> dict:
     if len(known) > 1:
         found["sd"] = statistics.stdev(known)
     if len(known) >= INTERVAL_FROM:
-        from scipy import stats
-
-        half = float(stats.t.ppf(0.975, len(known) - 1)) * found["sd"] / len(known) ** 0.5
+        half = student_t(len(known) - 1) * found["sd"] / len(known) ** 0.5
         found["interval"] = (found["mean"] - half, found["mean"] + half)
     return found
 
@@ -303,21 +306,27 @@ def comparison(found: Sequence[float], other: Sequence[float], higher: bool = Fa
     """Means, standard deviations, relative improvement of `found` (positive: better), and the 95 % interval of the
     difference of means (Welch); decided: the interval does not hold zero. At least two values each.
     interval: None if neither arm varies; improvement: None if the other mean is 0."""
-    sign = 1 if higher else -1
     mean, baseline = statistics.mean(found), statistics.mean(other)
-    spread, interval = (statistics.stdev(found), statistics.stdev(other)), None
+    difference, interval = (mean - baseline) * (1 if higher else -1), None
+    spread = (statistics.stdev(found), statistics.stdev(other))
     if any(spread):
-        from scipy import stats
-
-        low, high = sorted(sign * x for x in stats.ttest_ind(found, other, equal_var=False).confidence_interval(0.95))
-        interval = (float(low), float(high))
+        a, b = spread[0] ** 2 / len(found), spread[1] ** 2 / len(other)  # squared standard errors
+        half = student_t((a + b) ** 2 / (a**2 / (len(found) - 1) + b**2 / (len(other) - 1))) * (a + b) ** 0.5
+        interval = (difference - half, difference + half)
     return {
         "found": (mean, spread[0]),
         "random": (baseline, spread[1]),
-        "improvement": sign * (mean - baseline) / baseline if baseline else None,
+        "improvement": difference / baseline if baseline else None,
         "interval": interval,
         "decided": interval is not None and (interval[0] > 0 or interval[1] < 0),
     }
+
+
+def student_t(freedom: float) -> float:
+    """97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
 
 
 def compared(found: Sequence[float | None], other: Sequence[float | None], key: str) -> dict:
@@ -498,7 +507,7 @@ def checklist(groups: Sequence[Group], by: Sequence[str] = ()) -> list[dict]:
         ),
         (
             "Is the search compared with random search?",
-            any(base.random for _, base in pairs if base),
+            any(base.random for _, base in pairs if base) or (None if pairs else False),
             "config.json: args",
             ", ".join(f"{g.name} against {base.name}" for g, base in pairs if base),
         ),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import evidence, planted
+from common.report import comparison
 from tests.runs import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +91,12 @@ def test_the_planted_optima_on_the_page_are_those_of_the_rows() -> None:
     page = (ROOT / "docs" / "evidence.md").read_text()
     expected = "\n".join(planted.table(evidence.rows(planted.RESULTS)))
     assert page.split("<!-- planted -->\n")[1].split("<!-- end -->")[0].strip() == expected
+    g_rate = [
+        [r["found"] for r in evidence.rows(planted.RESULTS) if r["experiment"] == f"preference, G's rate {x}"]
+        for x in (0, "5e-4")
+    ]
+    c = comparison(g_rate[1], g_rate[0], higher=True)
+    assert "{:+.1f} to {:+.1f}".format(*c["interval"]) in page
     assert len({(row["experiment"], row["seed"]) for row in evidence.rows(planted.RESULTS)}) == len(
         evidence.rows(planted.RESULTS)
     )
