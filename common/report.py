@@ -595,7 +595,7 @@ def interval_cell(c: dict | None, digits: int = 2) -> str:
 
 
 def tables(found: dict) -> list[Table]:
-    """The tables of a report: its groups, scores (one table for each kind), costs, notes, the checklist."""
+    """The tables of a report: groups; for each kind of scores, a summary and every seed; costs, notes, checklist."""
     groups, made = found["groups"], []
     rows = []
     for g in groups:
@@ -604,9 +604,11 @@ def tables(found: dict) -> list[Table]:
         told = [g["dataset"], g["preset"], str(len(g["runs"])), g["baseline"] or "", commit, torch, g["device"]]
         rows.append([g["name"], *map(str, told)])
     made.append(Table("Runs", ["runs", "images", "preset", "seeds", "against", "commit", "torch", "device"], rows))
-    kinds = list(dict.fromkeys(Kind(**row["kind"]) for row in found["scores"]))
-    for kind in kinds:
-        made.append(score_table(kind, [row for row in found["scores"] if Kind(**row["kind"]) == kind]))
+    of_kind: dict[Kind, list[dict]] = {}
+    for row in found["scores"]:
+        of_kind.setdefault(Kind(**row["kind"]), []).append(row)
+    made += [summary_table(kind, rows, groups) for kind, rows in of_kind.items()]
+    made += [score_table(kind, rows) for kind, rows in of_kind.items()]
     made.append(cost_table(groups))
     if told_notes := [[g["name"], note] for g in groups for note in g["notes"]]:
         made.append(Table("Notes", ["runs", "note"], told_notes))
@@ -617,15 +619,37 @@ def tables(found: dict) -> list[Table]:
     return made
 
 
+def columns_of(rows: list[dict]) -> dict[str, tuple[str, int]]:
+    """Head and decimals of each score's column."""
+    arrow = {"higher": " ↑", "lower": " ↓", None: ""}
+    heads = {row["score"]: row["label"] + arrow[row["better"]] for row in rows}
+    return {key: (h, digits_for(v for r in rows if r["score"] == key for v in r["values"])) for key, h in heads.items()}
+
+
+def summary_table(kind: Kind, rows: list[dict], groups: list[dict]) -> Table:
+    """A row for each group: means, standard deviations, improvement over its baseline, and mean costs."""
+    columns, lines = columns_of(rows), []
+    for g in groups:
+        if not (mine := {row["score"]: row for row in rows if row["group"] == g["name"]}):
+            continue
+        cells = [mean_cell(mine[key], d) if key in mine else "not scored" for key, (_, d) in columns.items()]
+        better = [(row["label"], row["against"]) for row in mine.values() if row["against"]]
+        words = [f"{label} {', '.join(x for x in (improvement_cell(c), c['why']) if x)}" for label, c in better]
+        costs = [summary([run[key] for run in g["runs"]])["mean"] for key in ("params of G", "macs of G")]
+        hours = summary([run["seconds"]["sum"] for run in g["runs"]])["mean"]
+        hours_cell = "not in the run" if hours is None else f"{hours / 3600:.3g}"
+        lines.append([g["name"], str(len(g["runs"])), *cells, "; ".join(words), *map(_whole, costs), hours_cell])
+    heads = [head for head, _ in columns.values()]
+    head = ["runs", "seeds", *heads, "improvement over the baseline", "parameters of G", "MACs of G", "hours"]
+    return Table(f"Summary: {kind}", head, lines)
+
+
 def score_table(kind: Kind, rows: list[dict]) -> Table:
     """Each seed's scores of one kind, mean and standard deviation, and the comparison; scores: columns."""
-    columns = {row["score"]: row for row in rows}
-    arrow = {"higher": " ↑", "lower": " ↓", None: ""}
-    digits = [digits_for(v for row in rows if row["score"] == key for v in row["values"]) for key in columns]
-    lines = []
+    columns, lines = columns_of(rows), []
     for group in dict.fromkeys(row["group"] for row in rows):
         by_score = {row["score"]: row for row in rows if row["group"] == group}
-        mine = [(by_score.get(key), d) for key, d in zip(columns, digits, strict=True)]
+        mine = [(by_score.get(key), d) for key, (_, d) in columns.items()]
         (seeds, *_), bases = ([row[k] for row in by_score.values() if row[k]] for k in ("seeds", "against"))
         lines += [[f"{group}, {seed}", *(seed_cell(row, i, d) for row, d in mine)] for i, seed in enumerate(seeds)]
         lines.append([f"**{group}**", *("not scored" if row is None else mean_cell(row, d) for row, d in mine)])
@@ -635,7 +659,7 @@ def score_table(kind: Kind, rows: list[dict]) -> Table:
             against = [(row and row["against"], d) for row, d in mine]
             lines.append([f"**improvement over {bases[0]['baseline']}**", *(improvement_cell(c) for c, _ in against)])
             lines.append(["**95 % interval of the difference**", *(interval_cell(c, d) for c, d in against)])
-    return Table(str(kind), ["runs, seed", *(row["label"] + arrow[row["better"]] for row in columns.values())], lines)
+    return Table(f"Every seed: {kind}", ["runs, seed", *(head for head, _ in columns.values())], lines)
 
 
 def cost_table(groups: list[dict]) -> Table:
@@ -686,7 +710,9 @@ def latex(found: dict) -> str:
     blocks = ["% needs \\usepackage{booktabs}"]
     for t in tables(found):
         head, *rows = [" & ".join(map(tex, row)) + " \\\\" for row in (t.head, *t.rows)]
-        lines = [f"% {one_line(t.title)}", f"\\begin{{tabular}}{{{'l' * len(t.head)}}}", "\\toprule", head, "\\midrule"]
+        widest = [max(map(len, column)) for column in zip(t.head, *t.rows, strict=True)]
+        columns = "".join("l" if n <= 40 else "p{0.25\\linewidth}" for n in widest)
+        lines = [f"% {one_line(t.title)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", head, "\\midrule"]
         blocks.append("\n".join([*lines, *rows, "\\bottomrule", "\\end{tabular}"]))
     return "\n\n".join(blocks) + "\n"
 
@@ -697,8 +723,9 @@ def tex(text: object) -> str:
     bold = text.startswith("**") and text.endswith("**") and len(text) > 4
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {c: "\\" + c for c in "_%&#${}"}
+    special |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
     special |= {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "∞": r"$\infty$"}
-    escaped = "".join(special.get(c, c) for c in (text[2:-2] if bold else text))
+    escaped = "".join(special.get(c, c) for c in (text[2:-2] if bold else text)).replace("--", "-{}-")
     return f"\\textbf{{{escaped}}}" if bold else escaped
 
 
