@@ -60,7 +60,16 @@ class Run:
 
     @property
     def seed(self) -> Any:
-        return self.config.get("seed")
+        return plain(self.config.get("seed"))
+
+    @property
+    def script(self) -> str:
+        return str(self.config.get("script"))
+
+    @property
+    def images(self) -> str:
+        """Digest of the training images."""
+        return str(self.config.get("data_digest"))
 
     @property
     def random(self) -> str:
@@ -83,9 +92,13 @@ def dictionary(value: object) -> dict:
     return value if isinstance(value, dict) else {}
 
 
+def listed(value: object) -> list:
+    return value if isinstance(value, list) else []
+
+
 def number(value: object) -> float | None:
-    """The value as a finite float; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """The value as a finite float that can be squared; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e150:
         return None
     return float(value)
 
@@ -123,6 +136,7 @@ class Group:
 
     name: str
     runs: list[Run]
+    values: tuple = ()  # of the flags that groups may differ in
     baseline: "Group | None" = None  # what it is compared with
 
     @property
@@ -135,9 +149,9 @@ class Group:
 
 
 def settings(run: Run, may_differ: Iterable[str] = ()) -> dict:
-    """All that two runs of a group must have in common: images, and the flags that can change a result."""
+    """All that two runs of the same images and arm must have in common: the flags that can change a result."""
     args = {k: v for k, v in run.args.items() if k not in NO_MATTER and k not in may_differ}
-    return {"script": run.config.get("script"), "images": run.config.get("data_digest"), **args}
+    return {"script": run.script, **args}
 
 
 def difference(a: dict, b: dict) -> dict[str, tuple]:
@@ -170,21 +184,24 @@ def grouped(
     arms: dict[tuple, list[Run]] = {}
     for run in (*runs, *baseline):
         values = tuple(str(run.args.get(name)) for name in by)
-        arm = (str(run.config.get("script")), run.config.get("data_digest"), run.random, values, run in baseline)
+        arm = (run.script, run.images, run.random, values, run in baseline)
         arms.setdefault(arm, []).append(run)
     several = len({images for _, images, *_ in arms}) > 1
     groups = []
-    for (script, _, random, values, given), members in arms.items():
+    for (script, images, random, values, given), members in arms.items():
         name = script.removesuffix(".py") + (f" ({random})" if random else "")
         name += f" on {members[0].config.get('dataset')}" if several else ""
         name += "".join(f", {k} {v}" for k, v in zip(by, values, strict=True))
-        groups.append(Group(name + (", baseline" if given and not random else ""), one_group(members, may_differ)))
+        name += ", baseline" if given and not random else ""
+        name += f", images {images[:6]}" if any(g.name == name for g in groups) else ""  # of the same name
+        name += f", {len(groups) + 1}" if any(g.name == name for g in groups) else ""
+        groups.append(Group(name, one_group(members, may_differ), values))
     if baseline:
         return against(groups, [g for g in groups if g.first in baseline])
     for group in groups:
         if not group.random:
             group.baseline = random_arm(group, groups)
-    return sorted(groups, key=lambda g: (str(g.first.config.get("script")), g.random))
+    return sorted(groups, key=lambda g: (g.first.script, g.random))
 
 
 def one_group(runs: Sequence[Run], may_differ: Iterable[str]) -> list[Run]:
@@ -209,8 +226,7 @@ def against(groups: list[Group], baselines: list[Group]) -> list[Group]:
         raise UserError(f"--baseline: {' and '.join(g.name for g in baselines)} are several groups; give one")
     others = [g for g in groups if g is not baselines[0]]
     for group in others:
-        images = [g.first.config.get("data_digest") for g in (group, baselines[0])]
-        if images[0] != images[1]:
+        if group.first.images != baselines[0].first.images:
             raise UserError(f"--baseline {baselines[0].first.path}: other images than {group.first.path}; use the same")
         group.baseline = baselines[0]
     return [*others, baselines[0]]
@@ -218,8 +234,9 @@ def against(groups: list[Group], baselines: list[Group]) -> list[Group]:
 
 def random_arm(group: Group, groups: list[Group]) -> Group | None:
     """The random search of the same script and images. UserError: there are several."""
-    ours = [group.first.config.get(k) for k in ("script", "data_digest")]
-    found = [g for g in groups if g.random and [g.first.config.get(k) for k in ("script", "data_digest")] == ours]
+    ours = (group.first.script, group.first.images)
+    found = [g for g in groups if g.random and (g.first.script, g.first.images) == ours]
+    found = [g for g in found if g.values == group.values] or found
     if len(found) > 1:
         names = " and ".join(g.name for g in found)
         raise UserError(f"{group.name}: {names} are both random; name one's runs with --baseline")
@@ -265,9 +282,10 @@ def scores(run: Run) -> dict[Kind, dict[str, float | None]]:
         values = {k: number(v) for k, v in block.items() if is_score(k, v)}
         if not values or not any(k in block for k in ("net", "n", "fid", "is")):
             continue
-        step = block.get("step", 0)
-        row: dict = next((r for r in reversed(run.rows) if r.get("step") == step and "eval/net" in r), {})
-        about = {k: block.get(k, run.result.get(k, row.get(f"eval/{k}"))) for k in Kind._fields[1:]}
+        about = {k: block.get(k, run.result.get(k)) for k in Kind._fields[1:]}
+        same = {"step": block.get("step", 0), "eval/net": about["net"], "eval/n": about["n"]}
+        row: dict = next((row for row in reversed(run.rows) if same.items() <= row.items()), {})
+        about = {k: row.get(f"eval/{k}") if v is None else v for k, v in about.items()}
         if weights == "last" and run.args.get("phase") == "eval":
             weights = Path(str(run.args.get("weights"))).name
         found[Kind(weights, **{k: plain(v) for k, v in about.items()})] = values
@@ -435,12 +453,8 @@ def score_rows(groups: Sequence[Group]) -> list[dict]:
                 if not having:
                     continue
                 values = [of[run.path][kind][key] if run in having else None for run in group.runs]
-                row: dict[str, Any] = {
-                    "kind": kind._asdict(),
-                    "score": key,
-                    "label": score_name(key, kind.net),
-                    "better": better(key),
-                }
+                row: dict[str, Any] = {"kind": kind._asdict(), "score": key, "better": better(key)}
+                row |= {"label": score_name(key, kind.net)}
                 row |= {"group": group.name, "seeds": [run.seed for run in group.runs], "values": values}
                 row |= {"state": [state_of(run, run in having) for run in group.runs], **summary(values)}
                 base = group.baseline
@@ -470,7 +484,7 @@ def checklist(groups: Sequence[Group], by: Sequence[str] = ()) -> list[dict]:
     commit = f"commit {', '.join(commits)}" + (", changed" if dirty else "")
     code = ("source/; config.json: git", f"{commit}; as it ran, to be published with the results")
     pairs = [(g, g.baseline) for g in groups if g.baseline]
-    images = {run.config.get("data_digest") for run in runs}
+    images, scripts = {run.images for run in runs}, {run.script for run in runs}
     evaluators = {kind[1:4] for run in runs for kind in scores(run)}
     looks = [sum(row.get("eval/fid") is not None and "t" in row for row in run.rows) for run in runs]
     differs: dict[str, tuple] = {}
@@ -488,9 +502,9 @@ def checklist(groups: Sequence[Group], by: Sequence[str] = ()) -> list[dict]:
         ("Is it published now, in whatever state, rather than once it is tidy?", None, "", ""),
         (
             "Are methods compared on one benchmark: the same images, search space and training code?",
-            len(images) == 1 and len(commits) == 1 and len({run.config.get("script") for run in runs}) == 1,
+            len(images) == len(commits) == len(scripts) == 1,
             "config.json: data_digest, script, git",
-            f"{len(images)} data set(s), {len({run.config.get('script') for run in runs})} script(s)",
+            f"{len(images)} data set(s), {len(commits)} commit(s), {len(scripts)} script(s)",
         ),
         ("Is the part of each ingredient known (ablations)?", True if by else None, "config.json: args", ", ".join(by)),
         (
@@ -831,23 +845,29 @@ def pictures(groups: Sequence[Group], folder: Path) -> list[Path]:
     """Write the cells of each run's genotype (SVG), its samples over time (PNG), and each score over steps and over
     time with a band of one standard deviation over the seeds (SVG and PDF). Returns the files.
     UserError: matplotlib is missing, found after everything that does not need it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    made = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--pictures {folder}: {e.strerror}; use another folder") from None
+    made: list[Path] = []
+
+    def new(name: str, suffix: str) -> Path:
+        while (path := folder / f"{name}.{suffix}") in made:  # of runs or kinds of scores that are not the same
+            name += "-2"
+        made.append(path)
+        return path
+
     for run in (run for group in groups for run in group.runs):
         if found := cells(run):
-            made.append(folder / f"cells-{run.name}.svg")
-            made[-1].write_text(cells_svg(found))
+            new(f"cells-{run.name}", "svg").write_text(cells_svg(found))
         if grids := sample_files(run):
-            made.append(folder / f"samples-{run.name}.png")
-            strip(grids).save(made[-1])
+            strip(grids).save(new(f"samples-{run.name}", "png"))
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("--pictures: no curves without matplotlib; pip install matplotlib") from None
     for (phase, kind, key), lines in curves(groups).items():
         name = "-".join(re.sub(r"\W+", "_", str(x)) for x in (phase, key, kind.net, kind.n))
-        while (folder / f"{name}.svg") in made:  # of the same name, but not of the same kind
-            name += "-2"
         figure = Figure(figsize=(10, 4), layout="constrained")
         figure.suptitle(f"{phase}: {str(kind).partition(', ')[2]}", fontsize="medium")
         steps, compute = figure.subplots(1, 2, sharey=True)
@@ -859,8 +879,7 @@ def pictures(groups: Sequence[Group], folder: Path) -> list[Path]:
         compute.set(xlabel="hours since the run began, search included")
         steps.legend(fontsize="small")
         for suffix in ("svg", "pdf"):
-            made.append(folder / f"{name}.{suffix}")
-            figure.savefig(made[-1])
+            figure.savefig(new(name, suffix))
     return made
 
 
@@ -911,29 +930,26 @@ def cells(run: Run) -> list[Cell]:
     """The cells of genotype.json whose edges are known, with the operation on each edge."""
     genotype, found = run.genotype, list[Cell]()
     if nodes := dictionary(genotype.get("nodes")):  # {node: [[from, operation], ...]}
-        pairs = [(node, x) for node, inputs in nodes.items() if isinstance(inputs, list) for x in inputs]
+        pairs = [(node, x) for node, inputs in nodes.items() for x in listed(inputs)]
         return [("G", [(str(x[0]), node, str(x[1])) for node, x in pairs if isinstance(x, list) and len(x) == 2])]
-    parts = genotype.get("cells")
-    if isinstance(parts, list):  # a chain of cells, with skips from earlier ones
+    if parts := listed(genotype.get("cells")):  # a chain of cells, with skips from earlier ones
         links = []
         for i, part in enumerate(map(dictionary, parts), 1):
-            ops = " ".join(str(part.get(k)) for k in ("conv", "norm", "up")) + (
-                " shortcut" if part.get("shortcut") else ""
-            )
-            links.append(("z" if i == 1 else f"cell {i - 1}", f"cell {i}", ops))
-            skips = part.get("skips")
-            links += [(f"cell {k}", f"cell {i}", "skip") for k in (skips if isinstance(skips, list) else [])]
+            own = [str(part.get(k)) for k in ("conv", "norm", "up")] + (["shortcut"] if part.get("shortcut") else [])
+            links.append(("z" if i == 1 else f"cell {i - 1}", f"cell {i}", " ".join(own)))
+            links += [(f"cell {k}", f"cell {i}", "skip") for k in listed(part.get("skips"))]
         return [("G", links)]
     rows = [dictionary(row["probabilities"]) for row in run.search if "probabilities" in row]
     for net in "GD":
         names = [edge.partition("/") for edge in dictionary(rows[0].get(net) if rows else None)]  # "1/0->2": of cell 1
-        for i, ops in enumerate(genotype.get(net) or [], 1):
-            edges = tuple(edge for cell, _, edge in names if cell == str(i)) or G_EDGES.get(
-                len(ops) if net == "G" else 0
+        for i, ops in enumerate(listed(genotype.get(net)), 1):
+            ops = listed(ops)
+            edges = tuple(edge for cell, _, edge in names if cell == str(i)) or (
+                G_EDGES.get(len(ops)) if net == "G" else None
             )
-            if isinstance(ops, list) and edges and len(edges) == len(ops):
-                title = f"{net}, cell {i}"
-                found.append((title, [(*e.partition("->")[::2], str(op)) for e, op in zip(edges, ops, strict=True)]))
+            if edges and len(edges) == len(ops):
+                links = [(*edge.partition("->")[::2], str(op)) for edge, op in zip(edges, ops, strict=True)]
+                found.append((f"{net}, cell {i}", links))
     return found
 
 

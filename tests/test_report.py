@@ -90,6 +90,9 @@ def test_a_comparison_has_welchs_interval_and_a_sign_that_means_better() -> None
     assert not c["decided"]
     assert report.comparison([1.0, 2.0, 3.0], [4.0, 5.0, 9.0], higher=True)["improvement"] == pytest.approx(-4 / 6)
     assert report.comparison([1.0, 1.1, 1.2], [4.0, 4.1, 4.2])["decided"]
+    worse = report.comparison([4.0, 4.1, 4.2], [1.0, 1.1, 1.2])
+    assert worse["decided"]
+    assert worse["interval"][1] < 0
 
 
 def test_without_any_spread_or_with_a_mean_of_zero_nothing_is_decided_or_divided() -> None:
@@ -121,7 +124,7 @@ def test_runs_that_differ_in_the_seed_only_are_a_group_in_the_order_of_their_see
 def test_another_difference_is_named(change: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     paths = [str(made(tmp_path, 0)), str(made(tmp_path, 1, **change))]
     if "config" in change:  # other images: another group, not an error
-        assert [g.name for g in grouped([read(Path(p)) for p in paths])] == ["nas on tiny", "nas on tiny"]
+        assert [g.name for g in grouped([read(Path(p)) for p in paths])] == ["nas on tiny", "nas on tiny, images d2"]
         return
     assert main(paths) == 2
     out = capsys.readouterr()
@@ -135,6 +138,9 @@ def test_by_makes_a_group_of_each_value_and_may_differ_none(tmp_path: Path) -> N
     groups = grouped(runs, by=["--g-lr"])
     assert [[run.seed for run in g.runs] for g in groups] == [[0, 1], [0, 1]]
     assert "0.002" in groups[1].name
+    random = [read(made(tmp_path, 0, g_lr=g_lr, search="random")) for g_lr in (1e-3, 2e-3)]
+    compared = [(g.name, g.baseline.name) for g in grouped([*runs, *random], by=["g_lr"]) if g.baseline]
+    assert compared == [(f"nas, g_lr {x}", f"nas (random), g_lr {x}") for x in (0.001, 0.002)]
     (group,) = grouped(runs[:1] + runs[3:], may_differ=["g_lr"])
     assert any("g_lr" in note for note in report.notes(group))
     with pytest.raises(UserError, match="g_rl"):
@@ -226,6 +232,8 @@ def test_a_score_that_is_not_finite_or_missing_is_said_and_decides_nothing(tmp_p
     assert row["state"][2:] == ["not finite", "no result"]
     assert (row["against"]["decided"], row["against"]["interval"]) == (False, None)
     assert {"2", "3"} <= {note.split()[1].strip(":") for g in found["groups"] for note in g["notes"]}
+    (lost,) = [note for g in found["groups"] for note in g["notes"] if note.startswith("seed 3")]
+    assert "training diverged" in lost
     for text in report.FORMATS.values():
         assert text(found)
 
@@ -236,6 +244,19 @@ def test_a_search_alone_has_no_scores_but_seconds(tmp_path: Path) -> None:
     assert found["scores"] == []
     assert found["groups"][0]["runs"][0]["seconds"]["search"] == 10
     assert report.markdown(found)
+
+
+def test_warnings_of_a_search_are_noted(tmp_path: Path) -> None:
+    path = made(tmp_path, 0)
+    (path / "search.jsonl").write_text('{"warning": "alpha has no gradient"}\n{"step": 2}\n')
+    (note,) = report.notes(grouped([read(path)])[0])
+    assert "1 of 2" in note
+    assert "alpha has no gradient" in note
+
+
+def test_other_numbers_of_result_json_are_no_scores(tmp_path: Path) -> None:
+    path = made(tmp_path, 0, result={"genotype": {"params": {"G": 7}, "n": 2}, "limits": {"low": 1.0}})
+    assert len(scores(read(path))) == 1
 
 
 def test_weights_that_were_given_are_named(tmp_path: Path) -> None:
@@ -269,6 +290,8 @@ def test_the_checklist_has_14_points_and_answers_by_the_runs(tmp_path: Path) -> 
     one = answers([other_commit, made(tmp_path / "one", 1, result=None)])
     assert {i for i, answer in one.items() if answer == "not shown"} == {1, 2, 4, 7, 8, 11, 13}
     assert answers([made(tmp_path / "alone", 0)])[9] == "not shown"
+    baseline = [read(made(tmp_path / "base", 0, g_lr=3.0))]
+    assert answers([made(tmp_path / "ours", 0)], baseline=baseline)[8] == report.AUTHOR  # who knows whether it is random
 
 
 # ---- formats ---------------------------------------------------------------------------------------
