@@ -187,7 +187,7 @@ def grouped(
         arm = (run.script, run.images, run.random, values, run in baseline)
         arms.setdefault(arm, []).append(run)
     several = len({images for _, images, *_ in arms}) > 1
-    groups = []
+    groups: list[Group] = []
     for (script, images, random, values, given), members in arms.items():
         name = script.removesuffix(".py") + (f" ({random})" if random else "")
         name += f" on {members[0].config.get('dataset')}" if several else ""
