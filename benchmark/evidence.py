@@ -3,6 +3,7 @@
 python -m benchmark.evidence run --images cifar10_train.npz [METHOD ...] [--seeds 0 1 2 3 4] [--jobs 2]
 python -m benchmark.evidence subset --images cifar10_train.npz --out part.npz   12,000 images, as many of each class
 python -m benchmark.evidence table                                              Markdown tables of the committed rows
+python -m benchmark.evidence summary                                            one line for each method
 
 Per method and seed, in one process:
   found   the method's search, then its generator trained from scratch
@@ -258,6 +259,24 @@ def table(found: list[dict], method: str) -> list[str]:
     return lines
 
 
+def summary_table(found: list[dict]) -> list[str]:
+    """Markdown lines of all methods: FID(compact) of both arms, whether the search beats chance, and the command."""
+    lines = ["| | seeds | FID(compact), found | random | improvement | 95 % interval of the difference | command |"]
+    lines.append("|---" * 7 + "|")
+    for method in sorted({row["method"] for row in found}):
+        mine = [row for row in found if row["method"] == method]
+        ours, other = ([row["fid"] for row in mine if row["arm"] == arm] for arm in ("found", "random"))
+        c = compared(ours, other, "fid")
+        says = interval_cell(c)
+        if c["decided"]:
+            says += ": beats chance" if c["improvement"] > 0 else ": worse than chance"
+        cells = [mean_cell({"values": v, **summary(v)}) for v in (ours, other)]
+        device = "cpu" if mine[0]["device"].startswith("CPU") else "cuda"
+        flags = f"run {method} --images {mine[0]['images']} --device {device} --scale {mine[0]['scale']:g}"
+        lines.append(f"| {method} | {len(ours)} | {' | '.join(cells)} | {improvement_cell(c)} | {says} | `{flags}` |")
+    return lines
+
+
 def subset(asked: argparse.Namespace, count: int = 12_000) -> None:
     """Write the first images of each class, the same number of each, in a random order that is always the same."""
     with np.load(asked.images) as file:
@@ -270,7 +289,7 @@ def subset(asked: argparse.Namespace, count: int = 12_000) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("run", "one", "subset", "table"))
+    parser.add_argument("what", choices=("run", "one", "subset", "table", "summary"))
     parser.add_argument("methods", nargs="*", default=METHODS, metavar="METHOD", help=f"default: {', '.join(METHODS)}")
     parser.add_argument("--images", type=Path, help=".npz with images and labels")
     parser.add_argument("--inception", type=Path, help="Inception weights, for FID-768; default: not scored")
@@ -294,6 +313,9 @@ def main() -> None:
     if asked.what == "table":
         for method in asked.methods:
             print(f"\n### {method}\n" + "\n".join(table(rows(asked.results), method)))
+        return
+    if asked.what == "summary":
+        print("\n".join(summary_table(rows(asked.results))))
         return
     if asked.images is None or (asked.what == "subset" and asked.out is None):
         parser.error("--images: required" if asked.images is None else "--out: required")
