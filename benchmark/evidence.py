@@ -269,11 +269,12 @@ def summary_table(found: list[dict]) -> list[str]:
         c = compared(ours, other, "fid")
         says = interval_cell(c)
         if c["decided"]:
-            says += ": beats chance" if c["improvement"] > 0 else ": worse than chance"
+            says += ": beats chance" if c["interval"][0] > 0 else ": worse than chance"
         cells = [mean_cell({"values": v, **summary(v)}) for v in (ours, other)]
         device = "cpu" if mine[0]["device"].startswith("CPU") else "cuda"
         flags = f"run {method} --images {mine[0]['images']} --device {device} --scale {mine[0]['scale']:g}"
-        lines.append(f"| {method} | {len(ours)} | {' | '.join(cells)} | {improvement_cell(c)} | {says} | `{flags}` |")
+        seeds = " and ".join(dict.fromkeys(str(len(v)) for v in (ours, other)))
+        lines.append(f"| {method} | {seeds} | {' | '.join(cells)} | {improvement_cell(c)} | {says} | `{flags}` |")
     return lines
 
 

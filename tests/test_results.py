@@ -87,6 +87,24 @@ def test_the_tables_of_the_pages_are_those_of_the_rows(tmp_path: Path) -> None:
             assert not tables
 
 
+def test_the_results_of_the_readme_are_those_of_the_rows() -> None:
+    page = (ROOT / "README.md").read_text()
+    expected = evidence.summary_table(evidence.rows(evidence.RESULTS))
+    assert page.split("<!-- results -->\n")[1].split("<!-- end of results -->")[0].splitlines() == expected
+
+
+def test_a_summary_says_what_beats_chance() -> None:
+    about = {"images": "x.npz", "device": "CPU, 2 threads", "scale": 0.5}
+    rows = [row("found", i, fid, **about) for i, fid in enumerate((1.0, 1.1, 1.2))]
+    rows += [row("random", i, fid, **about) for i, fid in enumerate((4.0, 4.1, 4.2))]
+    (line,) = evidence.summary_table(rows)[2:]
+    assert line.startswith("| eagan | 3 | 1.10 ± 0.10 | 4.10 ± 0.10 | +73 % | ")
+    assert "beats" in line
+    assert "`run eagan --images x.npz --device cpu --scale 0.5`" in line
+    (worse,) = evidence.summary_table([{**r, "arm": {"found": "random", "random": "found"}[r["arm"]]} for r in rows])[2:]
+    assert "worse" in worse
+
+
 def test_the_planted_optima_on_the_page_are_those_of_the_rows() -> None:
     page = (ROOT / "docs" / "evidence.md").read_text()
     expected = "\n".join(planted.table(evidence.rows(planted.RESULTS)))
