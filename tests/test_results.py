@@ -35,7 +35,7 @@ def test_both_arms_become_rows_and_are_not_done_twice(
     results = tmp_path / "rows.jsonl"
     asked = Namespace(
         methods=[method], seeds=[3], images=Path(tiny_data["dataset"]), inception=None, inception_n=0, inception_ref=0,
-        device="cpu", scale=1.0, work=tmp_path / "work", results=results,
+        device="cpu", scale=1.0, work=tmp_path / "work", results=results, command=["run"],
     )  # fmt: skip
     evidence.one(asked)
     found, random = evidence.rows(results)
