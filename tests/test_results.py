@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import evidence, planted
+from benchmark import evidence, found_training, planted
 from common.report import comparison
 from tests.runs import TINY
 
@@ -118,6 +118,14 @@ def test_the_planted_optima_on_the_page_are_those_of_the_rows() -> None:
     assert len({(row["experiment"], row["seed"]) for row in evidence.rows(planted.RESULTS)}) == len(
         evidence.rows(planted.RESULTS)
     )
+
+
+def test_the_trainings_of_found_generators_on_the_page_are_those_of_the_rows() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    expected = "\n".join(found_training.table(evidence.rows(found_training.RESULTS)))
+    assert page.split("<!-- found training -->\n")[1].split("<!-- end -->")[0].strip() == expected
+    ratios = [row["params"] / 2e5 for row in evidence.rows(found_training.RESULTS) if "g_ch" in row["flags"]]
+    assert round(max(ratios)) == 7
 
 
 def test_the_trial_of_degas_rates_on_the_page_is_that_of_the_rows() -> None:
