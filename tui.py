@@ -338,7 +338,12 @@ class Tui(App):
             **{"memory": lambda r: r.memory, "rate": lambda r: r.rate, "seed": lambda r: r.seed, "method": lambda r: r.method},
             "images": lambda r: number(r.last.get("n")),
         }
-        return ordered(runs, keys.get(self.sort, lambda r: r.score(self.sort)), self.reverse)
+        return ordered(runs, keys.get(self.sort, lambda r: r.score(self.sort)), self.falling)
+
+    @property
+    def falling(self) -> bool:
+        """Whether the largest comes first: of IS, unless reversed."""
+        return self.reverse != self.sort.startswith("IS")
 
     def labels(self) -> list[str]:
         """Names of all scores of all runs: FID before IS, those of the Inception network first."""

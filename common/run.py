@@ -152,7 +152,7 @@ class Run:
             "state": "starting", "phase": "search", "stage": "", "step": 0, "total": sum(n for _, n, _ in plan),
             "rate": None, "eta_s": None, "next": "", "last": {"fid": None, "is": None, "net": None},
             "process": process_identity(), "started": now(), "updated": now(), "gpu_mem": None, "peak_mem": None,
-            "checkpoints": 0,
+            "checkpoints": 0, "checked": now(),
             "resume_command": shlex.join([*launcher, "--resume", str(self.dir.absolute())]), "error": None,
         }  # fmt: skip
         if self.main:
@@ -390,6 +390,7 @@ class Run:
 
     def check(self) -> None:
         """Call during evaluations: update progress; with a single process, raise Stopped if requested."""
+        self.status["checked"] = now()  # that the main thread goes on, which the heartbeat does not tell
         if self.stopping and self.ranks.world == 1:
             raise Stopped
         self._show()

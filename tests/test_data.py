@@ -359,6 +359,23 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.labels.tolist() == list(chain(*labels))
 
 
+def test_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fine labels, by their names."""
+    from torchvision.datasets import CIFAR100
+
+    pixels, labels, names = random_images(20, 3072), list(range(20)), [f"kind {i}" for i in range(100)]
+    files = {name: {"data": pixels, "fine_labels": labels} for name in ("train", "test")} | {
+        "meta": {"fine_label_names": names}
+    }
+    write(tmp_path / "cifar-100-python", {name: pickle.dumps(content) for name, content in files.items()})
+    for name, value in (("train_list", [["train", None]]), ("test_list", [["test", None]])):
+        monkeypatch.setattr(CIFAR100, name, value)
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": None})
+    data = load_dataset("cifar100", tmp_path)
+    assert (data.name, data.labels.tolist(), data.classes) == ("cifar100", labels, tuple(names))
+    assert np.array_equal(data.images.numpy(), pixels.reshape(20, 3, 32, 32))
+
+
 def test_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.datasets import STL10
 

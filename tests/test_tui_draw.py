@@ -40,7 +40,7 @@ def test_a_chart_has_exactly_its_size(n: int, zoom: str, log: bool) -> None:
     y[n // 2 : n // 2 + 3] = np.nan
     series = [Series(np.arange(n, dtype=float), y, "s0", "a", raw=y, spread=np.abs(y)), Series(np.arange(n), y + 1, "s1", "b")]
     for width, height in ((20, 5), (55, 17), (120, 36)):
-        lines = texts(chart(series, width, height, log=log, zoom=zoom, cursor=n / 2, marks=(1.0,))[0])
+        lines = texts(chart(series, width, height, log=log, zoom=zoom, cursor=n / 2, marks=((1.0, "train"),))[0])
         assert [cell_len(line) for line in lines] == [width] * height
 
 

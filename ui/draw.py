@@ -182,6 +182,7 @@ class Series:
     letter: str = ""
     raw: "np.ndarray | None" = None  # unsmoothed values, drawn faintly behind
     spread: "np.ndarray | None" = None  # ± around y, drawn faintly behind
+    smooth: bool = False  # y is a moving average
 
 
 def ticks(low: float, high: float, n: int, log: bool = False) -> list[float]:
@@ -230,11 +231,13 @@ def span(series: list[Series], x: tuple[float, float], log: bool) -> tuple[float
 
 def chart(
     series: list[Series], width: int, height: int, *,
-    log: bool = False, zoom: str = "all", cursor: float | None = None, marks: Sequence[float] = (), empty: str = "no data yet"
+    log: bool = False, zoom: str = "all", cursor: float | None = None, marks: Sequence[tuple[float, str]] = (),
+    x_range: tuple[float, float] | None = None, empty: str = "no data yet"
 ) -> tuple[list[Line], str]:  # fmt: skip
     """(lines, note on points not shown). The last series is on top. zoom: all, tail (last 20% of x), low (lowest y).
 
-    A character has 2 x 4 dots; points in the same dot column are averaged. marks: x of dotted vertical lines.
+    A character has 2 x 4 dots; points in the same dot column are averaged. marks: x and name of dotted vertical lines.
+    x_range: default, that of the series.
     """
     import numpy as np
 
@@ -243,7 +246,7 @@ def chart(
     series = [s for s in series if len(s.x)]
     if w < 4 or h < 2 or not series:
         return ([[(fit(f"  {empty}", width), "dim")]] + [[(" " * width, "")] for _ in range(height - 1)])[:height], ""
-    x0, x1 = min(float(s.x[0]) for s in series), max(float(s.x[-1]) for s in series)
+    x0, x1 = x_range or (min(float(s.x[0]) for s in series), max(float(s.x[-1]) for s in series))
     if zoom == "tail":
         x0 = x1 - 0.2 * (x1 - x0)
     x_ticks = ticks(x0, x1, max(2, w // 9))
@@ -310,12 +313,16 @@ def chart(
             ends.append((int(rows[seen[-1]]) // 4, int(columns[seen[-1]]) // 2, len(styles) - 1, s.letter or "●"))
 
     chars = np.where(bits > 0, bits.astype(np.int32) + 0x2800, 32)
-    at = {round((m - x0) / (x1 - x0) * (W - 1)) // 2 for m in marks if x0 <= m <= x1}
+    named = [(round((m - x0) / (x1 - x0) * (W - 1)) // 2, name) for m, name in marks if x0 <= m <= x1]
     if cursor is not None and x0 <= cursor <= x1:
-        at = {round((cursor - x0) / (x1 - x0) * (W - 1)) // 2}
-    for column in at:
+        named = [(round((cursor - x0) / (x1 - x0) * (W - 1)) // 2, "")]
+    for column, name in named:
         free = bits[:, column] == 0
         chars[free, column], owner[free, column] = ord("┊"), -2
+        for k, letter in enumerate(name[: w - column - 1], column + 1):  # as far as nothing is drawn there
+            if bits[0, k] or chars[0, k] != 32 or not letter.isprintable() or len(letter.encode()) > 3:
+                break
+            chars[0, k], owner[0, k] = ord(letter), -2
     taken: set[tuple[int, int]] = set()
     for row, column, index, letter in ends:
         spots = [(row + y, column + x) for y, x in ((0, 1), (-1, 0), (1, 0), (0, 0), (-1, -1), (1, -1))]

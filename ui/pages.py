@@ -11,7 +11,7 @@ from statistics import mean, stdev
 
 from ui import draw
 from ui.draw import Line, Series, beside, count, duration, fit, human, score, table, wrapped
-from ui.runs import Run, clean, edges, entropy, fid_label, get, hypervolume, number, numeric_keys, same_but_seed
+from ui.runs import Run, clean, edges, entropy, fid_label, get, hypervolume, kind_of, number, numeric_keys, same_but_seed
 
 GLYPHS = {
     **{"queued": "○", "starting": "◌", "running": "●", "paused": "‖", "stalled": "⚠", "stopping": "◍"},
@@ -47,9 +47,9 @@ def state_word(run: Run) -> str:
     return f"{GLYPHS[run.state]} {run.state}" + (f": {run.why}" if run.why else "")
 
 
-def scores(run: Run) -> str:
-    """`FID 12.71 IS 8.41±0.10 on 50k images`; networks other than Inception are named: `FID(compact)`."""
-    last = run.last
+def scores(run: Run, at: float | None = None) -> str:
+    """`FID 12.71 IS 8.41±0.10 on 50k images`; networks other than Inception are named: `FID(compact)`. at: up to a step."""
+    last = run.last_at(at)
     if not last:
         return ""
     words = [f"{fid_label(last.get('net'))} {score(last['fid'])}"] if last.get("fid") is not None else []
@@ -60,8 +60,8 @@ def scores(run: Run) -> str:
     return " ".join([*words, *([f"on {human(n)} images"] if n else [])])
 
 
-def header(run: Run, width: int) -> list[Line]:
-    """Three lines: identity, progress, scores."""
+def header(run: Run, width: int, at: float | None = None) -> list[Line]:
+    """Three lines: identity, progress, scores. at: as of a step."""
     facts = [run.script or run.method, run.dataset, f"seed {run.seed}" if run.seed is not None else ""]
     pid = run.process.get("pid")
     facts += [f"pid {pid}" if run.live and isinstance(pid, int) else "", clean(run.config.get("device"), 30)]
@@ -70,24 +70,26 @@ def header(run: Run, width: int) -> list[Line]:
     title = f" {GLYPHS[run.state]} {fit(run.name, min(len(run.name), width // 2)).rstrip()}  "
     room = width - draw.cell_len(title)
     first: Line = [(title, "bold " + STYLES[run.state]), (wrapped((f for f in facts if f), room, " · ")[0], "dim")]
-    step, total = run.step, run.total
+    step, total = run.step if at is None else at, run.total
     share = min(1.0, step / total) if step is not None and total else None
     stage = clean(run.status.get("stage") or run.phase, 30)
     left = f" {run.state} " + (f"· {run.why} " if run.why else "") + (f"· {stage} " if stage and run.live else "")
+    left = left if at is None else " as of "
     right = f" step {human(step)}" + (f"/{human(total)}  {100 * (share or 0):.0f}%" if total else "")
-    right += f"  {duration(run.eta)} left" if run.eta is not None else ""
-    right += f"  {human(run.rate)} steps/s" if run.rate else ""
+    right += f"  {duration(run.eta)} left" if run.eta is not None and at is None else ""
+    right += f"  {human(run.rate)} steps/s" if run.rate and at is None else ""
     room = width - len(left) - len(right) - 1
-    second: Line = [(left, STYLES[run.state]), *(draw.progress(share, room) if room > 5 else []), (right, "")]
-    best = run.best()
-    third = [f" {scores(run) or 'not evaluated' + ' yet' * run.live}"]
+    tone = STYLES[run.state] if at is None else "warn"
+    second: Line = [(left, tone), *(draw.progress(share, room) if room > 5 else []), (right, "")]
+    best = run.best(at)
+    third = [f" {scores(run, at) or 'not evaluated' + ' yet' * (run.live or at is not None)}"]
     third += [f"best {score(best['fid'])} at step {human(best['step'])}"] if best else []
-    third += [f"memory {draw.size(run.memory)}"] if run.memory else []
+    third += [f"memory {draw.size(run.memory)}"] if run.memory and at is None else []
     third += [f"{count(run.bad, 'unreadable line')}"] if run.bad else []
     third += [f"cannot read {', '.join(f'{k} ({v})' for k, v in run.problems.items())}"] if run.problems else []
-    if run.error:
+    if run.error and at is None:
         third = [f" {run.error}", *third[:1]]
-    return [first, second, [(fit(" · ".join(third), width), "bad" if run.error or run.problems else "")]]
+    return [first, second, [(fit(" · ".join(third), width), "bad" if (run.error and at is None) or run.problems else "")]]
 
 
 # ---- curves -----------------------------------------------------------------------------------------------------------
@@ -445,25 +447,26 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
         rows[-1] += [(c, style or "dim") for c in ("kept" * (x["id"] in kept), fit(x["how"], 18).rstrip())]
     heads = ["rank", "id", label, is_label, "params", *extra, "", "made by"]
     listed = _indent(table(heads, rows, "llrrr" + "r" * len(extra) + "ll", gap=1), 1)
-    shown = people if view.near else [x for r in of_stage for x in r["population"]]
-    shown = [x for x in shown if x["fid"] is not None]
-    if view.near and any(x["id"] in last["front"] for x in shown):
-        shown = [x for x in shown if x["id"] in last["front"] or x is pick]
+    # an individual that is kept is scored anew each round: only its scores of the last round can be in the front
+    now = len(of_stage) - 1
+    shown = [(i, x) for i, r in enumerate(of_stage) for x in r["population"] if x["fid"] is not None]
+    best_of_all = [(i, x) for i, x in shown if i == now and x["id"] in last["front"]]
+    if view.near:
+        shown = [(i, x) for i, x in shown if i == now and ((i, x) in best_of_all or x is pick or not best_of_all)]
     pairs = [("fid", "is"), ("fid", "params"), ("params", "is"), *(("fid", k) for k in extra)]
     axes = pairs[view.axes % len(pairs)]
-    if axes == ("fid", "is") and all(x["is"] is None for x in shown):
+    if axes == ("fid", "is") and all(x["is"] is None for _, x in shown):
         axes = ("fid", "params")
     names = {"fid": label + " ↓", "is": is_label + " ↑", "params": "parameters ↓"} | {k: k for k in extra}
     tall = max(6, min(28, height - 10 if width < 100 else height - 14))
     listing = max(draw.width_of(line) for line in listed) + 3
     wide = width if width < 100 else max(44, width - listing)
-    age = {x["id"]: i for i, r in enumerate(of_stage) for x in r["population"]}
     dots = []
-    for x in sorted(shown, key=lambda x: (x["id"] in last["front"], x is pick, age[x["id"]])):
+    for i, x in sorted(shown, key=lambda of: (of in best_of_all, of[1] is pick, of[0])):
         if x[axes[0]] is None or x.get(axes[1]) is None:
             continue
-        front_ = x["id"] in last["front"]
-        old = (age[x["id"]] + 1) / len(of_stage)
+        front_ = (i, x) in best_of_all
+        old = (i + 1) / len(of_stage)
         mark, style = ("★", "warn") if x is pick else ("◆", "key") if front_ else (("·", "∘", "○")[min(2, int(old * 3))], "dim")
         dots.append((x[axes[0]], x[axes[1]], mark, style))
     path = sorted(
@@ -683,8 +686,8 @@ def _other_numbers(run: Run, width: int, view: View, known: tuple[str, ...]) -> 
 # ---- configuration ----------------------------------------------------------------------------------------------------
 
 
-def configuration(run: Run, width: int, defaults: dict | None = None) -> list[Line]:
-    """All arguments with differences from the preset, versions, commands, unreadable files."""
+def configuration(run: Run, width: int, defaults: dict | None = None, at: float | None = None) -> list[Line]:
+    """All arguments with differences from the preset, versions, commands, results (unless as of a step), unreadable files."""
     lines: list[Line] = []
     config, defaults = run.config, defaults or {}
     rows: list[Line] = []
@@ -721,7 +724,9 @@ def configuration(run: Run, width: int, defaults: dict | None = None) -> list[Li
     for key, text in facts:
         for i, part in enumerate(wrapped(text.split(" "), width - 16, " ")):
             lines.append([(f" {fit(key if i == 0 else '', 13)}", "dim"), (part, "")])
-    if run.result:
+    if run.result and at is not None:
+        lines += [[], [(f" result: the run ended after step {human(at)}; esc shows it", "dim")]]
+    elif run.result:
         lines += [[], [(" result", "bold")]]
         seconds = run.result.get("seconds")
         for key in ("last", "best"):
@@ -763,22 +768,44 @@ def config_diff(a: Run, b: Run) -> list[tuple[str, object, object]]:
     return found
 
 
+def compared_scores(a: Run, b: Run, at: float | None) -> list[Line]:
+    """Last and best scores of the kinds of evaluation that both runs have, up to step `at`; the other kinds are named."""
+    lines: list[Line] = [[(" scores", "bold"), ("   only evaluations of the same kind compare", "dim")]]
+    found: list[dict[tuple, list[dict]]] = [{}, {}]
+    for run, kinds in zip((a, b), found, strict=True):
+        for e in run.evaluations():
+            if at is None or e["step"] <= at:
+                kinds.setdefault(kind_of(e), []).append(e)
+    rows, alone = [], []
+    for kind in dict.fromkeys([*found[0], *found[1]]):
+        if not (kind in found[0] and kind in found[1]):
+            alone.append([(f"   only {'A' if kind in found[0] else 'B'} has: {kind_words(kind)}", "dim")])
+            continue
+        lasts = [kinds[kind][-1] for kinds in found]
+        rows.append((kind_words(kind), "", "", "", ""))
+        for key, pick in (("fid", min), ("is", max)):
+            label = fid_label(kind[1], key.upper())
+            values = [[e[key] for e in kinds[kind] if e[key] is not None] for kinds in found]
+            if not all(values):
+                continue
+            for what, pair in (("last", [e[key] for e in lasts]), ("best", [pick(v) for v in values])):
+                delta = pair[0] - pair[1] if None not in pair else None
+                steps = " and ".join(dict.fromkeys(human(e["step"]) for e in lasts)) if what == "last" else ""
+                rows.append((f"  {what} {label}", *(score(v) for v in pair), "+" * ((delta or 0) > 0) + human(delta, 4), steps))
+    lines += _indent(table(["", "A", "B", "A - B", "at step"], rows, "lrrrr", most=60)) if rows else []
+    return [*lines, *alone] if rows or alone else [*lines, [("   neither run has been evaluated", "dim")]]
+
+
+def kind_words(kind: tuple) -> str:
+    """A kind of evaluation in words."""
+    phase, net, n, ref, ema = kind
+    words = [phase, fid_label(net), f"{human(n)} images" if number(n) else "", f"against {ref}" if ref else ""]
+    return ", ".join(clean(w, 40) for w in [*words, "averaged G" if ema else "G as trained"] if w)
+
+
 def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
     """Scores at the same step, and differences in arguments, genotypes and sizes."""
-    lines: list[Line] = [[(" scores", "bold"), ("   at the last step of both runs", "dim")]]
-    rows = []
-    for metric in [m for m in metrics(a) if m in metrics(b) and (is_score(m) or m.startswith(("loss/", "perf/")))]:
-        xa, xb = points(a, metric)[0], points(b, metric)[0]
-        at = min(xa[-1], xb[-1]) if view.at is None else view.at
-        va, vb = value_at(a, metric, at), value_at(b, metric, at)
-        delta = va - vb if va is not None and vb is not None else None
-        rows.append((metric, human(va, 4), human(vb, 4), "+" * ((delta or 0) > 0) + human(delta, 4), human(at)))
-    others = [m for m in dict.fromkeys([*metrics(a), *metrics(b)]) if is_score(m) and (m in metrics(a)) != (m in metrics(b))]
-    lines += _indent(table(["", "A", "B", "A - B", "step"], rows, "lrrrr")) if rows else [[("   no metrics in common", "dim")]]
-    lines += [
-        [(f"   {m}: only in {'A' if m in metrics(a) else 'B'}; scores of different networks are not comparable", "dim")]
-        for m in others
-    ]
+    lines = compared_scores(a, b, view.at)
     differing = config_diff(a, b)
     lines += [[], [(f" arguments and code: {count(len(differing), 'difference')}", "bold")]]
     shown = []
@@ -791,11 +818,8 @@ def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
         ca, cb = cells(a, a.genotype_at(view.at), net), cells(b, b.genotype_at(view.at), net)
         if ca and cb:
             d, n = hamming(ca, cb)
-            told = (
-                f"{n - d} of {n} edges equal, Hamming distance {d}"
-                if a.method == b.method
-                else "different search spaces, not comparable"
-            )
+            same = space_of(a, net) == space_of(b, net)
+            told = f"{n - d} of {n} edges equal, Hamming distance {d}" if same else "different search spaces, not comparable"
             lines += [[], [(f" genotype {net}: {told}", "bold")]]
             for letter, mine, other in (("A", ca, cb), ("B", cb, ca)):
                 lines += [[(f" {letter} ", "bold"), *line[1:]] for line in genotype_table(mine, width - 3, dict(flat(other)))]
@@ -832,20 +856,27 @@ def source_diff(a: Run, b: Run) -> list[Line]:
     return lines or [[(" the sources are identical", "good")]]
 
 
+def space_of(run: Run, net: str) -> str:
+    """The search space of a net. EAGAN's and AdversarialNAS's generators share one, which they may exchange."""
+    return "eagan" if net == "G" and run.method == "adversarialnas" else run.method
+
+
 def distances(runs: list[Run], net: str = "G") -> list[Line]:
-    """Hamming distances between the genotypes of all pairs of runs."""
+    """Hamming distances between the genotypes of all pairs of runs, for each search space."""
     having = [(r, c) for r in runs if (c := cells(r, r.genotype, net))][:26]
-    if len(having) < 2:
-        return []
-    letters = [chr(97 + i) for i in range(len(having))]
-    rows = []
-    for i, (run, mine) in enumerate(having):
-        apart = ["·" if i == k else hamming(mine, other)[0] for k, (_, other) in enumerate(having)]
-        rows.append([letters[i], *apart, run.name])
-    return [
-        [(f" genotype {net}: edges that differ", "bold")],
-        *_indent(table(["", *letters, ""], rows, "l" + "r" * len(having))),
-    ]
+    lines: list[Line] = []
+    for space in dict.fromkeys(space_of(run, net) for run, _ in having):
+        group = [(run, mine) for run, mine in having if space_of(run, net) == space]
+        if len(group) < 2:
+            continue
+        numbers = [str(i) for i in range(1, len(group) + 1)]  # letters name the curves
+        rows = []
+        for i, (run, mine) in enumerate(group):
+            apart = ["·" if i == k else hamming(mine, other)[0] for k, (_, other) in enumerate(group)]
+            rows.append([numbers[i], *apart, run.name])
+        lines.append([(f" genotype {net}: edges that differ", "bold")])
+        lines += _indent(table(["", *numbers, ""], rows, "l" + "r" * len(group)))
+    return lines
 
 
 def seeds(runs: list[Run]) -> list[Line]:
@@ -853,10 +884,9 @@ def seeds(runs: list[Run]) -> list[Line]:
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         if run.last.get("fid") is not None:
-            key = (same_but_seed(run), clean(run.last.get("net")), run.last.get("phase"), number(run.last.get("n")))
-            groups.setdefault(key, []).append(run)
+            groups.setdefault((same_but_seed(run), kind_of(run.last)), []).append(run)
     lines: list[Line] = []
-    for (_, net, _, n), members in groups.items():
+    for (_, (_, net, n, *_)), members in groups.items():
         first, found = members[0], [[r.last[k] for r in members if r.last.get(k) is not None] for k in ("fid", "is")]
         numbers = " ".join(str(r.seed) for r in sorted(members, key=lambda r: r.seed or 0))
         what = [first.method, first.dataset, clean(first.config.get("preset")), f"seeds {numbers}"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from ui import pages
 from ui.draw import count, duration, human, plain, score, size
 from ui.launch import Machine
-from ui.runs import STATES, Run, Store, clean, fid_label, number, read_bytes
+from ui.runs import STATES, Run, Store, clean, fid_label, kind_of, number, read_bytes
 
 # ---- --plain ----------------------------------------------------------------------------------------------------------
 
@@ -24,14 +24,14 @@ def summary(runs: Iterable[Run]) -> str:
 
 def trend(run: Run) -> str:
     """The trend of the FID over the last evaluations, in words."""
-    of = (run.last.get("net"), run.last.get("phase"))
-    fids = [e["fid"] for e in run.columns.evals if (e["net"], e["phase"]) == of and e["fid"] is not None]
+    kind = kind_of(run.last)
+    fids = [e["fid"] for e in run.evaluations() if kind_of(e) == kind and e["fid"] is not None]
     if len(fids) < 2:
         return ""
     first, last = fids[-5:][0], fids[-1]
     way = "falling" if last < first else "rising" if last > first else "flat"
     many = f"the last {min(5, len(fids))} evaluations"
-    return f"{fid_label(of[0])} {way} over {many}, from {score(first)} to {score(last)}, lowest {score(min(fids))}"
+    return f"{fid_label(kind[1])} {way} over {many}, from {score(first)} to {score(last)}, lowest {score(min(fids))}"
 
 
 def plain_lines(store: Store, runs: list[Run], machine: Machine | None = None) -> list[str]:
@@ -85,6 +85,8 @@ def metrics_csv(runs: Iterable[Run]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "metric", "step", "seconds", "value"])
     for run in runs:
+        while not run.loaded and run.load(1.0):
+            pass
         for metric in run.columns.keys:
             for step, t, value in zip(*(c.tolist() for c in run.column(metric)), strict=True):
                 writer.writerow([clean(run.name), metric, _exact(step), _exact(t), _exact(value)])

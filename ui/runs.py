@@ -188,7 +188,7 @@ def fid_label(net: object, what: str = "FID") -> str:
 class Evaluations:
     """The evaluations of a run, stored compactly; indexing returns a dict."""
 
-    NUMBERS, WORDS = ("step", "t", "fid", "is", "is_std"), ("phase", "net", "what", "n", "ema", "bn")
+    NUMBERS, WORDS = ("step", "t", "fid", "is", "is_std"), ("phase", "net", "what", "n", "ref", "ema", "bn")
 
     def __init__(self) -> None:
         self.numbers = {k: array("d") for k in self.NUMBERS}
@@ -212,13 +212,18 @@ class Evaluations:
         return found | {k: c[i] for k, c in self.words.items()}
 
 
+def kind_of(evaluation: dict) -> tuple:
+    """What two evaluations must share for their scores to be comparable: phase, network, images, reference, averaged."""
+    return tuple(evaluation.get(k) for k in ("phase", "net", "n", "ref", "ema"))
+
+
 class Columns:
     """metrics.jsonl as columns: for each key, the indices of the rows that have it, and the values."""
 
     def __init__(self) -> None:
         self.step, self.t = array("d"), array("d")
         self.keys: dict[str, tuple[array, array]] = {}
-        self.breaks: dict[str, list[int]] = {}  # score -> indices at which a new phase begins
+        self.breaks: dict[str, list[int]] = {}  # score -> indices at which evaluations of another kind begin
         self.phases: dict[str, object] = {}
         self.stages: list[tuple[float, str]] = []  # (first step, name), in order
         self.evals = Evaluations()
@@ -256,9 +261,10 @@ class Columns:
                     column = self.keys.setdefault(key, (array("I"), array("d")))
                 value = number(value)
                 if kind == "eval":
-                    if column[0] and self.phases.get(key) != row.get("phase"):
+                    now = (*kind_of(self.evals[-1]), self.evals[-1]["bn"])  # BatchNorm tells EAGAN's two stages apart
+                    if column[0] and self.phases.get(key) != now:
                         self.breaks.setdefault(key, []).append(len(column[0]))
-                    self.phases[key] = row.get("phase")
+                    self.phases[key] = now
                 elif value is None:
                     self.nans += 1
                 column[0].append(i)
@@ -279,7 +285,8 @@ class Run:
         self.problems: dict[str, str] = {}
         self.exit: int | None = None
         self.exit_time = self.status_time = 0.0
-        self.watched: float | None = None  # when status.json was last seen to change
+        self.watched: float | None = None  # when status.json last changed, by this host's monotonic clock
+        self.checked: tuple[object, float] = (None, 0.0)  # status "checked", and when it was last seen to change
         self.seen: dict[str, tuple] = {}
         self.columns, self.search = Columns(), Search(path / "search.jsonl")
         self.tail = Tail(path / "metrics.jsonl")
@@ -302,6 +309,8 @@ class Run:
         self.progress = max(
             (m for n in ("metrics.jsonl", "search.jsonl", "log.txt") if (m := mtime(self.path / n))), default=0.0
         )
+        if (mark := self.status.get("checked")) != self.checked[0]:
+            self.checked = (mark, time.monotonic())
         self.state, self.why = judge(self)
         return changed or before != (self.state, self.why, self.progress, len(self.problems))
 
@@ -314,9 +323,9 @@ class Run:
         if self.seen.get(name) == key:
             return False
         if name == "status.json":
-            if self.seen.get(name):
-                self.watched = time.monotonic()
             self.status_time = st.st_mtime if key else 0.0
+            old = 0.0 if self.seen.get(name) else max(0.0, time.time() - self.status_time)  # seen to change: new
+            self.watched = time.monotonic() - old
         if name == "exit":
             self.exit_time = st.st_mtime if key else 0.0
         new = name not in self.seen and not key
@@ -465,7 +474,12 @@ class Run:
 
     @property
     def last(self) -> dict:
-        """The last evaluation: fid, is, net, and if known n, step, what. {} if there was none."""
+        return self.last_at(None)
+
+    def last_at(self, at: float | None) -> dict:
+        """The last evaluation, or that at or before step `at`: fid, is, net, and if known n, step, what. {}: none."""
+        if at is not None:
+            return next((e for e in reversed(self.evaluations()) if e["step"] <= at), {})
         if len(self.columns.evals):
             return self.columns.evals[-1]
         if get(self.peeked, "eval"):
@@ -475,11 +489,14 @@ class Run:
             return {"fid": number(last.get("fid")), "is": number(last.get("is")), "net": last["net"]}
         return {}
 
-    def best(self) -> dict:
-        """The evaluation with the lowest FID among those with the network and phase of the last one."""
-        net, phase = self.last.get("net"), self.last.get("phase")
-        found = [e for e in self.columns.evals if (e["net"], e["phase"]) == (net, phase) and e["fid"] is not None]
-        return min(found, key=lambda e: e["fid"], default={})
+    def evaluations(self) -> list[dict]:
+        return [self.columns.evals[i] for i in range(len(self.columns.evals))]
+
+    def best(self, at: float | None = None) -> dict:
+        """The evaluation with the lowest FID among those of the kind of the last one, up to step `at`."""
+        kind = kind_of(self.last_at(at))
+        found = [e for e in self.evaluations() if kind_of(e) == kind and e["fid"] is not None]
+        return min((e for e in found if at is None or e["step"] <= at), key=lambda e: e["fid"], default={})
 
     def score(self, label: str) -> float | None:
         """The last score of this name ("FID", "IS(compact)", ...). None: the last evaluation used another network."""
@@ -637,6 +654,9 @@ class Search:
         if isinstance(row.get("population"), list):
             self.kind = "evolution"
             self.rounds.append(population(row))
+            if len(self.rounds) > 1 and self.rounds[-1]["stage"] != self.rounds[-2]["stage"]:
+                for key in self.series:  # scores of the two stages do not compare: the curves break
+                    self._point(step, key, None)
             self._point(step, "front", len(self.rounds[-1]["front"]))
             people = self.rounds[-1]["population"]
             for key in numeric_keys(people):
@@ -668,7 +688,7 @@ class Search:
         self.rows.append((at, length))
         self.steps.append(step)
 
-    def _point(self, step: float, key: str, value: float) -> None:
+    def _point(self, step: float, key: str, value: float | None) -> None:
         if key in self.series or len(self.series) < 200:
             steps, values = self.series.setdefault(key, ([], []))
             steps.append(step)
@@ -848,9 +868,7 @@ def judge(run: Run) -> tuple[str, str]:
         if letter is None:
             return ended(run.exit if run.exit_time >= run.status_time - 2 else None)
         return _progress(run, said)
-    quiet = age(run.status.get("updated"))
-    if run.watched is not None:  # host clocks may differ; trust the changes we have seen
-        quiet = min(quiet if quiet is not None else math.inf, time.monotonic() - run.watched)
+    quiet = time.monotonic() - run.watched if run.watched is not None else None  # never by the other host's clock
     if not run.status:
         if run.exit is not None:
             return ended(run.exit)
@@ -861,6 +879,8 @@ def judge(run: Run) -> tuple[str, str]:
     if run.exit is not None and run.exit_time >= run.status_time - 2:
         return ended(run.exit)
     host = clean(run.process.get("host"), 40) or "unknown host"
+    if run.process.get("host") == HOST[0]:
+        return "lost", f"{host} has been restarted"
     if quiet is None or quiet > 900:
         return "lost", f"no heartbeat from {host}"
     if quiet > 60:
@@ -873,8 +893,13 @@ def _progress(run: Run, said: object) -> tuple[str, str]:
         return "stopping", "saving…"
     if said == "starting":
         return "starting", ""
-    quiet = time.time() - max(run.progress, run.status_time if not run.progress else 0)
-    return ("stalled", "no new output") if quiet > patience(run) else ("running", "")
+    if run.checked[0] is None:  # written before there was such a mark: the heartbeat has to do
+        return "running", ""
+    since = age(run.checked[0]) if identity(run.process) else time.monotonic() - run.checked[1]  # of this host's clock
+    quiet = min(time.time() - run.progress, since if since is not None else math.inf)
+    if quiet < patience(run):
+        return "running", ""
+    return "stalled", f"no step for {quiet / 60:.0f} min, though the process lives"
 
 
 def ended(code: float | None) -> tuple[str, str]:

@@ -13,10 +13,10 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 
 from ui import draw, pages, report
-from ui.base import ACTS, CURVES, MOVES, Page
+from ui.base import ACTS, CURVES, LETTERS, MOVES, Page, seed_groups
 from ui.draw import Line, crop, duration, fit, human, score
 from ui.runs import STATES, Log, Run, clean, color_index, number
-from ui.widgets import Doc, LogView, Table
+from ui.widgets import BAD_LINE, Doc, LogView, Table
 
 # ---- all runs ---------------------------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class Runs(Page):
         runs, width = self.app.listed(), table.size.width
         columns = self.columns(runs, width)
         name_width = max(8, width - 5 - sum(c[1] + 1 for c in columns))
-        arrow = "▼" if self.app.reverse else "▲"
+        arrow = "▼" if self.app.falling else "▲"
 
         def head(title: str, key: str, w: int, right: bool) -> str:
             return fit(title + (arrow if self.app.sort == key else ""), w, right)
@@ -188,7 +188,7 @@ class Runs(Page):
     def status_line(self, width: int, _: int) -> list[Line]:
         app = self.app
         shown, total = len(app.listed()), len(app.store.runs)
-        words = [f"{shown} of {draw.count(total, 'run')}", f"sort {app.sort} {'▼' if app.reverse else '▲'}"]
+        words = [f"{shown} of {draw.count(total, 'run')}", f"sort {app.sort} {'▼' if app.falling else '▲'}"]
         words += [f"filter: {app.filter_text}"] if app.filter_text else []
         words += [f"{len(app.overlay)} overlaid"] if app.overlay else []
         words += ["seeds grouped"] if app.group else []
@@ -256,8 +256,7 @@ class Runs(Page):
             return [[(" curves will appear here", "dim")]]
         for run, _, _ in drawn:
             self.app.want(run)
-        if not any(metric in pages.metrics(r) for r, _, _ in drawn):
-            metric = next((m for r, _, _ in drawn for m in pages.metrics(r)), metric)
+        metric = self.metric_now()
         legend: Line = []
         share = width // len(drawn) - 4  # per name, if shortened names fit on one line
         for run, style, letter in sorted(drawn, key=lambda d: d[2]):
@@ -271,11 +270,13 @@ class Runs(Page):
             legends[-1] = [(f" … and {len(legend) - len(legends) + 1} more", "dim")]
         second = {"FID": "IS", "IS": "FID"}.get(metric[:3].rstrip("(-"), "") + metric[3 if metric.startswith("FID") else 2 :]
         second = second if pages.is_score(metric) and any(second in pages.metrics(r) for r, _, _ in drawn) else ""
-        values = self.inspected(drawn, metric, second, width)
+        frame = curves.frame([(r, [m for m in (metric, second) if m in pages.metrics(r)]) for r, _, _ in drawn])
+        values: list[Line] = []
         if self.app.group:
             runs = [r for r, _, _ in drawn]
             table = [[], *pages.seeds(runs), [], *pages.distances(runs)]
-            values = [*table[: max(0, height - len(legends) - 10)], *values]
+            legends = [self.group_legend(group, k) for k, group in enumerate(seed_groups(runs))][: max(1, height // 5)]
+            values = table[: max(0, height - len(legends) - 10)]
         room = height - len(legends) - len(values)
         two = second and room >= 20
         tall = room // 2 if two else room
@@ -283,26 +284,23 @@ class Runs(Page):
         for name, h in ((metric, room - tall if two else tall), (second, tall)):
             if name and (two or name == metric):
                 if self.app.group:
-                    lines += curves.draw(curves.grouped([r for r, _, _ in drawn], name), name, width, h)
+                    lines += curves.draw(curves.grouped([r for r, _, _ in drawn], name), name, width, h, frame)
                 else:
-                    lines += curves.lines([d for d in drawn if name in pages.metrics(d[0])], name, width, h)
+                    lines += curves.lines([d for d in drawn if name in pages.metrics(d[0])], name, width, h, frame)
         return [crop(line, width) for line in lines + values]
 
-    def inspected(self, drawn: list, metric: str, second: str, width: int) -> list[Line]:
-        curves = self.app.curves
-        if curves.inspect is None:
-            return []
-        ends = [pages.points(r, metric, curves.axis)[0] for r, _, _ in drawn]
-        xs = [x for x in ends if len(x)]
-        if not xs:
-            return []
-        low, high = min(float(x[0]) for x in xs), max(float(x[-1]) for x in xs)
-        at = low + curves.inspect * (high - low)
-        lines: list[Line] = [[(f" at {curves.axis} {human(at, 5)}", "bold"), ("  ← → move, v closes", "dim")]]
-        for run, style, letter in drawn[-8:]:
-            texts = [f"{m} {score(pages.value_at(run, m, at, curves.axis))}" for m in (metric, second) if m]
-            lines.append([(f" ▌{letter} ", style), (fit(self.app.short(run), 24) + "  " + "  ".join(texts), "")])
-        return lines
+    def metric_now(self) -> str:
+        """The metric that is drawn: the chosen one, or another if no run has it."""
+        drawn = self.drawn()
+        if any(self.app.metric in pages.metrics(r) for r, _, _ in drawn):
+            return self.app.metric
+        return next((m for r, _, _ in drawn for m in pages.metrics(r)), self.app.metric)
+
+    def group_legend(self, group: list[Run], k: int) -> Line:
+        """Names the k-th mean curve: its letter, and the runs that it is the mean of."""
+        first, seeds = group[0], " ".join(str(r.seed) for r in sorted(group, key=lambda r: r.seed or 0))
+        name = f"{first.method} {first.dataset} {clean(first.config.get('preset'))}".strip()
+        return [(f" ▌{LETTERS[k % 26]} {name} · seeds {seeds}", f"s{k % 8}")]
 
     # -- actions
 
@@ -393,7 +391,7 @@ class Runs(Page):
             self.app.push_screen(Compare(runs[0], runs[1]))
 
     def csv(self) -> str:
-        return report.metrics_csv([r for r, _, _ in self.drawn()])
+        return report.metrics_csv(self.exported())
 
     def exported(self) -> list[Run]:
         return [r for name in self.app.overlay if (r := self.app.store.runs.get(name))] or self.app.listed()
@@ -451,7 +449,7 @@ class OneRun(Page):
         self.wants_output = False
 
     def body(self) -> ComposeResult:
-        yield Doc(lambda w, h: pages.header(self.run, w), id="head")
+        yield Doc(lambda w, h: pages.header(self.run, w, self.view.at), id="head")
         yield Doc(self.tabs, base="bar", id="tabs")
         yield Doc(self.content, id="content")
         yield LogView(id="log")
@@ -574,18 +572,16 @@ class OneRun(Page):
         strip = pages.health(self.run)
         tall = (height - bool(strip)) // down
         style = f"s{color_index(self.run.name, ())}"
-        axis_marks = (
-            tuple(s for s, _ in self.run.columns.stages[1:])
-            if self.app.curves.axis == "step" and len(self.run.columns.stages) < 12
-            else ()
-        )
+        stages, curves = self.run.columns.stages, self.app.curves
+        by_step = curves.axis == "step"
+        marks = tuple(stages[1:]) if by_step and len(stages) < 12 else ()
+        frame = curves.frame([(self.run, [m for group in sets for m in group])], marks, self.view.at if by_step else None)
         lines: list[Line] = []
         for row in range(down):
             blocks = []
             for group in shown[row * across : (row + 1) * across]:
-                cursor = self.view.at if self.app.curves.axis == "step" else None
                 w = (width - 2) // 2 if across == 2 else width
-                blocks.append(self.app.curves.lines([(self.run, style, "")], group[0], w, tall, axis_marks, cursor, group[1:]))
+                blocks.append(curves.lines([(self.run, style, "")], group[0], w, tall, frame, group[1:]))
             lines += draw.beside(blocks[0], blocks[1], (width - 2) // 2) if len(blocks) > 1 else blocks[0]
         return [*([strip] if strip else []), *lines]
 
@@ -601,7 +597,7 @@ class OneRun(Page):
     def config(self, width: int, _: int) -> list[Line]:
         preset = clean(self.run.config.get("preset"))
         script = next((s for s in self.app.scripts()[0] if s.path.name == self.run.script), None)
-        return pages.configuration(self.run, width, script.defaults(preset) if script else None)
+        return pages.configuration(self.run, width, script.defaults(preset) if script else None, self.view.at)
 
     # -- actions
 
@@ -713,7 +709,7 @@ class OneRun(Page):
 
     def action_trouble(self) -> None:
         log = self.query_one(LogView)
-        problem = self.jump(r"[Ee]rror|ERROR|Traceback|[Ff]ailed|\bnan\b|NaN|diverged", 1, log.hit)
+        problem = self.jump(BAD_LINE, 1, log.hit)
         if problem:
             self.app.notify("no errors in this log", markup=False)
 
@@ -856,8 +852,9 @@ class Compare(Page):
         tall = max(8, min(16, height // 2))
         wide = width if width < 100 else width * 3 // 5
         drawn = [(self.a, "s0", "A"), (self.b, "s1", "B")]
-        cursor = self.view.at if self.app.curves.axis == "step" else None
-        chart = self.app.curves.lines(drawn, self.metric_now(), wide, tall, cursor=cursor)
+        curves, metric = self.app.curves, self.metric_now()
+        runs = [(r, [metric]) for r, _, _ in drawn]
+        chart = curves.lines(drawn, metric, wide, tall, curves.frame(runs, (), self.view.at if curves.axis == "step" else None))
         sides = []
         half = (width - wide - 4) // 2 if width >= 100 else (width - 3) // 2
         for run in (self.a, self.b):

@@ -3,6 +3,7 @@
 They redraw only lines that changed, to save bandwidth over SSH.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -200,13 +201,13 @@ class Table(Widget, can_focus=False):
         self.rows, self.head = rows, head
         if key is not None and (self.cursor >= len(rows) or rows[self.cursor][0] != key):
             self.cursor = next((i for i, (k, _) in enumerate(rows) if k == key), self.cursor)
+        self.cursor = max(0, min(self.cursor, len(self.rows) - 1))  # also while the table is hidden, and not drawn
         self._draw()
 
     def _draw(self) -> None:
         w, h = self.size
         if not w or not h:
             return
-        self.cursor = max(0, min(self.cursor, len(self.rows) - 1))
         room = h - 1
         self.top = max(0, min(self.top, len(self.rows) - room))
         self.top = min(self.top, self.cursor) if self.cursor < self.top else max(self.top, self.cursor - room + 1)
@@ -273,7 +274,7 @@ class Table(Widget, can_focus=False):
 
 # ---- a log ------------------------------------------------------------------------------------------------------------
 
-BAD_WORDS = ("error", "traceback", "exception", "failed", "nan", "diverged", "out of memory")
+BAD_LINE = r"(?i)error|traceback|exception|failed|\bnan\b|diverged|out of memory"  # of a log
 
 
 class LogView(Widget, can_focus=False):
@@ -342,7 +343,7 @@ class LogView(Widget, can_focus=False):
         strips = []
         for number, text in zip(numbers, self.log_file.lines(numbers), strict=True):
             low = text.lower()
-            style = "bad" if any(word in low for word in BAD_WORDS) else "warn" if "warn" in low else ""
+            style = "bad" if re.search(BAD_LINE, low) else "warn" if "warn" in low else ""
             if number == self.hit:
                 style += " reverse"
             body = text[self.left :] if self.left else text
