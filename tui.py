@@ -685,6 +685,9 @@ def main(
         for line in report.plain_lines(store, ordered(filter_runs(store, chosen), lambda r: r.name), machine):
             print(clean(line, 2000))
         return
+    if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stderr.isatty()):  # textual draws on stderr
+        print("error: this is no terminal; use --plain", file=sys.stderr)
+        raise typer.Exit(2)
     app = Tui(runs, readonly, theme, scripts, on_finish)
     app.pixels = pixels() if app.images else None
     if filter:

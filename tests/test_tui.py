@@ -74,6 +74,10 @@ class Pilot:
 
         self.loop.run(wait())
 
+    def resize(self, width: int, height: int) -> None:
+        self.loop.run(self.pilot.resize_terminal(width, height))
+        self.settle()
+
     def until(self, what: Callable[[], object], seconds: float = 30.0) -> object:
         """What it returns as soon as that is true."""
         end = time.monotonic() + seconds
@@ -175,6 +179,56 @@ def child() -> Iterator[subprocess.Popen]:
     yield process
     process.kill()
     process.wait()
+
+
+# ---- any keys -----------------------------------------------------------------------------------------------------------
+
+KEYS = [*"abcdefghijklmnoprstuvwyz0123456789DUZRN/#&!,.[]:?*+-", "enter", "escape", "space", "up", "down", "left", "right"]
+KEYS += ["pageup", "pagedown", "home", "end", "tab", "backspace", "ctrl+g"]  # not: quit, launch, suspend
+FUZZ = int(os.environ.get("GAN_NAS_SEED", 0))
+
+
+@pytest.mark.parametrize("size", [(40, 10), (60, 16), (80, 24)], ids=str)
+def test_no_keys_at_any_size_end_the_app(copied: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the list is too small to be drawn, and between changes of size. GAN_NAS_SEED tries other keys."""
+    monkeypatch.chdir(copied.parent)
+    rng = random.Random(f"{FUZZ} {size}")
+    print(f"GAN_NAS_SEED={FUZZ}")
+    with driven(copied) as (app, pilot):
+        pilot.read()
+        pilot.resize(*size)
+        for _ in range(12):
+            keys = rng.choices(KEYS, k=10)
+            print(*keys)
+            pilot.press(*keys)
+            pilot.resize(*(size if rng.random() < 0.7 else (rng.randrange(20, 130), rng.randrange(5, 40))))
+        assert app.is_running
+
+
+def test_the_last_run_is_trashed_while_the_list_is_too_small_to_be_drawn(copied: Path) -> None:
+    with driven(copied) as (app, pilot):
+        pilot.resize(50, 14)
+        pilot.press("G")
+        for left in (4, 3):
+            pilot.press("D")
+            if isinstance(app.screen, Choose):
+                pilot.press(app.screen.answers[0][0])
+            pilot.until(lambda left=left: len(app.store.runs) == left)
+        assert app.screen.run_now() in app.store.ordered()
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stderr"])
+def test_without_a_terminal_it_names_plain(tmp_path: Path, closed: str) -> None:
+    master, slave = pty.openpty()
+    streams = {"stdin": slave, "stderr": slave, "stdout": subprocess.PIPE} | {closed: subprocess.PIPE}
+    done = subprocess.Popen([sys.executable, "tui.py", tmp_path], cwd=ROOT, **streams)
+    out = done.communicate(timeout=60)
+    os.close(slave)
+    text = os.read(master, 1000) if closed == "stdin" else out[1]
+    os.close(master)
+    assert done.returncode == 2
+    assert b"--plain" in text
+    assert b"\x1b" not in text
 
 
 # ---- starting -----------------------------------------------------------------------------------------------------------
