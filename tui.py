@@ -11,11 +11,15 @@
 It reads run directories (docs/tui.md) and controls runs through their processes and directories. Runs therefore keep
 running when the UI exits, and runs started from the command line are listed too. The UI does not import torch.
 
-ui/runs.py     run directories: reading, states, queries, logs       ui/widgets.py  document, table and log widgets
-ui/launch.py   script options, starting runs, signals, GPUs          ui/base.py     key bindings, multi-run charts, dialogs
-ui/draw.py     charts, cell diagrams, heat maps, images as text      ui/screens.py  list, single run, comparison
-ui/pages.py    contents of a run's tabs                              ui/form.py     the launch form
-ui/report.py   --plain, CSV, Markdown, LaTeX, HTML                   this file      the app and the command line
+ui/files.py    reading untrusted files, logs            ui/draw.py     charts, diagrams, heat maps, images as text
+ui/runs.py     a run, its state, all runs of a folder   ui/curves.py   metrics as arrays, charts of several runs
+ui/search.py   search.jsonl                             ui/pages.py    contents of a run's tabs, of all methods
+ui/query.py    filters and sorting                      ui/genotypes.py  cells, distances, the architecture tab
+ui/state.py    what the user has chosen                 ui/eagan.py, ui/probabilities.py, ui/autogan.py  search pages
+ui/launch.py   script options, starting runs, GPUs      ui/compare.py  comparison of runs
+ui/report.py   --plain, CSV, Markdown, LaTeX, HTML      ui/widgets.py, ui/base.py  widgets, keys, dialogs
+ui/form.py     the launch form                          ui/screens.py  list, single run, comparison
+this file      the app and the command line
 """
 
 import contextlib
@@ -45,24 +49,12 @@ from textual.css.query import NoMatches
 from textual.widget import Widget
 
 from ui import draw, launch, pages, report
-from ui.base import EVERYWHERE, LETTERS, Ask, Choose, Curves, Help, Page, key_groups, key_name
+from ui.base import EVERYWHERE, Ask, Choose, Help, Page, key_groups, key_name
+from ui.curves import LETTERS, Curves, is_score, metrics
+from ui.files import clean, get, number, parse, read_bytes
 from ui.form import Form
-from ui.runs import (
-    LIVE,
-    STATES,
-    Run,
-    Store,
-    clean,
-    color_index,
-    fid_label,
-    get,
-    identity,
-    number,
-    ordered,
-    parse,
-    query,
-    read_bytes,
-)
+from ui.query import ordered, query
+from ui.runs import LIVE, STATES, Run, Store, color_index, fid_label, identity
 from ui.screens import Compare, OneRun, Runs
 from ui.widgets import THEMES, use_palette
 
@@ -99,7 +91,7 @@ class Commands(Provider):
         for run in app.store.ordered():
             yield f"open {run.name}", run.state, partial(app.push_screen, OneRun(run))
         for metric in app.labels() + sorted(
-            {m for r in app.store.ordered() for m in pages.metrics(r) if not pages.is_score(m)}
+            {m for r in app.store.ordered() for m in metrics(r) if not is_score(m)}
         ):
             yield f"chart {metric}", "", partial(app.choose_metric, metric)
         for theme in THEMES:

@@ -29,7 +29,8 @@ from textual.geometry import Size
 
 from tests.fake_trainer import grid_png, make_run, me, write
 from ui import draw, launch
-from ui.runs import Log, Store
+from ui.files import Log
+from ui.runs import Store
 from ui.widgets import LogView, Table, to_strip
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,7 +28,7 @@ from textual.widget import Widget
 
 import tui
 from tui import Choose, Compare, Form, Help, OneRun, Runs, Tui
-from ui import launch, pages
+from ui import compare, launch, pages
 from ui.base import Ask
 from ui.runs import Run, alive
 from ui.widgets import Doc, LogView, Table
@@ -377,7 +377,7 @@ def test_seeds_together_as_mean_and_spread(tmp_path: Path) -> None:
         pilot.press("g", *"    u")
         fids = [r.last["fid"] for r in app.store.ordered() if r.method == "eagan"]
         pilot.sees("0 1 2", f"FID {statistics.mean(fids):.2f} ± {statistics.stdev(fids):.2f}", "FID(compact)")
-        table = pages.distances([run for run, _, _ in app.screen.drawn()])
+        table = compare.distances([run for run, _, _ in app.screen.drawn()])
         rows = ["".join(text for text, _ in line).strip() for line in table]
         assert sum("eagan" in row for row in rows) == 3
         pilot.sees(*(row for row in rows if "eagan" in row))
@@ -519,7 +519,7 @@ def test_comparison_names_what_differs(four: Path) -> None:
         a, b = (next(r for r in app.store.ordered() if f"eagan-cifar10-s{k}" in r.name) for k in (0, 1))
         pilot.do(app.push_screen, Compare(a, b))
         pilot.reaches(Compare)
-        assert [k for k, _, _ in pages.config_diff(a, b)] == ["seed"]
+        assert [k for k, _, _ in compare.config_diff(a, b)] == ["seed"]
         flat = [[op for row in r.genotype["G"] for op in row] for r in (a, b)]
         distance = sum(x != y for x, y in zip(*flat, strict=True))
         assert re.search(rf"Hamming distance\D+{distance}\b", pilot.text())

@@ -10,9 +10,10 @@ from PIL import Image
 from rich.cells import cell_len
 from test_tui_runs import opened
 
-from ui import draw, pages
+from ui import draw, genotypes, pages
 from ui.draw import Series, chart
-from ui.runs import edges, entropy
+from ui.search import edges, entropy
+from ui.state import View
 
 
 def texts(lines: list) -> list[str]:
@@ -113,7 +114,7 @@ def test_a_staircase_joins_the_front() -> None:
 def test_rails_have_a_row_for_every_edge(tmp_path: Path, method: str, nets: list[int]) -> None:
     run = opened(make_run(tmp_path, method, rows=20))
     for net, n in zip("GD", nets, strict=True):
-        found = pages.cells(run, run.genotype, net)
+        found = genotypes.cells(run, run.genotype, net)
         assert sum(len(links) for _, _, links in found) == n
         assert bool(found) == bool(n)
         for _, nodes, links in found:
@@ -125,7 +126,7 @@ def test_rails_have_a_row_for_every_edge(tmp_path: Path, method: str, nets: list
 
 def test_skips_of_autogan_are_numbers_of_earlier_cells(tmp_path: Path) -> None:
     run = opened(make_run(tmp_path, "autogan", rows=20))
-    (_, _, links) = pages.cells(run, run.genotype, "G")[0]
+    (_, _, links) = genotypes.cells(run, run.genotype, "G")[0]
     assert [link for link in links if link[2] in ("skip", "none")] == [
         *[("cell 1", "cell 2", "skip"), ("cell 1", "cell 3", "none"), ("cell 2", "cell 3", "skip")],
     ]
@@ -134,7 +135,7 @@ def test_skips_of_autogan_are_numbers_of_earlier_cells(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["adversarialnas", "degas"])
 def test_the_heat_map_shows_every_probability_and_its_entropy(tmp_path: Path, method: str) -> None:
     run = opened(make_run(tmp_path, method, rows=20))
-    text = texts(pages.search(run, 120, 60, pages.View()))
+    text = texts(pages.search(run, 120, 60, View()))
     for edge, p in edges(run.search.row(-1), "G").items():
         line = next(row for row in text if f" {edge} " in row)
         *shown, h = (float(word.strip("░▒▓█")) for word in line.partition(f" {edge} ")[2].split()[: len(p) + 1])

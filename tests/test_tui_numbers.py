@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from fake_trainer import append, write
 
-from ui import pages, report
-from ui.base import Curves, seed_groups
+from ui import compare, eagan, pages, report
+from ui.curves import Curves, points, seed_groups
 from ui.draw import Series, chart, plain
-from ui.pages import View
 from ui.runs import Run
+from ui.state import View
 
 EVAL = {"phase": "eval", "stage": "evaluation (training)", "eval/net": "inception-2048", "eval/n": 1000, "eval/ref": "a"}
 EVAL |= {"eval/ema": True, "eval/bn": "running", "eval/is": 5.0}
@@ -46,18 +46,18 @@ def test_only_evaluations_of_the_same_kind_are_compared(tmp_path: Path) -> None:
     supernet = {**EVAL, "phase": "search", "eval/ema": False, "eval/fid": 83.58}
     a = run_of(tmp_path / "a", [{**EVAL, "step": s, "eval/fid": f} for s, f in ((10, 20.0), (20, 13.5), (30, 13.84))])
     b = run_of(tmp_path / "b", [{**supernet, "step": 10}])
-    text = shown(pages.compare(a, b, 100, View()))
+    text = shown(compare.compare(a, b, 100, View()))
     assert "-69.7" not in text  # 13.84 - 83.58
     assert not cells(text, "last FID")
     assert "only A has: eval, FID, 1000 images, against a, averaged G" in text
     assert "only B has: search, FID, 1000 images, against a, G as trained" in text
     c = run_of(tmp_path / "c", [{**supernet, "step": 5}, {**EVAL, "step": 40, "eval/fid": 15.0}])
-    text = shown(pages.compare(a, c, 100, View()))
+    text = shown(compare.compare(a, c, 100, View()))
     assert cells(text, "last FID") == [["13.84", "15.00", "-1.16", "30", "and", "40"]]
     assert cells(text, "best FID") == [["13.50", "15.00", "-1.5"]]
     for change in ({"eval/n": 50}, {"eval/ref": "b"}, {"eval/ema": False}, {"eval/net": "inception-768"}):
         other = run_of(tmp_path / str(change), [{**EVAL, "step": 40, "eval/fid": 15.0, **change}])
-        assert not cells(shown(pages.compare(a, other, 100, View())), "last FID"), change
+        assert not cells(shown(compare.compare(a, other, 100, View())), "last FID"), change
 
 
 def test_the_best_score_is_of_the_kind_of_the_last(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_an_individual_that_is_kept_is_in_the_front_with_its_scores_of_today_onl
         {"step": 2, "stage": "1", "round": 2, "population": [individual("a", 9.0, 5.0), individual("c", 40.0, 2.0)]},
     ]
     run = run_of(tmp_path / "a", [], tuple(rounds))
-    page = pages.population(run, 140, 40, View(pick=1))
+    page = eagan.population(run, 140, 40, View(pick=1))
     marks = [text for line in page for text, style in line if style == "key" and "◆" in text]
     assert sum(text.count("◆") for text in marks) == 1 + 1  # the legend's, and today's
     assert re.search(r"1 ◆ +a +9\.00 +5\.00", shown(page))
@@ -108,10 +108,10 @@ def test_curves_break_where_scores_stop_to_compare(tmp_path: Path) -> None:
         for s, stage, fid in ((10, "1", 50.0), (20, "1", 40.0), (30, "2", 90.0))
     )
     run = run_of(tmp_path / "a", rows, search)
-    x, y = pages.points(run, "FID")
+    x, y = points(run, "FID")
     assert y[~np.isnan(y)].tolist() == [50, 40, 90, 80]
     assert x[np.isnan(y)].tolist() == [30, 40]
-    x, y = pages.points(run, "median FID of the population")
+    x, y = points(run, "median FID of the population")
     assert x[np.isnan(y)].tolist() == [30]
 
 
@@ -120,7 +120,7 @@ def test_few_values_and_scores_are_shown_as_they_are(tmp_path: Path, metric: str
     rng = random.Random(0)
     rows = [{**EVAL, "step": i, "eval/fid": rng.random(), "loss/d": rng.random()} for i in range(n)]
     run, curves = run_of(tmp_path / "a", rows), Curves()
-    y = pages.points(run, metric)[1]
+    y = points(run, metric)[1]
     assert np.array_equal(curves.smoothed(run, metric, y), y) is not smooth
     title = shown(curves.lines([(run, "s0", "")], metric, 60, 12)[:1])
     assert ("ema" in title) is smooth
@@ -168,12 +168,12 @@ def test_distances_are_of_one_search_space(tmp_path: Path) -> None:
         write(run.path / "genotype.json", genotype)
         run.refresh()
         runs.append(run)
-    text = shown(pages.distances(runs))
+    text = shown(compare.distances(runs))
     assert "eagan" in text
     assert "degas" not in text
     assert ["·", "3", "eagan"] in cells(text, "1")
-    assert "not comparable" in shown(pages.compare(runs[0], runs[2], 100, View()))
-    assert "18 of 21 edges equal" in shown(pages.compare(runs[0], runs[1], 100, View()))
+    assert "not comparable" in shown(compare.compare(runs[0], runs[2], 100, View()))
+    assert "18 of 21 edges equal" in shown(compare.compare(runs[0], runs[1], 100, View()))
 
 
 def test_csv_has_all_rows_of_runs_that_were_not_read_yet(tmp_path: Path) -> None:

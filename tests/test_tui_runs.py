@@ -17,8 +17,12 @@ import pytest
 from fake_trainer import append, dominates, make_run, me, now, write
 
 import common.run
-from ui import launch, pages, report, runs
-from ui.runs import Columns, Ema, Log, Run, Store, Tail, clean, fid_label, ordered, parse_lines, query
+from ui import compare, genotypes, launch, pages, report, search
+from ui.curves import Ema, metrics, points
+from ui.files import Log, Tail, clean, parse_lines
+from ui.query import ordered, query
+from ui.runs import Columns, Run, Store, fid_label
+from ui.state import View
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,14 +118,14 @@ def test_no_content_of_a_file_raises(tmp_path: Path, name: str, content: bytes) 
 
 def everything_shown(run: Run) -> None:
     """Draw every page of a run, and every export."""
-    view = pages.View()
+    view = View()
     for width in (60, 120):
-        drawn = [pages.header(run, width), pages.architecture(run, width, 30, view), pages.search(run, width, 30, view)]
-        drawn += [pages.configuration(run, width), pages.compare(run, run, width, view)]
-        drawn += [pages.seeds([run]), pages.distances([run, run])]
+        drawn = [pages.header(run, width), genotypes.architecture(run, width, 30, view), pages.search(run, width, 30, view)]
+        drawn += [pages.configuration(run, width), compare.compare(run, run, width, view)]
+        drawn += [compare.seeds([run]), compare.distances([run, run])]
         assert all(isinstance(text, str) for lines in drawn for line in lines for text, _ in line)
-    for metric in pages.metrics(run):
-        pages.points(run, metric)
+    for metric in metrics(run):
+        points(run, metric)
     assert all(isinstance(x, str) for x in report.plain_lines(Store(run.path.parent), [run]))
     assert report.markdown([run])
     report.metrics_csv([run])
@@ -394,12 +398,12 @@ def test_front_equals_brute_force() -> None:
     people = [
         {"id": str(i), "fid": rng.uniform(1, 50), "is": rng.uniform(1, 9), "params": rng.randrange(100)} for i in range(500)
     ]
-    assert runs.front(people) == {x["id"] for x in people if not any(dominates(y, x) for y in people)}
+    assert search.front(people) == {x["id"] for x in people if not any(dominates(y, x) for y in people)}
 
 
 def test_hypervolume_of_two_points() -> None:
     people = [{"fid": 1.0, "is": 2.0}, {"fid": 2.0, "is": 4.0}, {"fid": None, "is": 9.0}, {"fid": 3.0, "is": 3.0}]
-    assert runs.hypervolume(people, (5.0, 0.0)) == pytest.approx(4 * 2 + 3 * 2)
+    assert search.hypervolume(people, (5.0, 0.0)) == pytest.approx(4 * 2 + 3 * 2)
 
 
 # ---- logs and records of launches ---------------------------------------------------------------------------------------
@@ -476,17 +480,17 @@ def test_every_number_of_a_search_row_is_a_metric_and_on_the_page(tmp_path: Path
     run = opened(path)
     numbers = {k for row in rows for k, v in row.items() if type(v) in (int, float)} - {"step"}
     assert "my_reward" in numbers
-    assert numbers <= set(pages.metrics(run))
-    assert not {"flag", "text"} & set(pages.metrics(run))
-    assert list(pages.points(run, "my_reward")[1]) == [123.0 + i for i in range(len(rows))]
-    text = "\n".join(plain(line) for line in pages.search(run, 120, 40, pages.View()))
+    assert numbers <= set(metrics(run))
+    assert not {"flag", "text"} & set(metrics(run))
+    assert list(points(run, "my_reward")[1]) == [123.0 + i for i in range(len(rows))]
+    text = "\n".join(plain(line) for line in pages.search(run, 120, 40, View()))
     assert f"{122 + len(rows)}" in text[text.index("my_reward") :]
     if method == "eagan":
         head = next(line for line in text.splitlines() if "rank" in line)
         assert all(key in head for key in ("FID", "IS", "params", "kid", "sharpness"))
         assert "infinite" not in head
-        assert pages.points(run, "median sharpness of the population")[1][-1] == 7.5
-        plot = "\n".join(plain(line) for line in pages.search(run, 120, 40, pages.View(axes=3)))
+        assert points(run, "median sharpness of the population")[1][-1] == 7.5
+        plot = "\n".join(plain(line) for line in pages.search(run, 120, 40, View(axes=3)))
         assert "kid over FID" in plot
     elif method == "autogan":
         assert "kid" in next(line for line in text.splitlines() if "vector" in line)

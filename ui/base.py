@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import events
 from textual.app import ComposeResult
@@ -13,18 +12,14 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Input
 
 from ui import draw, pages
-from ui.draw import Line, Series, crop, fit, human
-from ui.runs import Ema, Run, same_but_seed
+from ui.curves import AXES, EMAS, ZOOMS, is_score
+from ui.draw import Line, fit
+from ui.runs import Run
 from ui.widgets import Doc
 
 if TYPE_CHECKING:
     from tui import Tui
 
-EMAS = (0.0, 0.6, 0.9, 0.99)
-FEW = 100  # values below which a moving average would show what is not there
-AXES = ("step", "hours", "GPU-hours")
-ZOOMS = ("all", "tail", "low")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MOVES = [
     Binding("up,k", "move('up')", "up", show=False),
     Binding("down,j", "move('down')", "down", show=False),
@@ -64,139 +59,6 @@ EVERYWHERE = [
     Binding("ctrl+z", "suspend_process", "suspend the UI"),
     Binding("q", "quit", "quit; runs keep running"),
 ]
-
-
-# ---- curves of several runs -------------------------------------------------------------------------------------------
-
-
-class Curves:
-    """Chart settings, shared by all screens, and a cache of smoothed curves."""
-
-    def __init__(self) -> None:
-        self.ema = 0.9  # smoothing of metrics with many values; scores are never smoothed
-        self.logs: dict[str, bool] = {}
-        self.axis, self.zoom, self.band = "step", "all", True
-        self.inspect: float | None = None  # 0 … 1 of the x axis
-        self.smooth: dict[tuple, tuple[Any, Ema]] = {}
-
-    def log(self, metric: str) -> bool:
-        return self.logs.get(metric, metric.startswith("FID"))
-
-    def smoothed(self, run: Run, metric: str, y: Any) -> Any:
-        """The moving average of a metric, or y itself if it is a score or has few values. Only new points are computed."""
-        beta = self.ema
-        if not beta or len(y) < FEW or pages.is_score(metric):
-            return y
-        key = (run.name, metric, beta)
-        first, ema = self.smooth.get(key, (None, None))
-        if ema is None or first != float(y[0]) or len(ema.out) > len(y):
-            ema = Ema(beta)
-        self.smooth[key] = (float(y[0]), ema)
-        return ema.extend(y)
-
-    def title(self, metric: str, smooth: bool = False) -> str:
-        arrow = " ↓" if metric.startswith("FID") else " ↑" if metric.startswith("IS") else ""
-        words = ["log"] * self.log(metric) + ([f"ema {self.ema:g}"] if smooth else []) + [f"x: {self.axis}"]
-        return f"{metric}{arrow} · " + " · ".join(
-            words + {"all": [], "tail": ["last 20%"], "low": ["lowest values"]}[self.zoom]
-        )
-
-    def lines(
-        self, drawn: list[tuple[Run, str, str]], metric: str, width: int, height: int,
-        frame: "Frame | None" = None, more: tuple[str, ...] = ()
-    ) -> list[Line]:  # fmt: skip
-        """A chart with a title. drawn: (run, style, letter), the last one on top. more: extra metrics for the same chart."""
-        series, top = [], drawn[-1][0].name if drawn else ""
-        for run, style, letter in drawn:
-            for k, name in enumerate((metric, *more)):
-                x, y = pages.points(run, name, self.axis)
-                smooth = self.smoothed(run, name, y)
-                raw = y if self.band and smooth is not y and run.name == top else None
-                own, mark = (
-                    (f"s{k}", (name[-1] if name[-2:-1] == " " else name.rpartition("/")[2][0]).lower())
-                    if more
-                    else (style, letter)
-                )
-                series.append(Series(x, smooth, own, mark, raw, smooth=smooth is not y))
-        return self.draw(series, " + ".join((metric, *more)), width, height, frame, metric)
-
-    def draw(
-        self, series: list[Series], title: str, width: int, height: int, frame: "Frame | None" = None, metric: str = ""
-    ) -> list[Line]:  # fmt: skip
-        """A chart with a title: what is shown, how, and under a cursor the value of each curve there."""
-        frame = frame or Frame()
-        picture, left_out = draw.chart(
-            series, width, height - 1, log=self.log(metric or title), zoom=self.zoom,
-            cursor=frame.cursor, marks=frame.marks, x_range=frame.x,
-        )  # fmt: skip
-        smooth = any(s.raw is not None or s.smooth for s in series)
-        head: Line = [(" " + self.title(metric or title, smooth).replace(metric or title, title, 1), "bold")]
-        if frame.cursor is not None:
-            head = [(f" {title}", "bold"), (f" at {self.axis} {human(frame.cursor, 5)} ", "dim")]
-            for s in series[-8:]:
-                value = last_before(s, frame.cursor)
-                head.append((f" {s.letter} {human(value, 4)}" if s.letter else f" {human(value, 4)}", s.style))
-        head += [(f"  {left_out}", "warn")] if left_out else []
-        return [crop(head, width), *picture]
-
-    def frame(self, drawn: list[tuple[Run, list[str]]], marks: tuple = (), cursor: float | None = None) -> "Frame":
-        """The range of x over all these metrics of all these runs, and the cursor in it: the same for all charts."""
-        ends = [x for run, names in drawn for name in names if len(x := pages.points(run, name, self.axis)[0])]
-        if not ends:
-            return Frame()
-        low, high = min(float(x[0]) for x in ends), max(float(x[-1]) for x in ends)
-        if cursor is None and self.inspect is not None:
-            cursor = low + self.inspect * (high - low)
-        return Frame((low, high), cursor, marks)
-
-    def grouped(self, runs: list[Run], metric: str) -> list[Series]:
-        """One curve per group of runs that differ only in the seed: mean ± one standard deviation."""
-        import numpy as np
-
-        made = []
-        for k, group in enumerate(seed_groups(runs)):
-            members = []
-            for run in group:
-                x, y = pages.points(run, metric, self.axis)
-                if np.isfinite(y).any():
-                    x = x + np.arange(len(x)) * 1e-9 * (x[-1] - x[0])  # phases may score at the same step: distinct x
-                    members.append((x, self.smoothed(run, metric, y)))
-            if not members:
-                continue
-            low, high = max(x[0] for x, _ in members), min(x[-1] for x, _ in members)
-            grid = np.unique(np.concatenate([x for x, _ in members]))
-            grid = grid[(grid >= low) & (grid <= high)]
-            if not len(grid):
-                continue
-            values = np.array([np.interp(grid, x, y) for x, y in members])
-            spread = values.std(axis=0, ddof=1) if len(members) > 1 else None
-            made.append(Series(grid, values.mean(axis=0), f"s{k % 8}", LETTERS[k % 26], spread=spread))
-        return made
-
-
-@dataclass
-class Frame:
-    """What the charts of a screen share: range of x, cursor, and (x, name) of vertical lines."""
-
-    x: tuple[float, float] | None = None
-    cursor: float | None = None
-    marks: tuple[tuple[float, str], ...] = ()
-
-
-def last_before(series: Series, x: float) -> float | None:
-    """The last value of a curve at or before x."""
-    import numpy as np
-
-    good = np.isfinite(series.y) & (series.x <= x)
-    return float(series.y[good][-1]) if good.any() else None
-
-
-def seed_groups(runs: list[Run]) -> list[list[Run]]:
-    """Runs that differ only in the seed, together; in the order of the first of each."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(same_but_seed(run), []).append(run)
-    return list(groups.values())
 
 
 # ---- what the screens share -------------------------------------------------------------------------------------------
@@ -275,7 +137,7 @@ class Page(Screen):
     def action_ema(self) -> None:
         curves = self.app.curves
         curves.ema = EMAS[(EMAS.index(curves.ema) + 1) % len(EMAS)]
-        if pages.is_score(self.metric_now()):
+        if is_score(self.metric_now()):
             self.app.notify(f"moving average {curves.ema:g} for losses; scores are never smoothed")
         self.update_all()
 

@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.color import Color
 from rich.style import Style
 
-from ui.runs import clean, open_regular
+from ui.files import clean, open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,6 +144,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], right: str = ""
     for row in cells:
         lines.append([(fit(text, widths[i], side[i]) + " " * gap, style) for i, (text, style) in enumerate(row)])
     return lines
+
+
+def indent(lines: list[Line], by: int = 3) -> list[Line]:
+    return [[(" " * by, ""), *line] for line in lines]
 
 
 def bar(fraction: float | None, width: int) -> str:

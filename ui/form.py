@@ -9,7 +9,7 @@ from textual.binding import Binding
 from ui import draw, launch
 from ui.base import MOVES, Page
 from ui.draw import Line, duration, fit
-from ui.runs import clean
+from ui.files import clean
 from ui.widgets import Doc, Table
 
 # ---- the launch form --------------------------------------------------------------------------------------------------

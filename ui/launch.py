@@ -26,7 +26,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ui.runs import HOST, Run, alive, clean, get, identity, is_run, number, parse, process_stat, read_bytes
+from ui.files import clean, get, number, parse, read_bytes
+from ui.runs import HOST, Run, alive, identity, is_run, process_stat
 
 _cache: dict[str, tuple[tuple, dict]] = {}  # launch records by folder: (file stamps, record)
 

@@ -7,10 +7,12 @@ import io
 import math
 from collections.abc import Iterable
 
-from ui import pages
+from ui import curves, genotypes, pages
 from ui.draw import count, duration, human, plain, score, size
+from ui.files import clean, number, read_bytes
 from ui.launch import Machine
-from ui.runs import STATES, Run, Store, clean, fid_label, kind_of, number, read_bytes
+from ui.runs import STATES, Run, Store, fid_label, kind_of
+from ui.state import View
 
 # ---- --plain ----------------------------------------------------------------------------------------------------------
 
@@ -155,10 +157,10 @@ def html_report(runs: list[Run], title: str) -> str:
         body.append(f"<table><tr>{cells}</tr>")
         body += ["<tr>" + "".join(f"<td>{_h(c)}</td>" for c in r) + "</tr>" for r in rows] + ["</table>"]
     metrics = [
-        m for m in dict.fromkeys(m for r in runs for m in pages.metrics(r)) if pages.is_score(m) or m.startswith("loss/")
+        m for m in dict.fromkeys(m for r in runs for m in curves.metrics(r)) if curves.is_score(m) or m.startswith("loss/")
     ]
     for metric in metrics[:12]:
-        having = [(COLORS[i % 8], r.name, *pages.points(r, metric)) for i, r in enumerate(runs) if metric in pages.metrics(r)]
+        having = [(COLORS[i % 8], r.name, *curves.points(r, metric)) for i, r in enumerate(runs) if metric in curves.metrics(r)]
         body.append(f"<h3>{_h(metric)} over step</h3>{curves_svg(having)}")
     for run in runs:
         body.append(f"<h2>{_h(run.name)}</h2><p>{_h(pages.state_word(run))} {_h(run.error)}</p>")
@@ -172,8 +174,8 @@ def html_report(runs: list[Run], title: str) -> str:
                 image = f"data:image/png;base64,{base64.b64encode(data).decode()}"
                 body.append(f'<p>Samples at step {samples[-1][0]}:<br/><img alt="samples" src="{image}"/></p>')
         for name, lines in (
-            ("Architecture", pages.architecture(run, 110, 60, pages.View())),
-            ("Search", pages.search(run, 110, 40, pages.View())),
+            ("Architecture", genotypes.architecture(run, 110, 60, View())),
+            ("Search", pages.search(run, 110, 40, View())),
             ("Configuration", pages.configuration(run, 110)),
         ):
             body.append(f"<h3>{name}</h3><pre>{_h(chr(10).join(plain(line) for line in lines))}</pre>")
@@ -206,9 +208,9 @@ def curves_svg(curves: list[tuple], width: int = 900, height: int = 260) -> str:
         parts.append(f'<text x="54" y="{py(t) + 4:.1f}" text-anchor="end">{human(t)}</text>')
     for t in ticks(x0, x1, 8):
         parts.append(f'<text x="{px(t):.1f}" y="{height - 34}" text-anchor="middle">{human(t)}</text>')
-    for k, (color, name, points) in enumerate(good):
+    for k, (color, name, dots) in enumerate(good):
         path, pen = "", "M"
-        for a, b in points[:: max(1, len(points) // 2000)]:
+        for a, b in dots[:: max(1, len(dots) // 2000)]:
             if math.isfinite(b):
                 path, pen = f"{path}{pen}{px(a):.1f} {py(b):.1f}", "L"
             else:

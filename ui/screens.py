@@ -12,10 +12,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 
-from ui import draw, pages, report
-from ui.base import ACTS, CURVES, LETTERS, MOVES, Page, seed_groups
+from ui import compare, draw, genotypes, pages, report
+from ui.base import ACTS, CURVES, MOVES, Page
+from ui.curves import LETTERS, is_score, metrics, seed_groups
 from ui.draw import Line, crop, duration, fit, human, score
-from ui.runs import STATES, Log, Run, clean, color_index, number
+from ui.files import Log, clean, number
+from ui.runs import STATES, Run, color_index
+from ui.state import View
 from ui.widgets import BAD_LINE, Doc, LogView, Table
 
 # ---- all runs ---------------------------------------------------------------------------------------------------------
@@ -260,7 +263,7 @@ class Runs(Page):
         legend: Line = []
         share = width // len(drawn) - 4  # per name, if shortened names fit on one line
         for run, style, letter in sorted(drawn, key=lambda d: d[2]):
-            has = metric in pages.metrics(run)
+            has = metric in metrics(run)
             name = self.app.short(run) + ("" if has else " (no data)")
             if height < 20 and share > 12:
                 name = draw.fit_middle(name, min(share, draw.cell_len(name)))
@@ -269,12 +272,12 @@ class Runs(Page):
         if len(legends) > 1 and len(legend) > len(legends):
             legends[-1] = [(f" … and {len(legend) - len(legends) + 1} more", "dim")]
         second = {"FID": "IS", "IS": "FID"}.get(metric[:3].rstrip("(-"), "") + metric[3 if metric.startswith("FID") else 2 :]
-        second = second if pages.is_score(metric) and any(second in pages.metrics(r) for r, _, _ in drawn) else ""
-        frame = curves.frame([(r, [m for m in (metric, second) if m in pages.metrics(r)]) for r, _, _ in drawn])
+        second = second if is_score(metric) and any(second in metrics(r) for r, _, _ in drawn) else ""
+        frame = curves.frame([(r, [m for m in (metric, second) if m in metrics(r)]) for r, _, _ in drawn])
         values: list[Line] = []
         if self.app.group:
             runs = [r for r, _, _ in drawn]
-            table = [[], *pages.seeds(runs), [], *pages.distances(runs)]
+            table = [[], *compare.seeds(runs), [], *compare.distances(runs)]
             legends = [self.group_legend(group, k) for k, group in enumerate(seed_groups(runs))][: max(1, height // 5)]
             values = table[: max(0, height - len(legends) - 10)]
         room = height - len(legends) - len(values)
@@ -286,15 +289,15 @@ class Runs(Page):
                 if self.app.group:
                     lines += curves.draw(curves.grouped([r for r, _, _ in drawn], name), name, width, h, frame)
                 else:
-                    lines += curves.lines([d for d in drawn if name in pages.metrics(d[0])], name, width, h, frame)
+                    lines += curves.lines([d for d in drawn if name in metrics(d[0])], name, width, h, frame)
         return [crop(line, width) for line in lines + values]
 
     def metric_now(self) -> str:
         """The metric that is drawn: the chosen one, or another if no run has it."""
         drawn = self.drawn()
-        if any(self.app.metric in pages.metrics(r) for r, _, _ in drawn):
+        if any(self.app.metric in metrics(r) for r, _, _ in drawn):
             return self.app.metric
-        return next((m for r, _, _ in drawn for m in pages.metrics(r)), self.app.metric)
+        return next((m for r, _, _ in drawn for m in metrics(r)), self.app.metric)
 
     def group_legend(self, group: list[Run], k: int) -> Line:
         """Names the k-th mean curve: its letter, and the runs that it is the mean of."""
@@ -347,7 +350,7 @@ class Runs(Page):
         self.update_all()
 
     def action_metric(self) -> None:
-        found = list(dict.fromkeys(m for r, _, _ in self.drawn() for m in pages.metrics(r)))
+        found = list(dict.fromkeys(m for r, _, _ in self.drawn() for m in metrics(r)))
         if found:
             self.app.metric = found[(found.index(self.app.metric) + 1) % len(found)] if self.app.metric in found else found[0]
         self.update_all()
@@ -442,7 +445,7 @@ class OneRun(Page):
     def __init__(self, run: Run, tab: str = "charts") -> None:
         super().__init__()
         self.run, self.tab = run, tab
-        self.view = pages.View()
+        self.view = View()
         self.first = 0  # index of the first chart shown
         self.across = 8
         self.pictured: tuple = ()  # the picture and zoom that #pixels shows
@@ -537,12 +540,12 @@ class OneRun(Page):
         if page:
             return page(width, height)
         if self.tab == "architecture":
-            return pages.architecture(self.run, width, height, self.view)
+            return genotypes.architecture(self.run, width, height, self.view)
         return pages.search(self.run, width, height, self.view)
 
     def sets(self) -> list[tuple[str, ...]]:
         """The charts of this run, each a tuple of metrics drawn together."""
-        found = pages.metrics(self.run)
+        found = metrics(self.run)
         together = [("loss/g", "loss/d"), ("entropy G", "entropy D"), ("flips G", "flips D"), ("reward", "baseline")]
         together.append(("loss/rec", "loss/mean_image"))
         made: list[tuple[str, ...]] = []
@@ -817,7 +820,7 @@ class Compare(Page):
 
     def __init__(self, a: Run, b: Run) -> None:
         super().__init__()
-        self.a, self.b, self.view, self.sources, self.metric = a, b, pages.View(), False, ""
+        self.a, self.b, self.view, self.sources, self.metric = a, b, View(), False, ""
 
     def body(self) -> ComposeResult:
         yield Doc(self.top_line, base="bar", id="top")
@@ -840,15 +843,15 @@ class Compare(Page):
         return [crop(line, width)]
 
     def common(self) -> list[str]:
-        found = [m for m in pages.metrics(self.a) if m in pages.metrics(self.b)]
-        return found or pages.metrics(self.a) or [""]
+        found = [m for m in metrics(self.a) if m in metrics(self.b)]
+        return found or metrics(self.a) or [""]
 
     def metric_now(self) -> str:
         return self.metric if self.metric in self.common() else self.common()[0]
 
     def content(self, width: int, height: int) -> list[Line]:
         if self.sources:
-            return pages.source_diff(self.a, self.b)
+            return compare.source_diff(self.a, self.b)
         tall = max(8, min(16, height // 2))
         wide = width if width < 100 else width * 3 // 5
         drawn = [(self.a, "s0", "A"), (self.b, "s1", "B")]
@@ -862,7 +865,7 @@ class Compare(Page):
             sides.append([crop(line, half) for line in sample_lines(run, self.view.at, half, tall, across, self.app.images)])
         pictures = draw.beside(sides[0], sides[1], half, " ")
         lines = draw.beside(chart, pictures, wide) if width >= 100 else [*chart, *pictures]
-        return [*lines, [], *pages.compare(self.a, self.b, width, self.view)]
+        return [*lines, [], *compare.compare(self.a, self.b, width, self.view)]
 
     def action_back(self) -> None:
         if self.sources:
@@ -906,5 +909,5 @@ class Compare(Page):
         return [self.a, self.b]
 
     def copied(self) -> str:
-        lines = pages.compare(self.a, self.b, 100, self.view)
+        lines = compare.compare(self.a, self.b, 100, self.view)
         return "\n".join(draw.plain(line) for line in lines)

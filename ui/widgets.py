@@ -17,7 +17,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from ui.draw import Line, fit
-from ui.runs import Log, clean
+from ui.files import Log, clean
 
 # ---- styles -----------------------------------------------------------------------------------------------------------
 

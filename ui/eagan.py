@@ -1,0 +1,170 @@
+"""EAGAN's page: population, front, lineage."""
+
+from statistics import mean
+
+from ui import draw
+from ui.curves import other_numbers
+from ui.draw import Line, beside, count, fit, human, indent, score, table, wrapped
+from ui.files import clean, number
+from ui.genotypes import cells, genotype_table
+from ui.runs import Run, fid_label
+from ui.search import hypervolume, numeric_keys
+from ui.state import View
+
+
+def ranked(round_: dict) -> list[dict]:
+    """The individuals of a round: the front first, then by FID."""
+    return sorted(round_["population"], key=lambda x: (x["id"] not in round_["front"], x["fid"] is None, x["fid"] or 0.0))
+
+
+def diversity(people: list[dict]) -> float | None:
+    """Mean fraction of differing ops over all pairs of individuals."""
+    genes = [[op for row in x["genotype"] for op in row] for x in people if _rows(x["genotype"])]
+    shares = [
+        sum(a != b for a, b in zip(p, q, strict=False)) / max(1, len(p))
+        for i, p in enumerate(genes[:64])
+        for q in genes[i + 1 : 64]
+    ]
+    return mean(shares) if shares else None
+
+
+def _rows(genotype: object) -> bool:
+    return isinstance(genotype, list) and all(isinstance(row, list) for row in genotype)
+
+
+def lineage(rounds: list[dict], who: str) -> list[dict]:
+    """An individual and its chain of first parents, newest first."""
+    everyone = {x["id"]: x for r in rounds for x in r["population"]}
+    found: list[dict] = []
+    while who in everyone and len(found) < 50 and everyone[who] not in found:
+        found.append(everyone[who])
+        who = next(iter(found[-1]["parents"]), "")
+    return found
+
+
+def changes(parent: object, child: object) -> str:
+    """The ops in which a child differs from its parent: `cell 1 edge 3 conv_3x3 → conv_5x5`."""
+    if not (_rows(parent) and _rows(child)):
+        return ""
+    found = [
+        f"cell {i} edge {k} {clean(a, 20)} → {clean(b, 20)}"
+        for i, (p, q) in enumerate(zip(parent, child, strict=False), 1)
+        for k, (a, b) in enumerate(zip(p, q, strict=False), 1)
+        if a != b
+    ]
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def population(run: Run, width: int, height: int, view: View) -> list[Line]:
+    """EAGAN: scatter plot of all rounds, the current population, hypervolume, diversity, lineage of the selected individual."""
+    rounds = [r for r in run.search.rounds if view.at is None or (r["step"] or 0) <= view.at]
+    if not rounds:
+        return [[(" no round scored yet", "dim")]]
+    stage = rounds[-1]["stage"]
+    of_stage = [r for r in rounds if r["stage"] == stage]
+    last, people = of_stage[-1], ranked(of_stage[-1])
+    label, is_label = fid_label(last["net"]), fid_label(last["net"], "IS")
+    scored = [x for r in of_stage for x in r["population"] if x["fid"] is not None]
+    volumes = []
+    if all(x["is"] is not None for x in scored) and scored:
+        worst = (max(x["fid"] for x in scored), min(x["is"] for x in scored))
+        best = (min(x["fid"] for x in scored), max(x["is"] for x in scored))
+        whole = (worst[0] - best[0]) * (best[1] - worst[1]) or 1.0
+        volumes = [hypervolume(r["population"], worst) / whole for r in of_stage]
+    spread = [diversity(r["population"]) for r in of_stage]
+    n = number(last["n"])
+    pick = people[view.pick % len(people)] if people else None
+    facts = [
+        f"stage {stage} · round {human(last['round'])} · {count(len(people), 'individual')}, {len(last['front'])} in the front"
+    ]
+    facts += [f"scored on {human(n)} images"] if n else []
+    lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
+    trend: Line = [(" ", "")]
+    if volumes:
+        trend += [("hypervolume ", "dim"), (draw.spark(volumes, 20), "key"), (f" {volumes[-1]:.3f}   ", "")]
+    if spread[-1] is not None:
+        trend += [("diversity ", "dim"), (draw.spark(spread, 20), "key"), (f" {spread[-1]:.2f}", "")]
+    lines += [trend, *other_numbers(run, width, view, ("stage", "round", "front", "eval/n"))]
+    if not people:
+        return [*lines, [(" this round has no individuals", "dim")]]
+    listed: list[Line] = []
+    kept, rows = last["kept"], []
+    extra = [k for k in numeric_keys(people) if k not in ("fid", "is", "params")]
+    for k, x in enumerate(people):
+        mark = "◆" if x["id"] in last["front"] else " "
+        style = "sel" if x is pick else ""
+        here = "★" if x is pick else " "
+        rows.append(
+            [(c, style) for c in (f"{k + 1} {mark}{here}", x["id"], score(x["fid"]), score(x["is"]), human(x["params"]))]
+        )
+        rows[-1] += [(human(x.get(k)), style) for k in extra]
+        rows[-1] += [(c, style or "dim") for c in ("kept" * (x["id"] in kept), fit(x["how"], 18).rstrip())]
+    heads = ["rank", "id", label, is_label, "params", *extra, "", "made by"]
+    listed = indent(table(heads, rows, "llrrr" + "r" * len(extra) + "ll", gap=1), 1)
+    # an individual that is kept is scored anew each round: only its scores of the last round can be in the front
+    now = len(of_stage) - 1
+    shown = [(i, x) for i, r in enumerate(of_stage) for x in r["population"] if x["fid"] is not None]
+    best_of_all = [(i, x) for i, x in shown if i == now and x["id"] in last["front"]]
+    if view.near:
+        shown = [(i, x) for i, x in shown if i == now and ((i, x) in best_of_all or x is pick or not best_of_all)]
+    pairs = [("fid", "is"), ("fid", "params"), ("params", "is"), *(("fid", k) for k in extra)]
+    axes = pairs[view.axes % len(pairs)]
+    if axes == ("fid", "is") and all(x["is"] is None for _, x in shown):
+        axes = ("fid", "params")
+    names = {"fid": label + " ↓", "is": is_label + " ↑", "params": "parameters ↓"} | {k: k for k in extra}
+    tall = max(6, min(28, height - 10 if width < 100 else height - 14))
+    listing = max(draw.width_of(line) for line in listed) + 3
+    wide = width if width < 100 else max(44, width - listing)
+    dots = []
+    for i, x in sorted(shown, key=lambda of: (of in best_of_all, of[1] is pick, of[0])):
+        if x[axes[0]] is None or x.get(axes[1]) is None:
+            continue
+        front_ = (i, x) in best_of_all
+        old = (i + 1) / len(of_stage)
+        mark, style = ("★", "warn") if x is pick else ("◆", "key") if front_ else (("·", "∘", "○")[min(2, int(old * 3))], "dim")
+        dots.append((x[axes[0]], x[axes[1]], mark, style))
+    path = sorted(
+        (x[axes[0]], x[axes[1]])
+        for x in people
+        if x["id"] in last["front"] and x[axes[0]] is not None and x.get(axes[1]) is not None and axes[1] not in extra
+    )  # for an extra key, it is not known whether lower or higher is better
+    path = _staircase(path, falling=axes == ("fid", "params"))
+    legend: Line = [(f" {names[axes[1]]} over {names[axes[0]]}   ", "bold"), ("◆ front  ", "key"), ("★ selected  ", "warn")]
+    legend += [(text, "dim") for text in ("· ∘ ○ older to newer   ", "o change axes   ", "z front only")]
+    while draw.width_of(legend) > width:
+        legend.pop()
+    cloud = draw.scatter(dots, wide, tall, log_x=axes[0] == "fid" and all(d[0] > 0 for d in dots), path=path)
+    lines.append(legend)
+    lines += beside(cloud, listed, wide) if width >= 100 else [*cloud, *listed]
+    lines += [[], *_pedigree(of_stage, pick, width, run)]
+    return lines
+
+
+def _staircase(path: list[tuple[float, float]], falling: bool) -> list[tuple[float, float]]:
+    """Keep only points that improve from left to right: a front of three objectives is not monotone in two."""
+    made: list[tuple[float, float]] = []
+    for x, y in path:
+        if not made or (y < made[-1][1] if falling else y > made[-1][1]):
+            made.append((x, y))
+    return made
+
+
+def _pedigree(rounds: list[dict], pick: dict | None, width: int, run: Run) -> list[Line]:
+    if not pick:
+        return []
+    line = lineage(rounds, pick["id"])
+    parents = " × ".join(pick["parents"]) or "no parents"
+    lines: list[Line] = [[(f" ★ {pick['id']}", "bold"), (f" = {parents} · {pick['how']}", "")]]
+    if len(line) > 1:
+        diff = changes(line[1]["genotype"], pick["genotype"])
+        if diff:
+            lines.append([(f"   vs. {line[1]['id']}: {diff}", "")])
+        steps = [f"{x['id']} {score(x['fid'])}" for x in reversed(line)]
+        lines += [
+            [("   lineage  " if i == 0 else "            ", "dim"), (text, "")]
+            for i, text in enumerate(wrapped(steps, width - 12, " › "))
+        ]
+    if _rows(pick["genotype"]):
+        net = "G" if str(rounds[-1]["stage"]) == "1" else "D"
+        lines += [[], *genotype_table(cells(run, {net: pick["genotype"]}, net), width)]
+    return lines

@@ -1,0 +1,305 @@
+"""Reading files that may be anything: limits on size, growing JSON lines, logs of any length, text safe to display."""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+SLICE = 256 << 10  # bytes read from a file at a time; longer lines are skipped and counted as bad
+
+# ---- untrusted files --------------------------------------------------------------------------------------------------
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file. OSError: it does not exist or is a link, pipe, device or folder."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError("not a regular file")
+    return fd
+
+
+def read_bytes(path: Path, limit: int = 1 << 20) -> bytes:
+    """Read a small file. OSError: as open_regular, or the file is longer than `limit` bytes."""
+    fd = open_regular(path)
+    try:
+        data = os.pread(fd, limit + 1, 0)
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        raise OSError(f"larger than {limit >> 10} kB")
+    return data
+
+
+def parse(data: bytes) -> dict:
+    """Parse a JSON object. ValueError: anything else, or nested too deeply."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__} instead of an object")
+    return value
+
+
+def parse_lines(lines: list[bytes]) -> tuple[list[dict], int]:
+    """Parse JSON lines: (objects, number of bad lines)."""
+    try:  # parsing all lines at once is about twice as fast
+        rows = json.loads(b"[" + b",".join(lines) + b"]")
+        if len(rows) == len(lines) and all(type(r) is dict for r in rows):
+            return rows, 0
+    except (ValueError, RecursionError):
+        pass
+    rows = []
+    for line in lines:
+        try:
+            rows.append(parse(line))
+        except ValueError:
+            continue
+    return rows, len(lines) - len(rows)
+
+
+def number(value: object) -> float | None:
+    """The value as a finite float, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def get(value: object, *keys: object) -> Any:
+    """value[key][key]..., or None if a key is missing or a value has the wrong type."""
+    for key in keys:
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int) and -len(value) <= key < len(value):
+            value = value[key]
+        else:
+            return None
+    return value
+
+
+def clean(value: object, longest: int = 400) -> str:
+    """Make untrusted text safe to display: one line, no control or invisible characters, no lone surrogates."""
+    text = value if isinstance(value, str) else "" if value is None else str(value)
+    text = text[:longest]
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c in "\t\n\r\xa0\u3000" else "·" for c in text if c not in "\ufe0f\u200d")
+
+
+class Tail:
+    """Reads new complete lines of a growing file. A truncated or replaced file is reread from the start."""
+
+    def __init__(self, path: Path, longest: int = SLICE) -> None:
+        self.path, self.longest = path, longest
+        self.bad = 0  # number of lines skipped because they were too long
+        self.more = False  # whether another read would return more right away
+        self._reset(None)
+
+    def _reset(self, key: tuple | None) -> None:
+        self.key, self.offset, self.mark, self.size, self.skipping = key, 0, b"", 0, False
+        self.mtime = 0.0
+
+    def read(self) -> tuple[bool, list[tuple[int, bytes]]]:
+        """(whether the file is reread from the start, [(offset, line)]). Reads at most `longest` bytes."""
+        try:
+            st = os.lstat(self.path)
+        except OSError:
+            anew = self.offset > 0
+            self._reset(None)
+            return anew, []
+        anew = False
+        if (st.st_dev, st.st_ino) != self.key or st.st_size < self.offset:
+            anew = self.offset > 0
+            self._reset((st.st_dev, st.st_ino))
+        if st.st_size == self.offset or (st.st_size == self.size and st.st_mtime == self.mtime and not self.more):
+            self.size, self.mtime = st.st_size, st.st_mtime
+            return anew, []
+        self.size, self.mtime = st.st_size, st.st_mtime
+        try:
+            fd = open_regular(self.path)
+        except OSError:
+            return anew, []
+        try:
+            if self.mark and os.pread(fd, len(self.mark), self.offset - len(self.mark)) != self.mark:
+                anew = True  # truncated and appended to, as a resumed run does
+                self._reset(self.key)
+                self.size, self.mtime = st.st_size, st.st_mtime
+            data = os.pread(fd, self.longest, self.offset)
+        except OSError:
+            return anew, []
+        finally:
+            os.close(fd)
+        start, end = self.offset, data.rfind(b"\n") + 1
+        self.more = end > 0 and start + end < self.size
+        if not end:
+            if len(data) < self.longest:
+                return anew, []  # incomplete line
+            self.bad += not self.skipping
+            self.skipping, self.offset, self.mark, self.more = True, start + len(data), data[-64:], True
+            return anew, []
+        self.offset, self.mark = start + end, data[max(0, end - 64) : end]
+        lines, at = [], start
+        for line in data[: end - 1].split(b"\n"):
+            if self.skipping:
+                self.skipping = False  # the rest of a line that was too long
+            elif line.strip():
+                lines.append((at, line))
+            at += len(line) + 1
+        return anew, lines
+
+
+def mtime(path: Path) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def last_line(path: Path) -> str:
+    """The last non-empty line of a file."""
+    try:
+        fd = open_regular(path)
+    except OSError:
+        return ""
+    try:
+        data = os.pread(fd, 4096, max(0, os.fstat(fd).st_size - 4096))
+    finally:
+        os.close(fd)
+    lines = [x for x in plain_bytes(data).splitlines() if x.strip()]
+    return clean(lines[-1].strip()) if lines else ""
+
+
+# ---- logs -------------------------------------------------------------------------------------------------------------
+
+ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
+ONE_LINE = re.compile(r"\\[sSDWnrAZ]|\[\^|\(\?|\\x|\\0")  # patterns that could match across lines in a bulk search
+
+
+def plain_bytes(data: bytes) -> str:
+    return ESCAPES.sub(b"", data).decode("utf-8", "replace")
+
+
+class Log:
+    """Line access to a growing text file of any size. Only line offsets are kept; text is read when shown."""
+
+    CAP = 4096  # bytes shown per line
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reset()
+
+    def _reset(self) -> None:
+        import numpy as np
+
+        self.key: tuple | None = None
+        self.end = 0
+        self.starts = np.zeros(1, np.int64)  # line offsets; the last line may be incomplete
+        self.count = 1
+
+    def __len__(self) -> int:
+        """Number of lines, including an incomplete last one."""
+        return self.count - (int(self.starts[self.count - 1]) == self.end)
+
+    def update(self, limit: int = 64 << 20) -> bool:
+        """Index new lines, at most `limit` bytes. Returns whether lines were added or the file was replaced."""
+        import numpy as np
+
+        try:
+            fd = open_regular(self.path)
+        except OSError:
+            gone = self.end > 0
+            self._reset()
+            return gone
+        try:
+            st = os.fstat(fd)
+            anew = self.key is not None and ((st.st_dev, st.st_ino) != self.key or st.st_size < self.end)
+            if anew:
+                self._reset()
+            self.key, before = (st.st_dev, st.st_ino), self.end
+            while self.end < st.st_size and self.end - before < limit:
+                data = os.pread(fd, 1 << 20, self.end)
+                if not data:
+                    break
+                found = np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + (self.end + 1)
+                while self.count + len(found) > len(self.starts):
+                    self.starts = np.concatenate([self.starts, np.zeros(len(self.starts) + 1024, np.int64)])
+                self.starts[self.count : self.count + len(found)] = found
+                self.count += len(found)
+                self.end += len(data)
+            return anew or self.end > before
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def lines(self, wanted: Iterable[int]) -> list[str]:
+        """Text of lines (counted from 0): no escape codes, only the last state of progress bars, at most CAP bytes each."""
+        try:
+            fd = open_regular(self.path)
+        except OSError:
+            return ["" for _ in wanted]
+        try:
+            return [self._line(fd, i) for i in wanted]
+        except OSError:
+            return ["" for _ in wanted]
+        finally:
+            os.close(fd)
+
+    def _line(self, fd: int, i: int) -> str:
+        start = int(self.starts[i])
+        end = int(self.starts[i + 1]) - 1 if i + 1 < self.count else self.end
+        data = os.pread(fd, min(end - start, self.CAP), start)
+        long = end - start > self.CAP
+        if long:
+            tail = os.pread(fd, self.CAP, end - self.CAP)
+            if b"\r" in tail:
+                data, long = tail, False
+        text = plain_bytes(data.rstrip(b"\r").rpartition(b"\r")[2]).expandtabs(4)
+        return clean(text, self.CAP) + (f" … {(end - start) / 1e6:.1f} MB" if long else "")
+
+    def matching(self, pattern: str, first: int = 0, stop: Callable[[], bool] = lambda: False) -> list[int]:
+        """Numbers of the lines from `first` on that match a regular expression, as with grep.
+
+        ValueError: invalid pattern. stop: called between slices; True aborts the search.
+        """
+        try:
+            regex = re.compile(pattern.encode(), re.M)
+        except (re.error, OverflowError) as e:
+            raise ValueError(f"{pattern}: {e}") from None
+        import numpy as np
+
+        bulk = not ONE_LINE.search(pattern)
+        hits: list[int] = []
+        n = len(self)
+        try:
+            fd = open_regular(self.path)
+        except OSError:
+            return []
+        try:
+            while first < n and not stop():
+                limit = int(self.starts[first]) + (1 << 20)
+                last = max(first + 1, int(np.searchsorted(self.starts[: self.count], limit)))
+                last = min(last, n)
+                start = int(self.starts[first])
+                end = int(self.starts[last]) if last < self.count else self.end
+                data = os.pread(fd, min(end - start, 16 << 20), start)
+                if bulk:
+                    found = [start + m.start() for m in regex.finditer(data)]
+                    at = np.searchsorted(self.starts[: self.count], found, "right") - 1
+                    hits += [i for i in np.unique(at).tolist() if i < last]
+                else:
+                    hits += [first + k for k, line in enumerate(data.split(b"\n")[: last - first]) if regex.search(line)]
+                first = last
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+        return hits
