@@ -15,7 +15,7 @@ ui/files.py    reading untrusted files, logs            ui/draw.py     charts, d
 ui/runs.py     a run, its state, all runs of a folder   ui/curves.py   metrics as arrays, charts of several runs
 ui/search.py   search.jsonl                             ui/pages.py    contents of a run's tabs, of all methods
 ui/query.py    filters and sorting                      ui/genotypes.py  cells, distances, the architecture tab
-ui/state.py    what the user has chosen                 ui/eagan.py, ui/probabilities.py, ui/autogan.py  search pages
+ui/state.py, ui/view.py  what the user has chosen       ui/eagan.py, ui/probabilities.py, ui/autogan.py  search pages
 ui/launch.py   script options, starting runs, GPUs      ui/compare.py  comparison of runs
 ui/report.py   --plain, CSV, Markdown, LaTeX, HTML      ui/widgets.py, ui/base.py  widgets, keys, dialogs
 ui/form.py     the launch form                          ui/screens.py  list, single run, comparison
@@ -23,7 +23,6 @@ this file      the app and the command line
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -50,12 +49,13 @@ from textual.widget import Widget
 
 from ui import draw, launch, pages, report
 from ui.base import EVERYWHERE, Ask, Choose, Help, Page, key_groups, key_name
-from ui.curves import LETTERS, Curves, is_score, metrics
-from ui.files import clean, get, number, parse, read_bytes
+from ui.curves import is_score, metrics
+from ui.files import clean, get
 from ui.form import Form
 from ui.query import ordered, query
-from ui.runs import LIVE, STATES, Run, Store, color_index, fid_label, identity
+from ui.runs import Run, Store, identity
 from ui.screens import Compare, OneRun, Runs
+from ui.state import State
 from ui.widgets import THEMES, use_palette
 
 # ---- keys and commands ------------------------------------------------------------------------------------------------
@@ -88,10 +88,10 @@ class Commands(Provider):
         app, screen = self.app, self.screen
         for binding in [*getattr(screen, "BINDINGS", []), *app.BINDINGS]:
             yield binding.description, key_name(binding.key), partial(screen.run_action, binding.action)
-        for run in app.store.ordered():
-            yield f"open {run.name}", run.state, partial(app.push_screen, OneRun(run))
-        for metric in app.labels() + sorted(
-            {m for r in app.store.ordered() for m in metrics(r) if not is_score(m)}
+        for run in app.state.store.ordered():
+            yield f"open {run.name}", run.state, partial(app.push_screen, OneRun(app.state, run))
+        for metric in app.state.labels() + sorted(
+            {m for r in app.state.store.ordered() for m in metrics(r) if not is_score(m)}
         ):
             yield f"chart {metric}", "", partial(app.choose_metric, metric)
         for theme in THEMES:
@@ -154,38 +154,24 @@ class Tui(App):
         self, root: Path, readonly: bool = False, look: str = "dark", scripts_dir: Path | None = None, on_finish: str = ""
     ) -> None:
         super().__init__()
-        self.store = Store(root, launch.records)
-        self.machine = launch.Machine(root)
-        self.readonly, self.look, self.on_finish = readonly, look, on_finish
+        self.state = State(Store(root, launch.records), launch.Machine(root), readonly)
+        self.look, self.on_finish = look, on_finish
         self.scripts_dir = scripts_dir or Path(__file__).resolve().parent
-        self.curves = Curves()
-        self.images = "NO_COLOR" not in os.environ
-        self.pixels: type[Widget] | None = None  # widget that shows images in full resolution; None: half blocks
-        self.metric = "FID"
-        self.overlay: dict[str, tuple[str, int]] = {}  # run name -> (letter, colour)
-        self.hidden: set[str] = set()
-        self.show_hidden = self.group = self.reverse = self.scanned = False
-        self.filter_text, self.filter = "", query("")
-        self.sort = "state"
-        self.since: dict[str, int] = {}
-        self.before: dict[str, str] = {}  # states when the UI was last closed
         self.states: dict[str, str] = {}
         self.stopping: dict[str, float] = {}
         self.troubles: dict[str, dict[str, str]] = {}  # of live runs: {name: {kind: message}}
         self.warned: set[tuple[str, str]] = set()
         self.trashed: list[tuple[Path, Path]] = []
-        self.wanted: dict[str, None] = {}
-        self.poll_seconds, self.interval = 0.0, 1.0
-        self.wake, self.leaving = threading.Event(), threading.Event()
+        self.interval = 1.0
+        self.leaving = threading.Event()
         self.complaints: set[str] = set()
         self._scripts: tuple[float, tuple] = (0.0, ([], {}))
-        self._shorts: dict[str, str] = {}
 
     def on_mount(self) -> None:
         self.use_theme(self.look)
-        self.recall()
-        self.push_screen(Runs())
-        self.machine.start()
+        self.state.recall()
+        self.push_screen(Runs(self.state))
+        self.state.machine.start()
         self.call_after_refresh(threading.Thread(target=self.poll, daemon=True).start)
 
     # -- polling: a thread that checks the runs once a second
@@ -195,19 +181,19 @@ class Tui(App):
         while not self.leaving.is_set():
             began = time.perf_counter()
             try:
-                names = self.store.scan() | self.store.refresh()
+                names = self.state.store.scan() | self.state.store.refresh()
                 if first:
-                    for run in self.store.ordered():
+                    for run in self.state.store.ordered():
                         run.peek()
-                self.poll_seconds = time.perf_counter() - began
-                for name in list(self.wanted):
-                    run = self.store.runs.get(name)
+                self.state.poll_seconds = time.perf_counter() - began
+                for name in list(self.state.wanted):
+                    run = self.state.store.runs.get(name)
                     if run and run.load(0.2):
                         names.add(name)
                 if not first:
                     names |= self.load_more()
-                for name in names & set(self.store.runs):
-                    if (run := self.store.runs[name]).live:
+                for name in names & set(self.state.store.runs):
+                    if (run := self.state.store.runs[name]).live:
                         self.troubles[name] = pages.troubles(run)
                 self.call_from_thread(self.changed, names)
             except RuntimeError:
@@ -215,51 +201,45 @@ class Tui(App):
             except Exception as e:  # a bad run directory must not stop polling; retry in a second
                 self.complain("reading runs", e)
             first = False
-            behind = any(not r.loaded for r in self.store.ordered())
-            self.wake.wait(0.05 if behind else self.interval)
-            self.wake.clear()
+            behind = any(not r.loaded for r in self.state.store.ordered())
+            self.state.wake.wait(0.05 if behind else self.interval)
+            self.state.wake.clear()
 
     def load_more(self) -> set[str]:
         """Continue reading runs that are not on screen: those not fully read yet and those still running."""
         names, end = set(), time.perf_counter() + 0.1
-        for run in self.store.ordered():
-            if run.name not in self.wanted and (not run.loaded or run.live) and run.load(0.05):
+        for run in self.state.store.ordered():
+            if run.name not in self.state.wanted and (not run.loaded or run.live) and run.load(0.05):
                 names.add(run.name)
             if time.perf_counter() > end:
                 break
         return names
 
-    def want(self, run: Run) -> None:
-        """Give this run priority when reading."""
-        if run.name not in self.wanted:
-            self.wanted[run.name] = None
-            self.wake.set()
-
     def changed(self, names: set[str]) -> None:
-        if not self.scanned:
-            self.scanned = True
+        if not self.state.scanned:
+            self.state.scanned = True
             ended = Counter(
-                r.state for r in self.store.ordered() if r.name in self.before and r.state != self.before[r.name] and not r.live
+                r.state for r in self.state.store.ordered() if r.name in self.state.before and r.state != self.state.before[r.name] and not r.live
             )
-            self.since = dict(ended)
-            if self.metric == "FID" and self.labels() and "FID" not in self.labels():
-                self.metric = self.labels()[0]
+            self.state.since = dict(ended)
+            if self.state.metric == "FID" and self.state.labels() and "FID" not in self.state.labels():
+                self.state.metric = self.state.labels()[0]
         self.tell_transitions()
-        self._shorts.clear()
-        for name in set(self.wanted) - set(self.store.runs):
-            del self.wanted[name]
+        self.state.shorts.clear()
+        for name in set(self.state.wanted) - set(self.state.store.runs):
+            del self.state.wanted[name]
         for screen in self.screen_stack:
             if isinstance(screen, Page) and screen.is_current:
                 self.safely("screen", partial(screen.changed, names))
 
     def tell_transitions(self) -> None:
         """Notify when a run ends, stalls or shows a first sign of trouble, and when a stop takes too long."""
-        now = {r.name: r.state for r in self.store.ordered()}
+        now = {r.name: r.state for r in self.state.store.ordered()}
         for name, state in now.items():
             old = self.states.get(name)
             if old is None or old == state:
                 continue
-            run = self.store.runs[name]
+            run = self.state.store.runs[name]
             if state in ("done", "failed", "stalled", "lost", "stopped"):
                 bad = state in ("failed", "stalled", "lost")
                 self.notify(
@@ -280,7 +260,7 @@ class Tui(App):
                     self.notify(f"{name}: {text}", severity="warning", markup=False)
                     self.bell()
         for name, since in list(self.stopping.items()):
-            run = self.store.runs.get(name)
+            run = self.state.store.runs.get(name)
             if run is None or not run.live:
                 del self.stopping[name]
             elif time.monotonic() - since > 30:
@@ -305,8 +285,8 @@ class Tui(App):
         self.complaints.add(text)
         import traceback
 
-        if not self.readonly:
-            with contextlib.suppress(OSError), open(self.store.root / ".tui.log", "a") as f:
+        if not self.state.readonly:
+            with contextlib.suppress(OSError), open(self.state.store.root / ".tui.log", "a") as f:
                 f.write("".join(traceback.format_exception(error)))
         with contextlib.suppress(RuntimeError):
             (
@@ -317,68 +297,17 @@ class Tui(App):
 
     # -- display
 
-    def listed(self) -> list[Run]:
-        """The runs in the list, filtered and sorted."""
-        known = self.store.ordered() if self.scanned else []  # after a partial scan the cursor would land on the wrong run
-        runs = [r for r in known if self.filter(r) and (self.show_hidden or r.name not in self.hidden)]
-        if self.sort == "state":
-            newest = sorted(runs, key=lambda r: (r.name[len(_stem(r.name)) :], r.name), reverse=not self.reverse)
-            newest.sort(key=lambda r: STATES.index(r.state) if r.state in ("queued", *LIVE) else len(STATES))
-            return sorted(newest, key=lambda r: not r.pinned)
-        keys: dict[str, Callable[[Run], Any]] = {
-            **{"name": lambda r: r.name, "step": lambda r: r.step, "ETA": lambda r: r.eta, "phase": lambda r: r.phase or None},
-            **{"memory": lambda r: r.memory, "rate": lambda r: r.rate, "seed": lambda r: r.seed, "method": lambda r: r.method},
-            "images": lambda r: number(r.last.get("n")),
-        }
-        return ordered(runs, keys.get(self.sort, lambda r: r.score(self.sort)), self.falling)
-
-    @property
-    def falling(self) -> bool:
-        """Whether the largest comes first: of IS, unless reversed."""
-        return self.reverse != self.sort.startswith("IS")
-
-    def labels(self) -> list[str]:
-        """Names of all scores of all runs: FID before IS, those of the Inception network first."""
-        lasts = [r.last for r in self.store.ordered()]
-        found = [{fid_label(x["net"], k.upper()) for x in lasts if x.get(k) is not None} for k in ("fid", "is")]
-        return [label for labels in found for label in sorted(labels, key=lambda x: (x not in ("FID", "IS"), x))]
-
-    def short(self, run: Run) -> str:
-        """The run name without its date if that is unambiguous."""
-        if not self._shorts:
-            stems = Counter(_stem(r.name) for r in self.store.ordered())
-            for r in self.store.ordered():
-                stem = _stem(r.name)
-                self._shorts[r.name] = clean(
-                    stem if stems[stem] == 1 else f"{stem}-{r.name[-6:]}" if stem != r.name else stem, 200
-                )
-        return self._shorts.get(run.name) or clean(run.name, 200)
-
-    def lay_over(self, run: Run) -> None:
-        taken = {letter for letter, _ in self.overlay.values()}
-        letter = next((x for x in LETTERS if x not in taken), "+")
-        self.overlay[run.name] = (letter, color_index(run.name, [c for _, c in self.overlay.values()]))
-        self.want(run)
-
-    def overlay_mark(self, run: Run) -> tuple[str, str]:
-        """(letter, style) of an overlaid run, else ("", "")."""
-        letter, color = self.overlay.get(run.name, ("", 0))
-        return (letter, f"s{color}") if letter else ("", "")
-
     def set_filter(self, text: str) -> str:
-        try:
-            self.filter = query(text)
-        except ValueError as e:
-            return clean(e, 100)
-        self.filter_text = text.strip()
-        for screen in self.screen_stack:
-            if isinstance(screen, Runs):
-                screen.fill()
-                screen.update("status", "preview", "charts")
-        return ""
+        """Show only the runs that match. Returns an error message or ""."""
+        if not (wrong := self.state.set_filter(text)):
+            for screen in self.screen_stack:
+                if isinstance(screen, Runs):
+                    screen.fill()
+                    screen.update("status", "preview", "charts")
+        return wrong
 
     def choose_metric(self, metric: str) -> None:
-        self.metric = metric
+        self.state.metric = metric
         self.refresh_screens()
 
     def refresh_screens(self) -> None:
@@ -396,38 +325,11 @@ class Tui(App):
 
     # -- settings kept between sessions: runs/.tui.json
 
-    def recall(self) -> None:
-        try:
-            saved = parse(read_bytes(self.store.root / ".tui.json"))
-        except (OSError, ValueError):
-            return
-        texts = lambda key: [x for x in saved.get(key) or () if isinstance(x, str)] if isinstance(saved.get(key), list) else []  # noqa: E731
-        self.hidden = set(texts("hidden"))
-        for name in texts("overlay")[:26]:
-            self.lay_over(Run(self.store.root / name)) if Path(name).name == name else None
-        if isinstance(saved.get("sort"), str):
-            self.sort = saved["sort"]
-        self.reverse = saved.get("reverse") is True
-        states = saved.get("states")
-        self.before = {k: v for k, v in states.items() if isinstance(v, str)} if isinstance(states, dict) else {}
-        if isinstance(saved.get("filter"), str) and not self.filter_text:  # --filter takes precedence
-            self.set_filter(saved["filter"])
-
-    def remember(self) -> None:
-        if self.readonly or not self.scanned or not self.store.root.is_dir():
-            return
-        saved = {"hidden": sorted(self.hidden), "overlay": list(self.overlay), "sort": self.sort, "reverse": self.reverse}
-        saved |= {"filter": self.filter_text, "states": {r.name: r.state for r in self.store.ordered()}}
-        with contextlib.suppress(OSError):
-            tmp = self.store.root / f".tui.json.{os.getpid()}.tmp"
-            tmp.write_text(json.dumps(saved))
-            os.replace(tmp, self.store.root / ".tui.json")
-
     async def on_unmount(self) -> None:
         self.leaving.set()
-        self.machine.left.set()
-        self.wake.set()
-        self.remember()
+        self.state.machine.left.set()
+        self.state.wake.set()
+        self.state.remember()
 
     # -- actions on every screen
 
@@ -463,7 +365,7 @@ class Tui(App):
             ("m", f"Markdown: a table of {draw.count(len(runs), 'run')}", "md", lambda: report.markdown(runs)),
             ("l", "LaTeX: the same table", "tex", lambda: report.latex(runs)),
             ("s", "SVG: this screen", "svg", lambda: svg),
-            ("h", "HTML: a self-contained report", "html", lambda: report.html_report(runs, f"Runs of {self.store.root}")),
+            ("h", "HTML: a self-contained report", "html", lambda: report.html_report(runs, f"Runs of {self.state.store.root}")),
         ]
         answers = [(k, text, partial(self.export, suffix, make, runs)) for k, text, suffix, make in kinds]
         self.push_screen(Choose("Export", answers))
@@ -488,15 +390,15 @@ class Tui(App):
 
     def refuse(self) -> bool:
         """In read-only mode, say so and return True."""
-        if self.readonly:
+        if self.state.readonly:
             self.notify("read-only mode: runs cannot be started, stopped or modified", severity="warning")
-        return self.readonly
+        return self.state.readonly
 
     def write_tags(self, run: Run, **changes: object) -> None:
         if self.refuse():
             return
         try:
-            self.store.tag(run, **changes)
+            self.state.store.tag(run, **changes)
         except OSError as e:
             self.notify(f"tags.json: {e}", severity="error", markup=False)
         self.refresh_screens()
@@ -508,7 +410,7 @@ class Tui(App):
             getattr(self, f"do_{what}")(run)
         except (OSError, ValueError) as e:
             self.notify(f"{what}: {getattr(e, 'strerror', None) or e}", severity="error", markup=False)
-        self.wake.set()
+        self.state.wake.set()
 
     def do_stop(self, run: Run) -> None:
         """Ask the run to finish its step, save and exit: by SIGINT, or by a STOP file if it runs on another host."""
@@ -549,7 +451,7 @@ class Tui(App):
 
         def kill() -> None:
             self.safely("kill", lambda: launch.send(process, signal.SIGKILL, family=True))
-            self.wake.set()
+            self.state.wake.set()
 
         self.push_screen(Choose(f"Kill {run.name}? Progress since its last checkpoint is lost.", [("y", "yes, send SIGKILL", kill)]))
 
@@ -575,22 +477,22 @@ class Tui(App):
         words = [script.name, "--resume", str(run.path.resolve())]
         launch.launch(
             launch.Launch(
-                script, words, {**run.args, "runs_dir": str(run.path.resolve().parent)}, self.store.root, run=run.name
+                script, words, {**run.args, "runs_dir": str(run.path.resolve().parent)}, self.state.store.root, run=run.name
             )
         )
         self.notify(f"{run.name}: resuming from its checkpoint", markup=False)
 
     def do_trash(self, run: Run) -> None:
         original = run.path
-        self.trashed.append((self.store.trash(run), original))
-        self.overlay.pop(run.name, None)
+        self.trashed.append((self.state.store.trash(run), original))
+        self.state.overlay.pop(run.name, None)
         self.notify(f"{run.name} moved to .trash; press U to restore it", markup=False)
         self.refresh_screens()
 
     def do_undo(self, _: Run | None) -> None:
         if not self.trashed:
             raise ValueError("nothing has been moved to the trash in this session")
-        self.store.restore(*self.trashed[-1])
+        self.state.store.restore(*self.trashed[-1])
         _, original = self.trashed.pop()
         self.notify(f"{original.name} restored", markup=False)
 
@@ -605,8 +507,8 @@ class Tui(App):
 
     def place(self, texts: dict[str, str], script: launch.Script) -> None:
         """Set --runs-dir if the script's default would put the run in another folder than the one shown."""
-        if "runs_dir" in texts and (script.path.parent / texts["runs_dir"]).resolve() != self.store.root.resolve():
-            texts["runs_dir"] = str(self.store.root.resolve())
+        if "runs_dir" in texts and (script.path.parent / texts["runs_dir"]).resolve() != self.state.store.root.resolve():
+            texts["runs_dir"] = str(self.state.store.root.resolve())
 
     def open_form(self, run: Run | None = None, **changes: str) -> None:
         """Open the launch form with default values or with the arguments of a run."""
@@ -632,15 +534,9 @@ class Tui(App):
         about = (
             f"Re-run {run.name}" if run and not changes else f"Train the genotype of {run.name}" if run else ""
         )
-        form = Form(script, values, about=about)
+        form = Form(self.state, script, values, about=about)
         self.place(form.texts, script)
         self.push_screen(form)
-
-
-def _stem(name: str) -> str:
-    """A run's name without -YYYYmmdd-HHMMSS."""
-    head, tail = name[:-16], name[-16:]
-    return head if head and tail[0] == tail[9] == "-" and (tail[1:9] + tail[10:]).isdecimal() else name
 
 
 # ---- the command ------------------------------------------------------------------------------------------------------
@@ -681,7 +577,7 @@ def main(
         print("error: this is no terminal; use --plain", file=sys.stderr)
         raise typer.Exit(2)
     app = Tui(runs, readonly, theme, scripts, on_finish)
-    app.pixels = pixels() if app.images else None
+    app.state.pixels = pixels() if app.state.images else None
     if filter:
         app.set_filter(filter)
     end_with_the_terminal()

@@ -97,13 +97,13 @@ class Pilot:
 
     def read(self) -> None:
         """Until every run is read whole."""
-        self.until(lambda: all(r.loaded for r in self.app.store.ordered()))
+        self.until(lambda: all(r.loaded for r in self.app.state.store.ordered()))
         self.do(self.app.refresh_screens)
 
     def open(self, part: str, tab: str = "1") -> OneRun:
         """The screen of the first run with that part in its name."""
-        run = next(r for r in self.app.store.ordered() if part in r.name)
-        self.do(self.app.push_screen, OneRun(run))
+        run = next(r for r in self.app.state.store.ordered() if part in r.name)
+        self.do(self.app.push_screen, OneRun(self.app.state, run))
         self.reaches(OneRun)
         self.until(lambda: run.loaded)
         self.press(tab)
@@ -134,8 +134,8 @@ def driven(root: Path, size: tuple[int, int] = (120, 36), asked: str = "", **opt
     with asyncio.Runner() as loop:
         running = app.run_test(size=size)
         pilot = Pilot(app, loop, loop.run(running.__aenter__()))
-        pilot.until(lambda: app.scanned and app.screen.is_mounted and app.screen.query_one(Table).strips)
-        pilot.until(lambda: [name for name, _ in app.screen.query_one(Table).rows] == [r.name for r in app.listed()])
+        pilot.until(lambda: app.state.scanned and app.screen.is_mounted and app.screen.query_one(Table).strips)
+        pilot.until(lambda: [name for name, _ in app.screen.query_one(Table).rows] == [r.name for r in app.state.listed()])
         yield app, pilot
         pilot.do(app.exit)
         loop.run(running.__aexit__(None, None, None))
@@ -213,8 +213,8 @@ def test_the_last_run_is_trashed_while_the_list_is_too_small_to_be_drawn(copied:
             pilot.press("D")
             if isinstance(app.screen, Choose):
                 pilot.press(app.screen.answers[0][0])
-            pilot.until(lambda left=left: len(app.store.runs) == left)
-        assert app.screen.run_now() in app.store.ordered()
+            pilot.until(lambda left=left: len(app.state.store.runs) == left)
+        assert app.screen.run_now() in app.state.store.ordered()
 
 
 @pytest.mark.parametrize("closed", ["stdin", "stderr"])
@@ -291,7 +291,7 @@ def test_filter_sort_hide_tag_trash_undo(copied: Path) -> None:
     make_run(copied, seed=8, rows=3)  # no score yet
     with driven(copied) as (app, pilot):
         pilot.read()
-        seeds = lambda: [app.store.runs[k].seed for k, _ in app.screen.query_one(Table).rows]  # noqa: E731
+        seeds = lambda: [app.state.store.runs[k].seed for k, _ in app.screen.query_one(Table).rows]  # noqa: E731
         assert app.screen.run_now().name == running.name  # what lives comes first
         pilot.answer("/", text="eagan fid<15")
         assert seeds() == [0]
@@ -299,7 +299,7 @@ def test_filter_sort_hide_tag_trash_undo(copied: Path) -> None:
         assert isinstance(app.screen, Ask)
         assert "low" in app.screen.wrong
         pilot.answer(text="eagan")
-        app.sort = "FID"
+        app.state.sort = "FID"
         pilot.do(app.refresh_screens)
         assert seeds() == [0, 1, 7, 8]
         pilot.press("i")
@@ -318,7 +318,7 @@ def test_filter_sort_hide_tag_trash_undo(copied: Path) -> None:
         pilot.press("G", "D")
         assert not run.path.exists()
         pilot.press("U")
-        pilot.until(lambda: run.path.name in app.store.runs)
+        pilot.until(lambda: run.path.name in app.state.store.runs)
 
 
 def test_readonly_writes_nothing_and_touches_nothing(copied: Path, child: subprocess.Popen) -> None:
@@ -344,10 +344,10 @@ def test_what_was_chosen_and_what_has_happened_since(live: Path, tmp_path: Path)
         pilot.press("space", "s")  # the cursor is on the running one, which is the first
     write(live / "status.json", json.loads((live / "status.json").read_text()) | {"state": "done"})
     with driven(tmp_path) as (app, _):
-        assert (app.sort, list(app.overlay), app.since) == ("name", [live.name], {"done": 1})
+        assert (app.state.sort, list(app.state.overlay), app.state.since) == ("name", [live.name], {"done": 1})
     write(tmp_path / ".tui.json", json.loads((tmp_path / ".tui.json").read_text()) | {"filter": "seed=1"})
     with driven(tmp_path, asked="seed=2") as (app, _):
-        assert app.filter_text == "seed=2"  # --filter is stronger than the remembered one
+        assert app.state.filter_text == "seed=2"  # --filter is stronger than the remembered one
 
 
 def test_a_run_that_ends_is_announced(live: Path, tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_a_first_sign_of_trouble_is_told_once(live: Path, tmp_path: Path) -> Non
     with driven(tmp_path) as (app, pilot):
         for i in (1, 2):
             append(live / "metrics.jsonl", {"step": 300 + i, "loss/g": None})
-            pilot.until(lambda n=i: app.store.runs[live.name].columns.nans == n)
+            pilot.until(lambda n=i: app.state.store.runs[live.name].columns.nans == n)
         pilot.until(lambda: live.name in pilot.told())
         assert pilot.told().count(live.name) == 1
 
@@ -375,7 +375,7 @@ def test_seeds_together_as_mean_and_spread(tmp_path: Path) -> None:
     with driven(tmp_path, size=(200, 60)) as (app, pilot):
         pilot.read()
         pilot.press("g", *"    u")
-        fids = [r.last["fid"] for r in app.store.ordered() if r.method == "eagan"]
+        fids = [r.last["fid"] for r in app.state.store.ordered() if r.method == "eagan"]
         pilot.sees("0 1 2", f"FID {statistics.mean(fids):.2f} ± {statistics.stdev(fids):.2f}", "FID(compact)")
         table = compare.distances([run for run, _, _ in app.screen.drawn()])
         rows = ["".join(text for text, _ in line).strip() for line in table]
@@ -447,7 +447,7 @@ def test_a_run_deleted_while_it_is_open(tmp_path: Path) -> None:
         screen = pilot.open(run.name)
         before = pilot.lines()[:4]
         shutil.rmtree(run)
-        pilot.until(lambda: not app.store.runs and pilot.lines()[:4] != before)
+        pilot.until(lambda: not app.state.store.runs and pilot.lines()[:4] != before)
         pilot.press(*"23,4561mIZx", "escape")
         assert app.screen is screen
         pilot.press("escape", "escape")
@@ -516,8 +516,8 @@ def test_search_and_filter_of_a_log(tmp_path: Path) -> None:
 def test_comparison_names_what_differs(four: Path) -> None:
     with driven(four, size=(120, 70)) as (app, pilot):
         pilot.read()
-        a, b = (next(r for r in app.store.ordered() if f"eagan-cifar10-s{k}" in r.name) for k in (0, 1))
-        pilot.do(app.push_screen, Compare(a, b))
+        a, b = (next(r for r in app.state.store.ordered() if f"eagan-cifar10-s{k}" in r.name) for k in (0, 1))
+        pilot.do(app.push_screen, Compare(app.state, a, b))
         pilot.reaches(Compare)
         assert [k for k, _, _ in compare.config_diff(a, b)] == ["seed"]
         flat = [[op for row in r.genotype["G"] for op in row] for r in (a, b)]
@@ -617,7 +617,7 @@ def test_launch_pause_stop_resume_and_rerun_from_the_keys(tmp_path: Path) -> Non
         assert pilot.state("stopped") is run
         assert (run.path / "checkpoint.pt").exists()
         assert alive(run.process) is None
-        assert len(app.store.runs) == 1
+        assert len(app.state.store.runs) == 1
         pilot.press("R")
         pilot.until(lambda: run.state == "running" and run.process["pid"] != pid)
         pilot.press("r")
@@ -631,7 +631,7 @@ def test_a_signal_for_a_recycled_pid_is_refused(tmp_path: Path, child: subproces
     process = launch.process_of(child.pid)
     name = make_run(tmp_path, rows=20, state="running", status={"process": process}).name
     with driven(tmp_path) as (app, pilot):
-        run = app.store.runs[name]
+        run = app.state.store.runs[name]
         for key in "IT":
             run.state = "running"
             run.status["process"] = process | {"start_time": 1}  # as if read before the pid was taken again
@@ -698,7 +698,7 @@ def test_a_launched_run_lives_on_when_the_ui_ends(tmp_path: Path, end: str) -> N
     process = launch.records(root)[0]["child"]
     assert alive(process)
     with driven(root) as (app, pilot):
-        (run,) = app.store.ordered()
+        (run,) = app.state.store.ordered()
         assert (run.state, run.process["pid"]) == ("running", process["pid"])
         pilot.press("I")
         pilot.state("stopped")
@@ -804,8 +804,8 @@ def without_colour(root: str) -> None:
         pilot.sees("[red]bold[@]", "emoji-🎉-漢字", "xxxxx", "esc·[31m", "new line", "✓", "✗")
         pilot.press("g", *"   ")
         assert set(re.findall(r"▌[a-z] ", pilot.text())) == {"▌a ", "▌b ", "▌c "}
-        for run in app.store.ordered():
-            pilot.do(app.push_screen, OneRun(run))
+        for run in app.state.store.ordered():
+            pilot.do(app.push_screen, OneRun(app.state, run))
             pilot.reaches(OneRun)
             pilot.press("3")
             assert "▀" not in pilot.text()
@@ -819,7 +819,7 @@ def test_samples_as_pixels_where_the_terminal_has_them(four: Path) -> None:
         image = property(lambda self: shown[-1], lambda self, value: shown.append(value))
 
     with driven(four) as (app, pilot):
-        app.pixels = Picture
+        app.state.pixels = Picture
         screen = pilot.open("eagan-cifar10-s0", "3")
         pilot.until(lambda: shown)
         picture, content = screen.query_one(Picture), screen.query_one("#content", Doc)
@@ -889,13 +889,13 @@ def test_the_palette_has_every_action_run_metric_and_theme(four: Path) -> None:
     with driven(four) as (app, pilot):
         pilot.read()
         commands = [text for text, _, _ in tui.Commands(app.screen).every()]
-        wanted = [b.description for b in [*Runs.BINDINGS, *Tui.BINDINGS]] + [r.name for r in app.store.ordered()]
+        wanted = [b.description for b in [*Runs.BINDINGS, *Tui.BINDINGS]] + [r.name for r in app.state.store.ordered()]
         for word in [*wanted, "FID", "IS", "loss/g", "light"]:
             assert any(text.endswith(word) for text in commands), word
         pilot.press(":", *"loss/g")
         pilot.loop.run(pilot.pilot.pause(0.4))
         pilot.press("enter")
-        pilot.until(lambda: app.metric == "loss/g")
+        pilot.until(lambda: app.state.metric == "loss/g")
 
 
 @pytest.mark.parametrize(("page", "keys"), [("README.md", tui.first_keys), ("docs/tui.md", tui.key_tables)])
@@ -917,10 +917,10 @@ def test_the_mouse_reaches_keys_rows_heads_tabs_and_answers(four: Path) -> None:
         screen = app.screen
         at = {action: a + 1 for a, _, action in screen.key_spots}
         pilot.click("#keys", at["overlay"])
-        pilot.until(lambda: len(app.overlay) == 1)
+        pilot.until(lambda: len(app.state.overlay) == 1)
         for reverse in (False, True):
             pilot.click("#table", 10)  # the head of the names
-            pilot.until(lambda r=reverse: (app.sort, app.reverse) == ("name", r))
+            pilot.until(lambda r=reverse: (app.state.sort, app.state.reverse) == ("name", r))
         pilot.click("#table", 10, 3)
         pilot.until(lambda: screen.query_one(Table).cursor == 2)
         pilot.click("#table", 10, 3)

@@ -13,7 +13,7 @@ from test_tui_runs import opened
 from ui import draw, genotypes, pages
 from ui.draw import Series, chart
 from ui.search import edges, entropy
-from ui.state import View
+from ui.view import View
 
 
 def texts(lines: list) -> list[str]:

@@ -12,7 +12,7 @@ from ui import compare, eagan, pages, report
 from ui.curves import Curves, points, seed_groups
 from ui.draw import Series, chart, plain
 from ui.runs import Run
-from ui.state import View
+from ui.view import View
 
 EVAL = {"phase": "eval", "stage": "evaluation (training)", "eval/net": "inception-2048", "eval/n": 1000, "eval/ref": "a"}
 EVAL |= {"eval/ema": True, "eval/bn": "running", "eval/is": 5.0}

@@ -22,7 +22,7 @@ from ui.curves import Ema, metrics, points
 from ui.files import Log, Tail, clean, parse_lines
 from ui.query import ordered, query
 from ui.runs import Columns, Run, Store, fid_label
-from ui.state import View
+from ui.view import View
 
 ROOT = Path(__file__).parents[1]
 

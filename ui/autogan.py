@@ -6,7 +6,7 @@ from ui.draw import Line, Series, beside, fit, human, indent, score, table
 from ui.files import clean, get, number
 from ui.runs import Run, fid_label
 from ui.search import entropy, numeric_keys
-from ui.state import View
+from ui.view import View
 
 
 def policy(run: Run, width: int, height: int, view: View) -> list[Line]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from textual import events
 from textual.app import ComposeResult
@@ -15,10 +15,8 @@ from ui import draw, pages
 from ui.curves import AXES, EMAS, ZOOMS, is_score
 from ui.draw import Line, fit
 from ui.runs import Run
+from ui.state import State
 from ui.widgets import Doc
-
-if TYPE_CHECKING:
-    from tui import Tui
 
 MOVES = [
     Binding("up,k", "move('up')", "up", show=False),
@@ -64,12 +62,31 @@ EVERYWHERE = [
 # ---- what the screens share -------------------------------------------------------------------------------------------
 
 
+class Host(Protocol):
+    """What the screens ask of the app beyond Textual's own: the app acts, the screens show."""
+
+    def ask(self, label: str, text: str, done: Callable[[str], str], hint: str = "", live: bool = False) -> None: ...
+    def safely(self, what: str, do: Callable[[], Any]) -> None: ...
+    def refuse(self) -> bool: ...
+    def act(self, what: str, run: Run | None) -> None: ...
+    def write_tags(self, run: Run, **changes: object) -> None: ...
+    def open_form(self, run: Run | None = None, **changes: str) -> None: ...
+    def scripts(self) -> tuple[list, dict[str, str]]: ...
+    def place(self, texts: dict[str, str], script: Any) -> None: ...
+    def set_filter(self, text: str) -> str: ...
+    def copy(self, text: str) -> None: ...
+
+
 class Page(Screen):
     """Base of the screens: a key footer, a "too small" notice, and widgets whose errors do not crash the UI."""
 
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (100, "-wide"), (140, "-broad")]
     VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (30, "-tall")]
-    app: "Tui"
+    app: "Host"
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.state = state
 
     def body(self) -> ComposeResult:
         yield from ()
@@ -95,7 +112,7 @@ class Page(Screen):
 
     def update_all(self) -> None:
         """Rebuild everything, e.g. after a resize or a changed setting."""
-        self.changed(set(self.app.store.runs))
+        self.changed(set(self.state.store.runs))
         self.query_one("#keys", Doc).rebuild()
 
     def update(self, *ids: str) -> None:
@@ -115,7 +132,7 @@ class Page(Screen):
         line: Line = [(" ", "")]
         self.key_spots: list[tuple[int, int, str]] = []
         for binding in self.BINDINGS:
-            if not self.offered(binding) or (self.app.readonly and touches(binding)):
+            if not self.offered(binding) or (self.state.readonly and touches(binding)):
                 continue
             label = re.split("[:,;]", binding.description)[0]
             part: Line = [(key_name(binding.key), "key"), (f" {label}  ", "")]
@@ -135,7 +152,7 @@ class Page(Screen):
     # -- charts
 
     def action_ema(self) -> None:
-        curves = self.app.curves
+        curves = self.state.curves
         curves.ema = EMAS[(EMAS.index(curves.ema) + 1) % len(EMAS)]
         if is_score(self.metric_now()):
             self.app.notify(f"moving average {curves.ema:g} for losses; scores are never smoothed")
@@ -143,34 +160,34 @@ class Page(Screen):
 
     def action_log(self) -> None:
         metric = self.metric_now()
-        self.app.curves.logs[metric] = not self.app.curves.log(metric)
+        self.state.curves.logs[metric] = not self.state.curves.log(metric)
         self.update_all()
 
     def action_axis(self) -> None:
-        curves = self.app.curves
+        curves = self.state.curves
         curves.axis = AXES[(AXES.index(curves.axis) + 1) % len(AXES)]
         self.update_all()
 
     def action_zoom(self) -> None:
-        curves = self.app.curves
+        curves = self.state.curves
         curves.zoom = ZOOMS[(ZOOMS.index(curves.zoom) + 1) % len(ZOOMS)]
         self.update_all()
 
     def action_band(self) -> None:
-        self.app.curves.band = not self.app.curves.band
+        self.state.curves.band = not self.state.curves.band
         self.update_all()
 
     def action_inspect(self) -> None:
-        self.app.curves.inspect = 1.0 if self.app.curves.inspect is None else None
+        self.state.curves.inspect = 1.0 if self.state.curves.inspect is None else None
         self.update_all()
 
     def action_sideways(self, by: int) -> None:
-        if self.app.curves.inspect is not None:
-            self.app.curves.inspect = min(1.0, max(0.0, self.app.curves.inspect + by / 100))
+        if self.state.curves.inspect is not None:
+            self.state.curves.inspect = min(1.0, max(0.0, self.state.curves.inspect + by / 100))
             self.update_all()
 
     def metric_now(self) -> str:
-        return self.app.metric
+        return self.state.metric
 
     # -- actions on the current run
 

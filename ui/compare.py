@@ -8,7 +8,7 @@ from ui.files import clean, get, number
 from ui.genotypes import cells, flat, genotype_table, hamming
 from ui.query import same_but_seed
 from ui.runs import Run, fid_label, kind_of
-from ui.state import View
+from ui.view import View
 
 
 def config_diff(a: Run, b: Run) -> list[tuple[str, object, object]]:

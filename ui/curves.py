@@ -8,7 +8,7 @@ from ui.draw import Line, Series, crop, human, wrapped
 from ui.files import number
 from ui.query import same_but_seed
 from ui.runs import Run
-from ui.state import View
+from ui.view import View
 
 if TYPE_CHECKING:
     import numpy as np

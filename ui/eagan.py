@@ -9,7 +9,7 @@ from ui.files import clean, number
 from ui.genotypes import cells, genotype_table
 from ui.runs import Run, fid_label
 from ui.search import hypervolume, numeric_keys
-from ui.state import View
+from ui.view import View
 
 
 def ranked(round_: dict) -> list[dict]:

@@ -10,6 +10,7 @@ from ui import draw, launch
 from ui.base import MOVES, Page
 from ui.draw import Line, duration, fit
 from ui.files import clean
+from ui.state import State
 from ui.widgets import Doc, Table
 
 # ---- the launch form --------------------------------------------------------------------------------------------------
@@ -32,8 +33,8 @@ class Form(Page):
         *MOVES,
     ]
 
-    def __init__(self, script: launch.Script, values: dict[str, Any], gpu: str = "", about: str = "") -> None:
-        super().__init__()
+    def __init__(self, state: State, script: launch.Script, values: dict[str, Any], gpu: str = "", about: str = "") -> None:
+        super().__init__(state)
         self.script, self.about = script, about
         self.texts = {name: o.write(values.get(name, o.default)) for name, o in script.options.items()}
         self.seeds = self.texts.get("seed", "0")
@@ -72,9 +73,9 @@ class Form(Page):
         if key == "wait":
             return ["now", "gpu", "after"]
         if key == "gpu":
-            return ["any", *(str(g["index"]) for g in self.app.machine.gpus)]
+            return ["any", *(str(g["index"]) for g in self.state.machine.gpus)]
         if key == "after":
-            return [r.name for r in self.app.store.ordered() if r.live or r.state == "queued"]
+            return [r.name for r in self.state.store.ordered() if r.live or r.state == "queued"]
         option = self.script.options.get(key[1:]) if key.startswith("-") else None
         if option is None:
             return []
@@ -96,7 +97,7 @@ class Form(Page):
         except ValueError as e:
             wrong["seeds"] = str(e)
         if self.wait == "gpu":
-            if not self.app.machine.gpus:
+            if not self.state.machine.gpus:
                 wrong["wait"] = "no GPU found; use now or after"
             try:
                 if not 0 < float(self.need) < 10_000:
@@ -170,7 +171,7 @@ class Form(Page):
             many = len(launch.seeds(self.seeds))
         except ValueError:
             many = 0
-        peak, seconds, n = launch.similar(self.app.store.ordered(), self.script.path.name, self.texts.get("preset", ""))
+        peak, seconds, n = launch.similar(self.state.store.ordered(), self.script.path.name, self.texts.get("preset", ""))
         facts = [draw.count(many, "run")] + (
             [f"{draw.count(n, 'similar run')}: median time {duration(seconds)}, peak memory {draw.size(peak)}"] if n else []
         )
@@ -294,7 +295,7 @@ class Form(Page):
         for seed in launch.seeds(self.seeds):
             values = self.values(seed)
             what = launch.Launch(
-                self.script.path, launch.command(self.script, values), values, self.app.store.root,
+                self.script.path, launch.command(self.script, values), values, self.state.store.root,
                 self.wait, float(self.need) if self.wait == "gpu" else 0.0, self.after, self.gpu,
             )  # fmt: skip
             try:
@@ -306,7 +307,7 @@ class Form(Page):
         if started:
             word = "started" if self.wait == "now" else "queued"
             self.app.notify(f"{draw.count(started, 'run')} {word}; quitting the UI does not stop them", markup=False)
-            self.app.wake.set()
+            self.state.wake.set()
             self.app.pop_screen()
 
     def action_back(self) -> None:

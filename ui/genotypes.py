@@ -5,7 +5,7 @@ from ui.draw import Line, beside, fit, human, score, table, wrapped
 from ui.files import clean, get, number
 from ui.runs import Run, fid_label
 from ui.search import edges, entropy
-from ui.state import View
+from ui.view import View
 
 SPACES = {  # (net, ops per cell): edge names, if neither search.jsonl nor the genotype has them
     ("G", 7): ("0->1", "0->2", "1->3", "2->3", "1->4", "2->4", "3->4"),  # EAGAN, AdversarialNAS

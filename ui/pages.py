@@ -13,7 +13,7 @@ from ui.genotypes import idle
 from ui.probabilities import probabilities
 from ui.runs import Run, fid_label
 from ui.search import edges
-from ui.state import View
+from ui.view import View
 
 GLYPHS = {
     **{"queued": "○", "starting": "◌", "running": "●", "paused": "‖", "stalled": "⚠", "stopping": "◍"},

@@ -10,7 +10,7 @@ from ui.files import clean, get, number
 from ui.genotypes import NETS
 from ui.runs import Run
 from ui.search import edges, entropy
-from ui.state import View
+from ui.view import View
 
 
 def probabilities(run: Run, width: int, height: int, view: View) -> list[Line]:

@@ -12,7 +12,7 @@ from ui.draw import count, duration, human, plain, score, size
 from ui.files import clean, number, read_bytes
 from ui.launch import Machine
 from ui.runs import STATES, Run, Store, fid_label, kind_of
-from ui.state import View
+from ui.view import View
 
 # ---- --plain ----------------------------------------------------------------------------------------------------------
 

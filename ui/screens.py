@@ -18,7 +18,8 @@ from ui.curves import LETTERS, is_score, metrics, seed_groups
 from ui.draw import Line, crop, duration, fit, human, score
 from ui.files import Log, clean, number
 from ui.runs import STATES, Run, color_index
-from ui.state import View
+from ui.state import State
+from ui.view import View
 from ui.widgets import BAD_LINE, Doc, LogView, Table
 
 # ---- all runs ---------------------------------------------------------------------------------------------------------
@@ -59,9 +60,9 @@ class Runs(Page):
 
     def changed(self, names: set[str]) -> None:
         self.app.safely("table", self.fill)
-        host = 1 + min(3, len(self.app.machine.gpus))
+        host = 1 + min(3, len(self.state.machine.gpus))
         self.query_one("#host").styles.height = host
-        spare = self.query_one("#left").size.height - len(self.app.listed()) - host - 3
+        spare = self.query_one("#left").size.height - len(self.state.listed()) - host - 3
         self.query_one("#preview").styles.height = max(5, min(14, spare))
         self.update("top", "status", "preview", "host", "host-below")
         if names & {run.name for run, _, _ in self.drawn()} or not self.query_one("#charts", Doc).lines:
@@ -71,7 +72,7 @@ class Runs(Page):
 
     def columns(self, runs: list[Run], width: int) -> list[tuple[str, int, list[str], str]]:
         """(title, width, cells, sort key) of the columns that fit. Columns with a low rank get space first."""
-        labels = self.app.labels()
+        labels = self.state.labels()
         wanted: list[tuple[float, str, Callable[[Run], str], str]] = [  # rank, title, text, sort key
             (0, "step", lambda r: f"{human(r.step)}/{human(r.total)}" if r.total else human(r.step), "step"),
             (2, "ETA", self.left, "ETA"),
@@ -85,11 +86,11 @@ class Runs(Page):
         for k, label in enumerate(labels):
             rank = 1 + 2 * label.startswith("IS") + (k > 0) * 0.1
             wanted.append((rank, label, lambda r, n=label: score(r.score(n)), label))
-        room = width - 5 - min(30 if width < 100 else 44, max([len(self.app.short(r)) for r in runs] or [10]))
+        room = width - 5 - min(30 if width < 100 else 44, max([len(self.state.short(r)) for r in runs] or [10]))
         chosen = []
         for _, title, text, key in sorted(wanted, key=lambda w: w[0]):
             texts = [text(r) for r in runs]
-            wide = max(len(title) + (self.app.sort == key), *(len(t) for t in texts), 0)
+            wide = max(len(title) + (self.state.sort == key), *(len(t) for t in texts), 0)
             if wide + 1 <= room:
                 chosen.append((title, wide, texts, key))
                 room -= wide + 1
@@ -107,13 +108,13 @@ class Runs(Page):
 
     def fill(self) -> None:
         table = self.query_one(Table)
-        runs, width = self.app.listed(), table.size.width
+        runs, width = self.state.listed(), table.size.width
         columns = self.columns(runs, width)
         name_width = max(8, width - 5 - sum(c[1] + 1 for c in columns))
-        arrow = "▼" if self.app.falling else "▲"
+        arrow = "▼" if self.state.falling else "▲"
 
         def head(title: str, key: str, w: int, right: bool) -> str:
-            return fit(title + (arrow if self.app.sort == key else ""), w, right)
+            return fit(title + (arrow if self.state.sort == key else ""), w, right)
 
         top = f"     {head('run', 'name', name_width, False)}" + "".join(" " + head(t, k, w, True) for t, w, _, k in columns)
         self.spots = [(5, 5 + name_width, "name")]
@@ -123,12 +124,12 @@ class Runs(Page):
             at += w + 1
         rows: list[tuple[str, Line]] = []
         for i, run in enumerate(runs):
-            letter, style = self.app.overlay_mark(run)
+            letter, style = self.state.overlay_mark(run)
             pin = "^" if run.pinned else " "
             line: Line = [
                 (f"▌{letter}" if letter else "  ", style),
                 (f"{pin}{pages.GLYPHS[run.state]} ", pages.STYLES[run.state]),
-                (draw.fit_middle(self.app.short(run), name_width), "dim" if run.name in self.app.hidden else ""),
+                (draw.fit_middle(self.state.short(run), name_width), "dim" if run.name in self.state.hidden else ""),
             ]
             for title, w, texts, _ in columns:
                 tone = pages.STYLES[run.state] if title == "ETA" and run.state != "running" else ""
@@ -136,22 +137,21 @@ class Runs(Page):
                 line.append((" " + fit(texts[i], w, True), tone))
             rows.append((run.name, line))
         table.empty = self.empty(width)
-        table.show([(top, "bold")], rows, self.app.store.became)
+        table.show([(top, "bold")], rows, self.state.store.became)
 
     def empty(self, width: int) -> list[Line]:
-        app = self.app
-        if app.store.runs:
+        if self.state.store.runs:
             return [
                 [],
-                [(f"  no runs match {app.filter_text}" if app.filter_text else "  all runs are hidden", "warn")],
+                [(f"  no runs match {self.state.filter_text}" if self.state.filter_text else "  all runs are hidden", "warn")],
                 [("  / edits the filter, a shows hidden runs", "dim")],
             ]
-        if not app.scanned:
+        if not self.state.scanned:
             return [[], [("  scanning for runs…", "dim")]]
-        why = f" ({app.store.problem})" if app.store.problem else ""
-        start = "read-only mode: runs cannot be started" if app.readonly else "press n to start one"
+        why = f" ({self.state.store.problem})" if self.state.store.problem else ""
+        start = "read-only mode: runs cannot be started" if self.state.readonly else "press n to start one"
         lines = [
-            f"no runs in {app.store.root}/{why}",
+            f"no runs in {self.state.store.root}/{why}",
             start,
             "or open another folder: python tui.py DIR",
             "? lists all keys, q quits",
@@ -167,36 +167,34 @@ class Runs(Page):
     def on_table_sorted(self, event: Table.Sorted) -> None:
         key = next((k for a, b, k in self.spots if a <= event.x < b), None)
         if key:
-            self.app.reverse = not self.app.reverse if self.app.sort == key else False
-            self.app.sort = key
+            self.state.reverse = not self.state.reverse if self.state.sort == key else False
+            self.state.sort = key
             self.fill()
 
     # -- status lines
 
     def top_line(self, width: int, _: int) -> list[Line]:
-        app = self.app
-        counts = Counter(r.state for r in app.store.ordered())
-        line: Line = [(f" {draw.count(len(app.store.runs), 'run')}  ", "")]
+        counts = Counter(r.state for r in self.state.store.ordered())
+        line: Line = [(f" {draw.count(len(self.state.store.runs), 'run')}  ", "")]
         for state in STATES:
             if counts[state]:
                 word = f" {state}" if width >= 100 else ""
                 line.append((f" {pages.GLYPHS[state]} {counts[state]}{word}", pages.STYLES[state]))
-        if app.since:
-            line.append(("   since last visit: " + ", ".join(f"{n} {s}" for s, n in app.since.items()), "info"))
-        if app.readonly:
+        if self.state.since:
+            line.append(("   since last visit: " + ", ".join(f"{n} {s}" for s, n in self.state.since.items()), "info"))
+        if self.state.readonly:
             line.append(("   read-only", "warn"))
-        where = draw.fit_middle(f"{clean(app.store.root)}/", max(width - draw.width_of(line) - 2, 12)).rstrip()
+        where = draw.fit_middle(f"{clean(self.state.store.root)}/", max(width - draw.width_of(line) - 2, 12)).rstrip()
         return [crop([(f" {where} ", "bold"), *line], width)]
 
     def status_line(self, width: int, _: int) -> list[Line]:
-        app = self.app
-        shown, total = len(app.listed()), len(app.store.runs)
-        words = [f"{shown} of {draw.count(total, 'run')}", f"sort {app.sort} {'▼' if app.falling else '▲'}"]
-        words += [f"filter: {app.filter_text}"] if app.filter_text else []
-        words += [f"{len(app.overlay)} overlaid"] if app.overlay else []
-        words += ["seeds grouped"] if app.group else []
-        left = [label for label in app.labels() if label.startswith("FID")]
-        fits = {c[0] for c in self.columns(app.listed(), self.query_one(Table).size.width)}
+        shown, total = len(self.state.listed()), len(self.state.store.runs)
+        words = [f"{shown} of {draw.count(total, 'run')}", f"sort {self.state.sort} {'▼' if self.state.falling else '▲'}"]
+        words += [f"filter: {self.state.filter_text}"] if self.state.filter_text else []
+        words += [f"{len(self.state.overlay)} overlaid"] if self.state.overlay else []
+        words += ["seeds grouped"] if self.state.group else []
+        left = [label for label in self.state.labels() if label.startswith("FID")]
+        fits = {c[0] for c in self.columns(self.state.listed(), self.query_one(Table).size.width)}
         hidden = [label for label in left if label not in fits]
         words += [f"hidden columns: {', '.join(hidden)}"] if hidden else []
         return [[(fit(" " + " · ".join(words), width), "dim")]]
@@ -218,7 +216,7 @@ class Runs(Page):
 
     def host(self, width: int, height: int) -> list[Line]:
         """One line per GPU and one for the host, or a single line if height is 1."""
-        machine, lines = self.app.machine, []
+        machine, lines = self.state.machine, []
         for g in machine.gpus:
             used = g["used"] / g["total"] if g["total"] else 0
             busy = "—" if g["percent"] is None else g["percent"]
@@ -230,7 +228,7 @@ class Runs(Page):
         h = machine.host
         host = f" CPU {h['cpu']:.0f}% of {h['cores']:.0f} · RAM {draw.size(h['used'])}/{draw.size(h['total'])} · " if h else " "
         host += f"disk {draw.size(h['disk'])} free · " if h else ""
-        host += ("GPU n/a · " if machine.gpu_note else "") + f"poll {1000 * self.app.poll_seconds:.0f} ms"
+        host += ("GPU n/a · " if machine.gpu_note else "") + f"poll {1000 * self.state.poll_seconds:.0f} ms"
         if height == 1:
             short = [f" GPU{g['index']} {g['percent']}% {draw.size(g['used'])}/{draw.size(g['total'])}" for g in machine.gpus]
             return [[(fit("".join(short) + host, width), "dim")]]
@@ -241,9 +239,9 @@ class Runs(Page):
     def drawn(self) -> list[tuple[Run, str, str]]:
         """Runs whose curves are shown. The selected run comes last, so it is drawn on top."""
         here = self.run_now()
-        runs = [r for name in self.app.overlay if (r := self.app.store.runs.get(name))] or ([here] if here else [])
+        runs = [r for name in self.state.overlay if (r := self.state.store.runs.get(name))] or ([here] if here else [])
         runs = [r for r in runs if r is not here] + ([here] if here in runs else [])
-        marks = [(r, *self.app.overlay_mark(r)) for r in runs]
+        marks = [(r, *self.state.overlay_mark(r)) for r in runs]
         return [(r, style or f"s{color_index(r.name, ())}", letter) for r, letter, style in marks]
 
     def right(self, width: int, height: int) -> list[Line]:
@@ -254,17 +252,17 @@ class Runs(Page):
         return [[("│", "faint"), *line] for line in lines + [[]] * (height - len(lines))]
 
     def charts(self, width: int, height: int) -> list[Line]:
-        drawn, metric, curves = self.drawn(), self.app.metric, self.app.curves
+        drawn, metric, curves = self.drawn(), self.state.metric, self.state.curves
         if not drawn:
             return [[(" curves will appear here", "dim")]]
         for run, _, _ in drawn:
-            self.app.want(run)
+            self.state.want(run)
         metric = self.metric_now()
         legend: Line = []
         share = width // len(drawn) - 4  # per name, if shortened names fit on one line
         for run, style, letter in sorted(drawn, key=lambda d: d[2]):
             has = metric in metrics(run)
-            name = self.app.short(run) + ("" if has else " (no data)")
+            name = self.state.short(run) + ("" if has else " (no data)")
             if height < 20 and share > 12:
                 name = draw.fit_middle(name, min(share, draw.cell_len(name)))
             legend.append((f" ▌{letter}{' ' if letter else ''}{name}", style if has else "dim"))
@@ -275,7 +273,7 @@ class Runs(Page):
         second = second if is_score(metric) and any(second in metrics(r) for r, _, _ in drawn) else ""
         frame = curves.frame([(r, [m for m in (metric, second) if m in metrics(r)]) for r, _, _ in drawn])
         values: list[Line] = []
-        if self.app.group:
+        if self.state.group:
             runs = [r for r, _, _ in drawn]
             table = [[], *compare.seeds(runs), [], *compare.distances(runs)]
             legends = [self.group_legend(group, k) for k, group in enumerate(seed_groups(runs))][: max(1, height // 5)]
@@ -286,7 +284,7 @@ class Runs(Page):
         lines = list(legends)
         for name, h in ((metric, room - tall if two else tall), (second, tall)):
             if name and (two or name == metric):
-                if self.app.group:
+                if self.state.group:
                     lines += curves.draw(curves.grouped([r for r, _, _ in drawn], name), name, width, h, frame)
                 else:
                     lines += curves.lines([d for d in drawn if name in metrics(d[0])], name, width, h, frame)
@@ -295,9 +293,9 @@ class Runs(Page):
     def metric_now(self) -> str:
         """The metric that is drawn: the chosen one, or another if no run has it."""
         drawn = self.drawn()
-        if any(self.app.metric in metrics(r) for r, _, _ in drawn):
-            return self.app.metric
-        return next((m for r, _, _ in drawn for m in metrics(r)), self.app.metric)
+        if any(self.state.metric in metrics(r) for r, _, _ in drawn):
+            return self.state.metric
+        return next((m for r, _, _ in drawn for m in metrics(r)), self.state.metric)
 
     def group_legend(self, group: list[Run], k: int) -> Line:
         """Names the k-th mean curve: its letter, and the runs that it is the mean of."""
@@ -309,14 +307,14 @@ class Runs(Page):
 
     def run_now(self) -> Run | None:
         key = self.query_one(Table).key
-        return self.app.store.runs.get(key) if key else None
+        return self.state.store.runs.get(key) if key else None
 
     def action_move(self, key: str) -> None:
         self.query_one(Table).move(key)
 
     def action_open(self) -> None:
         if run := self.run_now():
-            self.app.push_screen(OneRun(run))
+            self.app.push_screen(OneRun(self.state, run))
 
     def action_new(self) -> None:
         if not self.app.refuse():
@@ -324,48 +322,50 @@ class Runs(Page):
 
     def action_overlay(self) -> None:
         if run := self.run_now():
-            if run.name in self.app.overlay:
-                del self.app.overlay[run.name]
+            if run.name in self.state.overlay:
+                del self.state.overlay[run.name]
             else:
-                self.app.lay_over(run)
+                self.state.lay_over(run)
             self.query_one(Table).move("down")
             self.update_all()
 
     def action_clear(self) -> None:
-        self.app.overlay.clear()
+        self.state.overlay.clear()
         self.update_all()
 
     def action_query(self) -> None:
         hint = "words, -word, /regex/, fid<15, is>8, fid(compact)<2, state=running, tag:paper, seed=3, g_lr>1e-4"
-        self.app.ask("filter", self.app.filter_text, self.app.set_filter, hint, live=True)
+        self.app.ask("filter", self.state.filter_text, self.app.set_filter, hint, live=True)
 
     def action_sort(self) -> None:
         keys = ["state", "name", *(k for _, _, k in getattr(self, "spots", [])[1:])]
-        self.app.sort = keys[(keys.index(self.app.sort) + 1) % len(keys)] if self.app.sort in keys else keys[0]
-        self.app.reverse = False
+        self.state.sort = keys[(keys.index(self.state.sort) + 1) % len(keys)] if self.state.sort in keys else keys[0]
+        self.state.reverse = False
         self.update_all()
 
     def action_reverse(self) -> None:
-        self.app.reverse = not self.app.reverse
+        self.state.reverse = not self.state.reverse
         self.update_all()
 
     def action_metric(self) -> None:
         found = list(dict.fromkeys(m for r, _, _ in self.drawn() for m in metrics(r)))
         if found:
-            self.app.metric = found[(found.index(self.app.metric) + 1) % len(found)] if self.app.metric in found else found[0]
+            self.state.metric = (
+                found[(found.index(self.state.metric) + 1) % len(found)] if self.state.metric in found else found[0]
+            )
         self.update_all()
 
     def action_group(self) -> None:
-        self.app.group = not self.app.group
+        self.state.group = not self.state.group
         self.update_all()
 
     def action_hide(self) -> None:
         if run := self.run_now():
-            self.app.hidden ^= {run.name}
+            self.state.hidden ^= {run.name}
             self.update_all()
 
     def action_hidden(self) -> None:
-        self.app.show_hidden = not self.app.show_hidden
+        self.state.show_hidden = not self.state.show_hidden
         self.update_all()
 
     def action_pin(self) -> None:
@@ -384,20 +384,20 @@ class Runs(Page):
             self.app.ask("tags | note", text, done, hint=f"{run.name}: tags separated by spaces, then | and a note")
 
     def action_compare(self) -> None:
-        runs = [r for name in self.app.overlay if (r := self.app.store.runs.get(name))]
+        runs = [r for name in self.state.overlay if (r := self.state.store.runs.get(name))]
         here = self.run_now()
         if len(runs) == 1 and here and here is not runs[0]:
             runs.append(here)
         if len(runs) < 2:
             self.app.notify("overlay two runs with space, or overlay one and select the other", severity="warning")
         else:
-            self.app.push_screen(Compare(runs[0], runs[1]))
+            self.app.push_screen(Compare(self.state, runs[0], runs[1]))
 
     def csv(self) -> str:
         return report.metrics_csv(self.exported())
 
     def exported(self) -> list[Run]:
-        return [r for name in self.app.overlay if (r := self.app.store.runs.get(name))] or self.app.listed()
+        return [r for name in self.state.overlay if (r := self.state.store.runs.get(name))] or self.state.listed()
 
     def copied(self) -> str:
         run = self.run_now()
@@ -442,8 +442,8 @@ class OneRun(Page):
         **dict.fromkeys(("scrub", "best"), ("charts", "samples", "architecture", "search")),
     }
 
-    def __init__(self, run: Run, tab: str = "charts") -> None:
-        super().__init__()
+    def __init__(self, state: State, run: Run, tab: str = "charts") -> None:
+        super().__init__(state)
         self.run, self.tab = run, tab
         self.view = View()
         self.first = 0  # index of the first chart shown
@@ -456,17 +456,17 @@ class OneRun(Page):
         yield Doc(self.tabs, base="bar", id="tabs")
         yield Doc(self.content, id="content")
         yield LogView(id="log")
-        if self.app.pixels:
-            yield self.app.pixels(id="pixels")
+        if self.state.pixels:
+            yield self.state.pixels(id="pixels")
 
     def on_mount(self) -> None:
         super().on_mount()
-        self.app.want(self.run)
+        self.state.want(self.run)
         self.action_tab(self.tab)
 
     def changed(self, names: set[str]) -> None:
-        if self.run.name in self.app.store.runs:
-            self.run = self.app.store.runs[self.run.name]
+        if self.run.name in self.state.store.runs:
+            self.run = self.state.store.runs[self.run.name]
         if self.tab == "log":
             self.app.safely("log", self.query_one(LogView).tick)
         self.update("head", "tabs")
@@ -493,7 +493,7 @@ class OneRun(Page):
         right = f"as of step {human(self.view.at)} · . later " if self.view.at is not None else ""
         if self.tab == "log":
             right = self.query_one(LogView).status + " "
-        if self.run.name not in self.app.store.runs:
+        if self.run.name not in self.state.store.runs:
             right = "this directory is gone "
         if not self.run.loaded:
             right = "reading… "
@@ -518,7 +518,7 @@ class OneRun(Page):
         self.tab = tab
         log, content = self.query_one(LogView), self.query_one("#content", Doc)
         log.display, content.display = tab == "log", tab != "log"
-        if self.app.pixels:
+        if self.state.pixels:
             self.query_one("#pixels").display = tab == "samples"
             content.styles.height = 1 if tab == "samples" else "1fr"
         content.top = 0
@@ -575,7 +575,7 @@ class OneRun(Page):
         strip = pages.health(self.run)
         tall = (height - bool(strip)) // down
         style = f"s{color_index(self.run.name, ())}"
-        stages, curves = self.run.columns.stages, self.app.curves
+        stages, curves = self.run.columns.stages, self.state.curves
         by_step = curves.axis == "step"
         marks = tuple(stages[1:]) if by_step and len(stages) < 12 else ()
         frame = curves.frame([(self.run, [m for group in sets for m in group])], marks, self.view.at if by_step else None)
@@ -589,13 +589,13 @@ class OneRun(Page):
         return [*([strip] if strip else []), *lines]
 
     def samples(self, width: int, height: int) -> list[Line]:
-        if self.app.pixels and (found := sample_at(self.run, self.view.at)):
+        if self.state.pixels and (found := sample_at(self.run, self.view.at)):
             with contextlib.suppress(ValueError):  # sample_lines reports the error
                 if self.pictured != (now := (found[1], self.across)):
                     self.query_one("#pixels").image = draw.part(draw.open_image(found[1]), self.across)
                     self.pictured = now
-        lines = sample_lines(self.run, self.view.at, width, height, self.across, self.app.images)
-        return lines[:1] if self.app.pixels else lines
+        lines = sample_lines(self.run, self.view.at, width, height, self.across, self.state.images)
+        return lines[:1] if self.state.pixels else lines
 
     def config(self, width: int, _: int) -> list[Line]:
         preset = clean(self.run.config.get("preset"))
@@ -818,8 +818,8 @@ class Compare(Page):
         *MOVES,
     ]
 
-    def __init__(self, a: Run, b: Run) -> None:
-        super().__init__()
+    def __init__(self, state: State, a: Run, b: Run) -> None:
+        super().__init__(state)
         self.a, self.b, self.view, self.sources, self.metric = a, b, View(), False, ""
 
     def body(self) -> ComposeResult:
@@ -828,8 +828,8 @@ class Compare(Page):
 
     def on_mount(self) -> None:
         super().on_mount()
-        self.app.want(self.a)
-        self.app.want(self.b)
+        self.state.want(self.a)
+        self.state.want(self.b)
 
     def changed(self, names: set[str]) -> None:
         if names & {self.a.name, self.b.name}:
@@ -855,14 +855,14 @@ class Compare(Page):
         tall = max(8, min(16, height // 2))
         wide = width if width < 100 else width * 3 // 5
         drawn = [(self.a, "s0", "A"), (self.b, "s1", "B")]
-        curves, metric = self.app.curves, self.metric_now()
+        curves, metric = self.state.curves, self.metric_now()
         runs = [(r, [metric]) for r, _, _ in drawn]
         chart = curves.lines(drawn, metric, wide, tall, curves.frame(runs, (), self.view.at if curves.axis == "step" else None))
         sides = []
         half = (width - wide - 4) // 2 if width >= 100 else (width - 3) // 2
         for run in (self.a, self.b):
             across = 4 if half >= 30 else 2
-            sides.append([crop(line, half) for line in sample_lines(run, self.view.at, half, tall, across, self.app.images)])
+            sides.append([crop(line, half) for line in sample_lines(run, self.view.at, half, tall, across, self.state.images)])
         pictures = draw.beside(sides[0], sides[1], half, " ")
         lines = draw.beside(chart, pictures, wide) if width >= 100 else [*chart, *pictures]
         return [*lines, [], *compare.compare(self.a, self.b, width, self.view)]

@@ -1,15 +1,140 @@
-"""What the user has chosen."""
+"""What the user has chosen: selection, filter, sort order, overlay, chart settings; and the runs and the host they are from."""
 
-from dataclasses import dataclass
+import contextlib
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ui.curves import LETTERS, Curves
+from ui.files import clean, number, parse, read_bytes
+from ui.query import ordered, query
+from ui.runs import LIVE, STATES, Run, Store, color_index, fid_label
+
+if TYPE_CHECKING:
+    from textual.widget import Widget
+
+    from ui.launch import Machine
 
 
-@dataclass
-class View:
-    """What the user has selected on a run's screen."""
+class State:
+    """Shared by all screens. Nothing here draws, and no screen keeps a copy."""
 
-    at: float | None = None  # show the state at this step; None: the latest
-    net: str = "G"
-    cell: int = 0
-    pick: int = 0  # index of the selected individual or edge
-    near: bool = False  # show only the front
-    axes: int = 0  # index of the axes of the scatter plot
+    def __init__(self, store: Store, machine: "Machine", readonly: bool = False) -> None:
+        self.store, self.machine, self.readonly = store, machine, readonly
+        self.curves = Curves()
+        self.images = "NO_COLOR" not in os.environ
+        self.pixels: type[Widget] | None = None  # widget that shows images in full resolution; None: half blocks
+        self.metric = "FID"
+        self.overlay: dict[str, tuple[str, int]] = {}  # run name -> (letter, colour)
+        self.hidden: set[str] = set()
+        self.show_hidden = self.group = self.reverse = self.scanned = False
+        self.filter_text, self.filter = "", query("")
+        self.sort = "state"
+        self.since: dict[str, int] = {}
+        self.before: dict[str, str] = {}  # states when the UI was last closed
+        self.wanted: dict[str, None] = {}  # runs to read first
+        self.wake = threading.Event()  # set: look at the runs now
+        self.poll_seconds = 0.0
+        self.shorts: dict[str, str] = {}
+
+    def want(self, run: Run) -> None:
+        """Give this run priority when reading."""
+        if run.name not in self.wanted:
+            self.wanted[run.name] = None
+            self.wake.set()
+
+    def listed(self) -> list[Run]:
+        """The runs in the list, filtered and sorted."""
+        known = self.store.ordered() if self.scanned else []  # after a partial scan the cursor would land on the wrong run
+        runs = [r for r in known if self.filter(r) and (self.show_hidden or r.name not in self.hidden)]
+        if self.sort == "state":
+            newest = sorted(runs, key=lambda r: (r.name[len(_stem(r.name)) :], r.name), reverse=not self.reverse)
+            newest.sort(key=lambda r: STATES.index(r.state) if r.state in ("queued", *LIVE) else len(STATES))
+            return sorted(newest, key=lambda r: not r.pinned)
+        keys: dict[str, Callable[[Run], Any]] = {
+            **{"name": lambda r: r.name, "step": lambda r: r.step, "ETA": lambda r: r.eta, "phase": lambda r: r.phase or None},
+            **{"memory": lambda r: r.memory, "rate": lambda r: r.rate, "seed": lambda r: r.seed, "method": lambda r: r.method},
+            "images": lambda r: number(r.last.get("n")),
+        }
+        return ordered(runs, keys.get(self.sort, lambda r: r.score(self.sort)), self.falling)
+
+    @property
+    def falling(self) -> bool:
+        """Whether the largest comes first: of IS, unless reversed."""
+        return self.reverse != self.sort.startswith("IS")
+
+    def labels(self) -> list[str]:
+        """Names of all scores of all runs: FID before IS, those of the Inception network first."""
+        lasts = [r.last for r in self.store.ordered()]
+        found = [{fid_label(x["net"], k.upper()) for x in lasts if x.get(k) is not None} for k in ("fid", "is")]
+        return [label for labels in found for label in sorted(labels, key=lambda x: (x not in ("FID", "IS"), x))]
+
+    def short(self, run: Run) -> str:
+        """The run name without its date if that is unambiguous."""
+        if not self.shorts:
+            stems = Counter(_stem(r.name) for r in self.store.ordered())
+            for r in self.store.ordered():
+                stem = _stem(r.name)
+                self.shorts[r.name] = clean(
+                    stem if stems[stem] == 1 else f"{stem}-{r.name[-6:]}" if stem != r.name else stem, 200
+                )
+        return self.shorts.get(run.name) or clean(run.name, 200)
+
+    def lay_over(self, run: Run) -> None:
+        taken = {letter for letter, _ in self.overlay.values()}
+        letter = next((x for x in LETTERS if x not in taken), "+")
+        self.overlay[run.name] = (letter, color_index(run.name, [c for _, c in self.overlay.values()]))
+        self.want(run)
+
+    def overlay_mark(self, run: Run) -> tuple[str, str]:
+        """(letter, style) of an overlaid run, else ("", "")."""
+        letter, color = self.overlay.get(run.name, ("", 0))
+        return (letter, f"s{color}") if letter else ("", "")
+
+    def set_filter(self, text: str) -> str:
+        """Keep the runs that match. Returns an error message or ""."""
+        try:
+            self.filter = query(text)
+        except ValueError as e:
+            return clean(e, 100)
+        self.filter_text = text.strip()
+        return ""
+
+    # -- settings kept between sessions: runs/.tui.json
+
+    def recall(self) -> None:
+        try:
+            saved = parse(read_bytes(self.store.root / ".tui.json"))
+        except (OSError, ValueError):
+            return
+        texts = lambda key: [x for x in saved.get(key) or () if isinstance(x, str)] if isinstance(saved.get(key), list) else []  # noqa: E731
+        self.hidden = set(texts("hidden"))
+        for name in texts("overlay")[:26]:
+            self.lay_over(Run(self.store.root / name)) if Path(name).name == name else None
+        if isinstance(saved.get("sort"), str):
+            self.sort = saved["sort"]
+        self.reverse = saved.get("reverse") is True
+        states = saved.get("states")
+        self.before = {k: v for k, v in states.items() if isinstance(v, str)} if isinstance(states, dict) else {}
+        if isinstance(saved.get("filter"), str) and not self.filter_text:  # --filter takes precedence
+            self.set_filter(saved["filter"])
+
+    def remember(self) -> None:
+        if self.readonly or not self.scanned or not self.store.root.is_dir():
+            return
+        saved = {"hidden": sorted(self.hidden), "overlay": list(self.overlay), "sort": self.sort, "reverse": self.reverse}
+        saved |= {"filter": self.filter_text, "states": {r.name: r.state for r in self.store.ordered()}}
+        with contextlib.suppress(OSError):
+            tmp = self.store.root / f".tui.json.{os.getpid()}.tmp"
+            tmp.write_text(json.dumps(saved))
+            os.replace(tmp, self.store.root / ".tui.json")
+
+
+def _stem(name: str) -> str:
+    """A run's name without -YYYYmmdd-HHMMSS."""
+    head, tail = name[:-16], name[-16:]
+    return head if head and tail[0] == tail[9] == "-" and (tail[1:9] + tail[10:]).isdecimal() else name
