@@ -11,14 +11,14 @@
 It reads run directories (docs/tui.md) and controls runs through their processes and directories. Runs therefore keep
 running when the UI exits, and runs started from the command line are listed too. The UI does not import torch.
 
-ui/files.py    reading untrusted files, logs            ui/draw.py     charts, diagrams, heat maps, images as text
+ui/files.py, ui/samples.py  untrusted files, logs       ui/draw.py     charts, diagrams, heat maps, images as text
 ui/runs.py     a run, its state, all runs of a folder   ui/curves.py   metrics as arrays, charts of several runs
 ui/search.py   search.jsonl                             ui/pages.py    contents of a run's tabs, of all methods
 ui/query.py    filters and sorting                      ui/genotypes.py  cells, distances, the architecture tab
 ui/state.py, ui/view.py  what the user has chosen       ui/eagan.py, ui/probabilities.py, ui/autogan.py  search pages
 ui/launch.py   script options, starting runs, GPUs      ui/compare.py  comparison of runs
 ui/report.py   --plain, CSV, Markdown, LaTeX, HTML      ui/widgets.py, ui/base.py  widgets, keys, dialogs
-ui/form.py     the launch form                          ui/screens.py  list, single run, comparison
+ui/form.py     the launch form                          ui/screens.py, ui/pair.py  list, one run, two runs
 this file      the app and the command line
 """
 
@@ -52,9 +52,10 @@ from ui.base import EVERYWHERE, Ask, Choose, Help, Page, key_groups, key_name
 from ui.curves import is_score, metrics
 from ui.files import clean, get
 from ui.form import Form
+from ui.pair import Compare
 from ui.query import ordered, query
 from ui.runs import Run, Store, identity
-from ui.screens import Compare, OneRun, Runs
+from ui.screens import OneRun, Runs
 from ui.state import State
 from ui.widgets import THEMES, use_palette
 

@@ -31,6 +31,7 @@ from tests.fake_trainer import grid_png, make_run, me, write
 from ui import draw, launch
 from ui.files import Log
 from ui.runs import Store
+from ui.samples import open_image
 from ui.widgets import LogView, Table, to_strip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,7 +222,7 @@ def samples(folder: Path) -> None:
     file = folder / "grid.png"
     file.write_bytes(grid_png())
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, draw.open_image(file).shape, dtype=np.uint8)
+    noise = rng.integers(0, 256, open_image(file).shape, dtype=np.uint8)
     report("64 samples in half-blocks, 70 x 34", 30, cpu(lambda: draw.half_blocks(noise, 70, 34)), "ms")
 
 

@@ -12,6 +12,7 @@ from test_tui_runs import opened
 
 from ui import draw, genotypes, pages
 from ui.draw import Series, chart
+from ui.samples import open_image
 from ui.search import edges, entropy
 from ui.view import View
 
@@ -156,7 +157,7 @@ def test_an_edge_over_time_is_drawn_from_its_history() -> None:
 
 def test_half_blocks_show_the_pixels(tmp_path: Path) -> None:
     (tmp_path / "grid.png").write_bytes(grid_png(3))
-    image = draw.open_image(tmp_path / "grid.png")
+    image = open_image(tmp_path / "grid.png")
     assert draw.grid_of(image) == (8, 34)
     assert draw.variety(image) > 0.2
     assert draw.variety(np.full_like(image, 128)) == 0

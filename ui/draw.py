@@ -8,14 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from rich.color import Color
 from rich.style import Style
 
-from ui.files import clean, open_regular
+from ui.files import clean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -243,13 +242,11 @@ def chart(
     A character has 2 x 4 dots; points in the same dot column are averaged. marks: x and name of dotted vertical lines.
     x_range: default, that of the series.
     """
-    import numpy as np
-
     gutter = 8
     w, h = width - gutter, height - 1
     series = [s for s in series if len(s.x)]
     if w < 4 or h < 2 or not series:
-        return ([[(fit(f"  {empty}", width), "dim")]] + [[(" " * width, "")] for _ in range(height - 1)])[:height], ""
+        return _nothing(empty, width, height), ""
     x0, x1 = x_range or (min(float(s.x[0]) for s in series), max(float(s.x[-1]) for s in series))
     if zoom == "tail":
         x0 = x1 - 0.2 * (x1 - x0)
@@ -258,107 +255,142 @@ def chart(
         x0, x1 = x0 - 0.5, x0 + 0.5
     limits = span(series, (x0, x1), log)
     if limits is None:
-        note = "no positive values for a log axis; y switches to linear" if log else empty
-        return ([[(fit(f"  {note}", width), "dim")]] + [[(" " * width, "")] for _ in range(height - 1)])[:height], ""
+        return _nothing("no positive values for a log axis; y switches to linear" if log else empty, width, height), ""
     y0, y1 = limits
     if zoom == "low":
         y1 = y0 * (y1 / y0) ** 0.25 if log else y0 + 0.25 * (y1 - y0)
-    a0, a1 = (math.log10(y0), math.log10(y1)) if log else (y0, y1)
-    W, H = 2 * w, 4 * h
-    bits, owner, back = np.zeros((h, w), np.uint8), np.full((h, w), -1, np.int16), np.zeros((h, w), bool)
-    clipped = dropped = 0
-    ends: list[tuple[int, int, int, str]] = []  # row, column, style index, letter
-    styles: list[str] = []
-
-    def across(x: "np.ndarray") -> "np.ndarray":
-        """Dot columns of x values."""
-        return ((x - x0) * ((W - 1) / (x1 - x0)) + 1e-9).astype(np.int64)
-
-    def down(y: "np.ndarray") -> "np.ndarray":
-        """Dot rows of y values; may be outside the chart."""
-        with np.errstate(all="ignore"):
-            return (a1 - (np.log10(y) if log else y)) * ((H - 1) / (a1 - a0))
-
-    def paint(canvas: "np.ndarray", style: str) -> None:
-        """Draw a dot image on top. Its cells take the new style and lose the dots of faint backgrounds."""
-        cells = np.zeros((h, w), np.uint8)
-        for (dy, dx), bit in BRAILLE.items():
-            cells |= canvas[dy::4, dx::2] * np.uint8(bit)
-        there = cells > 0
-        bits[there] = cells[there] | np.where(back, 0, bits)[there]
-        owner[there], back[there] = len(styles), style == "faint"
-        styles.append(style)
-
+    canvas = Canvas(w, h, (x0, x1), (y0, y1), log)
     for s in series:
-        first = max(0, int(np.searchsorted(s.x, x0)) - 1)  # include one point before, so that the curve enters from the left
+        canvas.add(s)
+    if cursor is not None and x0 <= cursor <= x1:
+        marks = [(cursor, "")]
+    canvas.mark(marks)
+    canvas.name_ends()
+    y_ticks = ticks(y0, y1, max(3, h // 3), log)
+    lines = canvas.lines(dict(zip(map(canvas.row, y_ticks), labels(y_ticks), strict=True)), gutter)
+    lines.append(_x_axis(x_ticks, x0, x1, w, gutter, cursor))
+    left_out = [f"{count(canvas.clipped, 'point')} outside"] if zoom == "low" and canvas.clipped else []
+    left_out += [f"{count(canvas.dropped, 'value')} ≤ 0 not on a log axis"] if canvas.dropped else []
+    return lines, " · ".join(left_out)
+
+
+def _nothing(why: str, width: int, height: int) -> list[Line]:
+    return ([[(fit(f"  {why}", width), "dim")]] + [[(" " * width, "")] for _ in range(height - 1)])[:height]
+
+
+class Canvas:
+    """Curves as braille dots in w x h characters. clipped, dropped: points above the range, and <= 0 on a log axis."""
+
+    def __init__(self, w: int, h: int, x: tuple[float, float], y: tuple[float, float], log: bool) -> None:
+        import numpy as np
+
+        self.w, self.h, self.log, self.top = w, h, log, y[1]
+        (self.x0, self.x1), (self.a0, self.a1) = x, (math.log10(y[0]), math.log10(y[1])) if log else y
+        self.bits, self.back = np.zeros((h, w), np.uint8), np.zeros((h, w), bool)  # dots; cells that hold only background
+        self.owner = np.full((h, w), -1, np.int16)  # index of the style; -1: none, -2: dim
+        self.styles: list[str] = []
+        self.ends: list[tuple[int, int, int, str]] = []  # row, column, style index, letter
+        self.clipped = self.dropped = 0
+
+    def across(self, x: "np.ndarray") -> "np.ndarray":
+        """Dot columns of x values."""
+        import numpy as np
+
+        return ((x - self.x0) * ((2 * self.w - 1) / (self.x1 - self.x0)) + 1e-9).astype(np.int64)
+
+    def down(self, y: "np.ndarray") -> "np.ndarray":
+        """Dot rows of y values; may be outside the chart."""
+        import numpy as np
+
+        with np.errstate(all="ignore"):
+            return (self.a1 - (np.log10(y) if self.log else y)) * ((4 * self.h - 1) / (self.a1 - self.a0))
+
+    def row(self, y: float) -> int:
+        """The character row of a y value."""
+        return round((self.a1 - (math.log10(y) if self.log else y)) / (self.a1 - self.a0) * (4 * self.h - 1)) // 4
+
+    def paint(self, dots: "np.ndarray", style: str) -> None:
+        """Draw a dot image on top. Its cells take the new style and lose the dots of faint backgrounds."""
+        import numpy as np
+
+        cells = np.zeros((self.h, self.w), np.uint8)
+        for (dy, dx), bit in BRAILLE.items():
+            cells |= dots[dy::4, dx::2] * np.uint8(bit)
+        there = cells > 0
+        self.bits[there] = cells[there] | np.where(self.back, 0, self.bits)[there]
+        self.owner[there], self.back[there] = len(self.styles), style == "faint"
+        self.styles.append(style)
+
+    def add(self, s: Series) -> None:
+        import numpy as np
+
+        H, W = 4 * self.h, 2 * self.w
+        first = max(0, int(np.searchsorted(s.x, self.x0)) - 1)  # one point before, so that the curve enters from the left
         x, y = s.x[first:], s.y[first:]
         if s.spread is not None:
-            canvas = np.zeros((H, W), bool)
+            dots = np.zeros((H, W), bool)
             for k in range(-4, 5):
-                curve(canvas, across(x), down(y + s.spread[first:] * k / 4))
-            paint(canvas, "faint")
+                curve(dots, self.across(x), self.down(y + s.spread[first:] * k / 4))
+            self.paint(dots, "faint")
         if s.raw is not None:
-            canvas = np.zeros((H, W), bool)
-            columns, rows = across(x), down(s.raw[first:])
+            dots = np.zeros((H, W), bool)
+            columns, rows = self.across(x), self.down(s.raw[first:])
             inside = (columns >= 0) & (rows >= 0) & (rows < H)
-            canvas[rows[inside].astype(int), columns[inside]] = True
-            paint(canvas, "faint")
-        if log:
-            dropped += int((y <= 0).sum())
-        if zoom == "low":
-            clipped += int((y > y1).sum())
-        columns, y, part = means(across(x), y)
-        rows = down(y)
-        canvas = np.zeros((H, W), bool)
-        curve(canvas, columns, rows, part)
-        paint(canvas, s.style)
+            dots[rows[inside].astype(int), columns[inside]] = True
+            self.paint(dots, "faint")
+        self.dropped += int((y <= 0).sum()) if self.log else 0
+        self.clipped += int((y > self.top).sum())
+        columns, y, part = means(self.across(x), y)
+        rows = self.down(y)
+        dots = np.zeros((H, W), bool)
+        curve(dots, columns, rows, part)
+        self.paint(dots, s.style)
         seen = np.flatnonzero((columns >= 0) & (rows > -0.5) & (rows < H - 0.5))
         if len(seen) and (s.letter or len(seen) == 1):  # a single dot is easy to miss
-            ends.append((int(rows[seen[-1]]) // 4, int(columns[seen[-1]]) // 2, len(styles) - 1, s.letter or "●"))
+            self.ends.append((int(rows[seen[-1]]) // 4, int(columns[seen[-1]]) // 2, len(self.styles) - 1, s.letter or "●"))
 
-    chars = np.where(bits > 0, bits.astype(np.int32) + 0x2800, 32)
-    named = [(round((m - x0) / (x1 - x0) * (W - 1)) // 2, name) for m, name in marks if x0 <= m <= x1]
-    if cursor is not None and x0 <= cursor <= x1:
-        named = [(round((cursor - x0) / (x1 - x0) * (W - 1)) // 2, "")]
-    for column, name in named:
-        free = bits[:, column] == 0
-        chars[free, column], owner[free, column] = ord("┊"), -2
-        for k, letter in enumerate(name[: w - column - 1], column + 1):  # as far as nothing is drawn there
-            if bits[0, k] or chars[0, k] != 32 or not letter.isprintable() or len(letter.encode()) > 3:
-                break
-            chars[0, k], owner[0, k] = ord(letter), -2
-    taken: set[tuple[int, int]] = set()
-    for row, column, index, letter in ends:
-        spots = [(row + y, column + x) for y, x in ((0, 1), (-1, 0), (1, 0), (0, 0), (-1, -1), (1, -1))]
-        if letter == "●":
-            spots = [(row, column)]
-        spot = next((p for p in spots if 0 <= p[0] < h and 0 <= p[1] < w and p not in taken), None)
-        if spot:
-            taken.add(spot)
-            chars[spot], owner[spot] = ord(letter), index
-    rows: dict[int, str] = {}
-    y_ticks = ticks(y0, y1, max(3, h // 3), log)
-    for t, text in zip(y_ticks, labels(y_ticks), strict=True):
-        v = math.log10(t) if log else t
-        row = round((a1 - v) / (a1 - a0) * (H - 1)) // 4
-        if 0 <= row < h:
-            rows[row] = text
-    lines: list[Line] = []
-    for r in range(h):
-        text = "".join(map(chr, chars[r]))
-        line: Line = [(fit(rows.get(r, ""), gutter - 1, True) + ("┤" if r in rows else "│"), "dim")]
-        edges = [0, *(np.flatnonzero(np.diff(owner[r])) + 1).tolist(), w]
-        for a, b in pairwise(edges):
-            who = int(owner[r, a])
-            line.append((text[a:b], styles[who] if who >= 0 else "dim"))
-        lines.append(line)
-    lines.append(_x_axis(x_ticks, x0, x1, w, gutter, cursor))
-    left_out = []
-    if clipped:
-        left_out.append(f"{count(clipped, 'point')} outside")
-    if dropped:
-        left_out.append(f"{count(dropped, 'value')} ≤ 0 not on a log axis")
-    return lines, " · ".join(left_out)
+    def mark(self, marks: Sequence[tuple[float, str]]) -> None:
+        """Dotted vertical lines, named at their tops as far as nothing is drawn there."""
+        import numpy as np
+
+        self.chars = np.where(self.bits > 0, self.bits.astype(np.int32) + 0x2800, 32)
+        for x, name in marks:
+            if not self.x0 <= x <= self.x1:
+                continue
+            column = round((x - self.x0) / (self.x1 - self.x0) * (2 * self.w - 1)) // 2
+            free = self.bits[:, column] == 0
+            self.chars[free, column], self.owner[free, column] = ord("┊"), -2
+            for k, letter in enumerate(name[: self.w - column - 1], column + 1):
+                if self.bits[0, k] or self.chars[0, k] != 32 or not letter.isprintable() or len(letter.encode()) > 3:
+                    break
+                self.chars[0, k], self.owner[0, k] = ord(letter), -2
+
+    def name_ends(self) -> None:
+        """Letters at the ends of the curves."""
+        taken: set[tuple[int, int]] = set()
+        for row, column, index, letter in self.ends:
+            spots = [(row + y, column + x) for y, x in ((0, 1), (-1, 0), (1, 0), (0, 0), (-1, -1), (1, -1))]
+            if letter == "●":
+                spots = [(row, column)]
+            spot = next((p for p in spots if 0 <= p[0] < self.h and 0 <= p[1] < self.w and p not in taken), None)
+            if spot:
+                taken.add(spot)
+                self.chars[spot], self.owner[spot] = ord(letter), index
+
+    def lines(self, rows: dict[int, str], gutter: int) -> list[Line]:
+        """The picture behind a y axis. rows: labels by row."""
+        import numpy as np
+
+        made: list[Line] = []
+        for r in range(self.h):
+            text = "".join(map(chr, self.chars[r]))
+            line: Line = [(fit(rows.get(r, ""), gutter - 1, True) + ("┤" if r in rows else "│"), "dim")]
+            edges = [0, *(np.flatnonzero(np.diff(self.owner[r])) + 1).tolist(), self.w]
+            for a, b in pairwise(edges):
+                who = int(self.owner[r, a])
+                line.append((text[a:b], self.styles[who] if who >= 0 else "dim"))
+            made.append(line)
+        return made
 
 
 def labels(values: list[float]) -> list[str]:
@@ -534,31 +566,6 @@ def heat(columns: Sequence[dict[str, float]], full: float) -> list[Line]:
 @lru_cache(4096)
 def _half(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Style:
     return Style(color=Color.from_rgb(*top), bgcolor=Color.from_rgb(*bottom))
-
-
-def open_image(path: Path) -> "np.ndarray":
-    """A PNG as (H, W, 3) uint8. ValueError: not a PNG, or larger than 16 megapixels or 32 MB."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
-    try:
-        import os
-
-        fd = open_regular(path)
-        with os.fdopen(fd, "rb") as f:
-            data = f.read((32 << 20) + 1)
-        if len(data) > 32 << 20:
-            raise ValueError("larger than 32 MB")
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size[0] * image.size[1] > 16 << 20:
-                raise ValueError(f"{image.size[0]} x {image.size[1]} pixels")
-            return np.asarray(image.convert("RGB"))
-    except ValueError:
-        raise
-    except Exception as e:  # the decoder may raise anything on a broken file
-        raise ValueError(clean(e, 80) or type(e).__name__) from None
 
 
 def grid_of(image: "np.ndarray") -> tuple[int, int]:

@@ -55,6 +55,59 @@ def changes(parent: object, child: object) -> str:
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
+def hypervolumes(rounds: list[dict]) -> list[float]:
+    """Share of the range of all scores that each round dominates; [] if IS is not scored."""
+    scored = [x for r in rounds for x in r["population"] if x["fid"] is not None]
+    if not scored or any(x["is"] is None for x in scored):
+        return []
+    worst = (max(x["fid"] for x in scored), min(x["is"] for x in scored))
+    best = (min(x["fid"] for x in scored), max(x["is"] for x in scored))
+    whole = (worst[0] - best[0]) * (best[1] - worst[1]) or 1.0
+    return [hypervolume(r["population"], worst) / whole for r in rounds]
+
+
+def cloud_of(of_stage: list[dict], pick: dict | None, axes: tuple[str, str], near: bool) -> tuple[list[tuple], list[tuple]]:
+    """(dots, path of the front) of the rounds of a stage: a dot is (x, y, character, style). near: the front only."""
+    last = of_stage[-1]
+    # an individual that is kept is scored anew each round: only its scores of the last round can be in the front
+    now = len(of_stage) - 1
+    shown = [(i, x) for i, r in enumerate(of_stage) for x in r["population"] if x["fid"] is not None]
+    best_of_all = [(i, x) for i, x in shown if i == now and x["id"] in last["front"]]
+    if near:
+        shown = [(i, x) for i, x in shown if i == now and ((i, x) in best_of_all or x is pick or not best_of_all)]
+    dots = []
+    for i, x in sorted(shown, key=lambda of: (of in best_of_all, of[1] is pick, of[0])):
+        if x[axes[0]] is None or x.get(axes[1]) is None:
+            continue
+        front_ = (i, x) in best_of_all
+        old = (i + 1) / len(of_stage)
+        mark, style = ("★", "warn") if x is pick else ("◆", "key") if front_ else (("·", "∘", "○")[min(2, int(old * 3))], "dim")
+        dots.append((x[axes[0]], x[axes[1]], mark, style))
+    path = sorted(
+        (x[axes[0]], x[axes[1]])
+        for x in last["population"]
+        if x["id"] in last["front"] and x[axes[0]] is not None and x.get(axes[1]) is not None
+    )
+    return dots, _staircase(path, falling=axes == ("fid", "params"))
+
+
+def _people(people: list[dict], last: dict, pick: dict | None, extra: list[str]) -> list[Line]:
+    """The table of a round."""
+    label, is_label = fid_label(last["net"]), fid_label(last["net"], "IS")
+    kept, rows = last["kept"], []
+    for k, x in enumerate(people):
+        mark = "◆" if x["id"] in last["front"] else " "
+        style = "sel" if x is pick else ""
+        here = "★" if x is pick else " "
+        rows.append(
+            [(c, style) for c in (f"{k + 1} {mark}{here}", x["id"], score(x["fid"]), score(x["is"]), human(x["params"]))]
+        )
+        rows[-1] += [(human(x.get(k)), style) for k in extra]
+        rows[-1] += [(c, style or "dim") for c in ("kept" * (x["id"] in kept), fit(x["how"], 18).rstrip())]
+    heads = ["rank", "id", label, is_label, "params", *extra, "", "made by"]
+    return indent(table(heads, rows, "llrrr" + "r" * len(extra) + "ll", gap=1), 1)
+
+
 def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     """EAGAN: scatter plot of all rounds, the current population, hypervolume, diversity, lineage of the selected individual."""
     rounds = [r for r in run.search.rounds if view.at is None or (r["step"] or 0) <= view.at]
@@ -64,13 +117,7 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     of_stage = [r for r in rounds if r["stage"] == stage]
     last, people = of_stage[-1], ranked(of_stage[-1])
     label, is_label = fid_label(last["net"]), fid_label(last["net"], "IS")
-    scored = [x for r in of_stage for x in r["population"] if x["fid"] is not None]
-    volumes = []
-    if all(x["is"] is not None for x in scored) and scored:
-        worst = (max(x["fid"] for x in scored), min(x["is"] for x in scored))
-        best = (min(x["fid"] for x in scored), max(x["is"] for x in scored))
-        whole = (worst[0] - best[0]) * (best[1] - worst[1]) or 1.0
-        volumes = [hypervolume(r["population"], worst) / whole for r in of_stage]
+    volumes = hypervolumes(of_stage)
     spread = [diversity(r["population"]) for r in of_stage]
     n = number(last["n"])
     pick = people[view.pick % len(people)] if people else None
@@ -87,48 +134,18 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     lines += [trend, *other_numbers(run, width, view, ("stage", "round", "front", "eval/n"))]
     if not people:
         return [*lines, [(" this round has no individuals", "dim")]]
-    listed: list[Line] = []
-    kept, rows = last["kept"], []
     extra = [k for k in numeric_keys(people) if k not in ("fid", "is", "params")]
-    for k, x in enumerate(people):
-        mark = "◆" if x["id"] in last["front"] else " "
-        style = "sel" if x is pick else ""
-        here = "★" if x is pick else " "
-        rows.append(
-            [(c, style) for c in (f"{k + 1} {mark}{here}", x["id"], score(x["fid"]), score(x["is"]), human(x["params"]))]
-        )
-        rows[-1] += [(human(x.get(k)), style) for k in extra]
-        rows[-1] += [(c, style or "dim") for c in ("kept" * (x["id"] in kept), fit(x["how"], 18).rstrip())]
-    heads = ["rank", "id", label, is_label, "params", *extra, "", "made by"]
-    listed = indent(table(heads, rows, "llrrr" + "r" * len(extra) + "ll", gap=1), 1)
-    # an individual that is kept is scored anew each round: only its scores of the last round can be in the front
-    now = len(of_stage) - 1
-    shown = [(i, x) for i, r in enumerate(of_stage) for x in r["population"] if x["fid"] is not None]
-    best_of_all = [(i, x) for i, x in shown if i == now and x["id"] in last["front"]]
-    if view.near:
-        shown = [(i, x) for i, x in shown if i == now and ((i, x) in best_of_all or x is pick or not best_of_all)]
+    listed = _people(people, last, pick, extra)
     pairs = [("fid", "is"), ("fid", "params"), ("params", "is"), *(("fid", k) for k in extra)]
     axes = pairs[view.axes % len(pairs)]
-    if axes == ("fid", "is") and all(x["is"] is None for _, x in shown):
+    if axes == ("fid", "is") and all(x["is"] is None for x in people):
         axes = ("fid", "params")
     names = {"fid": label + " ↓", "is": is_label + " ↑", "params": "parameters ↓"} | {k: k for k in extra}
     tall = max(6, min(28, height - 10 if width < 100 else height - 14))
     listing = max(draw.width_of(line) for line in listed) + 3
     wide = width if width < 100 else max(44, width - listing)
-    dots = []
-    for i, x in sorted(shown, key=lambda of: (of in best_of_all, of[1] is pick, of[0])):
-        if x[axes[0]] is None or x.get(axes[1]) is None:
-            continue
-        front_ = (i, x) in best_of_all
-        old = (i + 1) / len(of_stage)
-        mark, style = ("★", "warn") if x is pick else ("◆", "key") if front_ else (("·", "∘", "○")[min(2, int(old * 3))], "dim")
-        dots.append((x[axes[0]], x[axes[1]], mark, style))
-    path = sorted(
-        (x[axes[0]], x[axes[1]])
-        for x in people
-        if x["id"] in last["front"] and x[axes[0]] is not None and x.get(axes[1]) is not None and axes[1] not in extra
-    )  # for an extra key, it is not known whether lower or higher is better
-    path = _staircase(path, falling=axes == ("fid", "params"))
+    dots, path = cloud_of(of_stage, pick, axes, view.near)
+    path = [] if axes[1] in extra else path  # whether lower or higher is better is not known
     legend: Line = [(f" {names[axes[1]]} over {names[axes[0]]}   ", "bold"), ("◆ front  ", "key"), ("★ selected  ", "warn")]
     legend += [(text, "dim") for text in ("· ∘ ○ older to newer   ", "o change axes   ", "z front only")]
     while draw.width_of(legend) > width:

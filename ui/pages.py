@@ -12,6 +12,7 @@ from ui.files import clean, get, number
 from ui.genotypes import idle
 from ui.probabilities import probabilities
 from ui.runs import Run, fid_label
+from ui.samples import open_image
 from ui.search import edges
 from ui.view import View
 
@@ -106,7 +107,7 @@ def varieties(run: Run) -> list[float | None]:
     for path in wanted:
         if path not in run.varieties:
             try:
-                run.varieties[path] = draw.variety(draw.open_image(path))
+                run.varieties[path] = draw.variety(open_image(path))
             except ValueError:
                 run.varieties[path] = None
     return [run.varieties[path] for path in wanted]
@@ -142,7 +143,7 @@ def search(run: Run, width: int, height: int, view: View) -> list[Line]:
 def configuration(run: Run, width: int, defaults: dict | None = None, at: float | None = None) -> list[Line]:
     """All arguments with differences from the preset, versions, commands, results (unless as of a step), unreadable files."""
     lines: list[Line] = []
-    config, defaults = run.config, defaults or {}
+    defaults = defaults or {}
     rows: list[Line] = []
     for key, value in sorted(run.args.items(), key=lambda kv: str(kv[0]))[:300]:
         shown, preset = (clean("—" if v is None else v, 60) for v in (value, defaults.get(key, value)))
@@ -152,6 +153,24 @@ def configuration(run: Run, width: int, defaults: dict | None = None, at: float 
     lines += [[(" arguments", "bold"), ("   highlighted: differs from the preset" if defaults else "", "dim")]]
     half = -(-len(rows) // 2) if width >= 100 else len(rows)
     lines += beside(rows[:half], rows[half:], width // 2) if width >= 100 else rows
+    lines += [[], [(" details", "bold")]]
+    for key, text in _details(run):
+        for i, part in enumerate(wrapped(text.split(" "), width - 16, " ")):
+            lines.append([(f" {fit(key if i == 0 else '', 13)}", "dim"), (part, "")])
+    if run.result and at is not None:
+        lines += [[], [(f" result: the run ended after step {human(at)}; esc shows it", "dim")]]
+    elif run.result:
+        lines += _result(run, width)
+    if run.problems or run.bad:
+        lines += [[], [(" unreadable files", "bold bad")]]
+        lines += [[(f" {k}: {v}", "bad")] for k, v in run.problems.items()]
+        lines += [[(f" {count(run.bad, 'line')} in metrics.jsonl and search.jsonl", "bad")]] if run.bad else []
+    return lines
+
+
+def _details(run: Run) -> list[tuple[str, str]]:
+    """Command, versions, commit, tags: [(name, text)]."""
+    config = run.config
     facts = [
         (k, clean(config.get(k), 3000)) for k in ("command", "device", "world_size", "created", "data_digest") if config.get(k)
     ]
@@ -173,31 +192,25 @@ def configuration(run: Run, width: int, defaults: dict | None = None, at: float 
             )
     if run.labels or run.tags.get("note"):
         facts.append(("tags", f"{' '.join(run.labels)}  {clean(run.tags.get('note'), 200)}"))
-    lines += [[], [(" details", "bold")]]
-    for key, text in facts:
-        for i, part in enumerate(wrapped(text.split(" "), width - 16, " ")):
-            lines.append([(f" {fit(key if i == 0 else '', 13)}", "dim"), (part, "")])
-    if run.result and at is not None:
-        lines += [[], [(f" result: the run ended after step {human(at)}; esc shows it", "dim")]]
-    elif run.result:
-        lines += [[], [(" result", "bold")]]
-        seconds = run.result.get("seconds")
-        for key in ("last", "best"):
-            if isinstance(run.result.get(key), dict):
-                text = " · ".join(
-                    f"{clean(k, 10)} {human(v, 4) if number(v) is not None else clean(v, 20)}"
-                    for k, v in run.result[key].items()
-                    if v is not None
-                )
-                lines.append([(f" {fit(key, 13)}", "dim"), (text, "")])
-        if isinstance(seconds, dict):
-            text = " · ".join(f"{clean(k, 40)} {duration(number(v))}" for k, v in seconds.items())
-            lines += [
-                [(f" {fit('time' if i == 0 else '', 13)}", "dim"), (part, "")]
-                for i, part in enumerate(wrapped(text.split(" · "), width - 16, " · "))
-            ]
-    if run.problems or run.bad:
-        lines += [[], [(" unreadable files", "bold bad")]]
-        lines += [[(f" {k}: {v}", "bad")] for k, v in run.problems.items()]
-        lines += [[(f" {count(run.bad, 'line')} in metrics.jsonl and search.jsonl", "bad")]] if run.bad else []
+    return facts
+
+
+def _result(run: Run, width: int) -> list[Line]:
+    """result.json: last and best scores, and where the time went."""
+    lines: list[Line] = [[], [(" result", "bold")]]
+    seconds = run.result.get("seconds")
+    for key in ("last", "best"):
+        if isinstance(run.result.get(key), dict):
+            text = " · ".join(
+                f"{clean(k, 10)} {human(v, 4) if number(v) is not None else clean(v, 20)}"
+                for k, v in run.result[key].items()
+                if v is not None
+            )
+            lines.append([(f" {fit(key, 13)}", "dim"), (text, "")])
+    if isinstance(seconds, dict):
+        text = " · ".join(f"{clean(k, 40)} {duration(number(v))}" for k, v in seconds.items())
+        lines += [
+            [(f" {fit('time' if i == 0 else '', 13)}", "dim"), (part, "")]
+            for i, part in enumerate(wrapped(text.split(" · "), width - 16, " · "))
+        ]
     return lines

@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar
 
 from textual import events
@@ -17,7 +16,9 @@ from ui.base import ACTS, CURVES, MOVES, Page
 from ui.curves import LETTERS, is_score, metrics, seed_groups
 from ui.draw import Line, crop, duration, fit, human, score
 from ui.files import Log, clean, number
+from ui.pair import Compare
 from ui.runs import STATES, Run, color_index
+from ui.samples import open_image, sample_at, sample_lines
 from ui.state import State
 from ui.view import View
 from ui.widgets import BAD_LINE, Doc, LogView, Table
@@ -592,7 +593,7 @@ class OneRun(Page):
         if self.state.pixels and (found := sample_at(self.run, self.view.at)):
             with contextlib.suppress(ValueError):  # sample_lines reports the error
                 if self.pictured != (now := (found[1], self.across)):
-                    self.query_one("#pixels").image = draw.part(draw.open_image(found[1]), self.across)
+                    self.query_one("#pixels").image = draw.part(open_image(found[1]), self.across)
                     self.pictured = now
         lines = sample_lines(self.run, self.view.at, width, height, self.across, self.state.images)
         return lines[:1] if self.state.pixels else lines
@@ -773,141 +774,3 @@ class OneRun(Page):
         if self.tab == "log":
             return self.query_one(LogView).text
         return clean(self.run.config.get("command"), 5000) or str(self.run.path)
-
-
-def sample_at(run: Run, at: float | None) -> tuple[int, Path] | None:
-    """(step, path) of the latest sample grid at or before step `at`."""
-    return next((f for f in reversed(run.files("samples", ".png")) if at is None or f[0] <= at), None)
-
-
-def sample_lines(run: Run, at: float | None, width: int, height: int, across: int, images: bool) -> list[Line]:
-    """The latest sample grid at or before step `at`, under a line that describes it."""
-    files, found = run.files("samples", ".png"), sample_at(run, at)
-    if not found:
-        return [[(" no samples" + (" yet" if not files else f" up to step {human(at)}"), "dim")]]
-    step, path = found
-    try:
-        image = draw.open_image(path)
-    except ValueError as e:
-        return [[(f" cannot display {path.name}: {e}", "bad")]]
-    n, _ = draw.grid_of(image)
-    facts = f" step {human(step)} · {files.index(found) + 1} of {len(files)} · {image.shape[1]} x {image.shape[0]} pixels"
-    facts += f" · {min(n, across)} of {n} per row" if n > 1 else ""
-    hint = "   + - size   , . step   * best"
-    head: Line = [(facts, "bold"), (hint if len(facts + hint) < width else "", "dim")]
-    if not images:
-        return [head, [], [(f" colours are off (NO_COLOR); open {path}", "dim")]]
-    if width < 60:
-        head = [(f" step {human(step)}", "bold")]
-    return [crop(head, width), *draw.half_blocks(image, width - 1, height - 1, across)]
-
-
-# ---- two runs ---------------------------------------------------------------------------------------------------------
-
-
-class Compare(Page):
-    """Two runs side by side, with their differences."""
-
-    BINDINGS: ClassVar = [
-        Binding("escape", "back", "back"),
-        Binding("p", "sources", "sources: diff of the saved scripts"),
-        Binding("comma", "scrub(-1)", "earlier: an earlier step"),
-        Binding("full_stop", "scrub(1)", "later: a later step, then the live state"),
-        Binding("s", "swap", "swap A and B"),
-        *CURVES,
-        *MOVES,
-    ]
-
-    def __init__(self, state: State, a: Run, b: Run) -> None:
-        super().__init__(state)
-        self.a, self.b, self.view, self.sources, self.metric = a, b, View(), False, ""
-
-    def body(self) -> ComposeResult:
-        yield Doc(self.top_line, base="bar", id="top")
-        yield Doc(self.content, id="content")
-
-    def on_mount(self) -> None:
-        super().on_mount()
-        self.state.want(self.a)
-        self.state.want(self.b)
-
-    def changed(self, names: set[str]) -> None:
-        if names & {self.a.name, self.b.name}:
-            self.update("top", "content")
-
-    def top_line(self, width: int, _: int) -> list[Line]:
-        room = (width - 34 if self.view.at is not None else width - 18) // 2
-        a, b = (draw.fit_middle(r.name, min(len(r.name), room)) for r in (self.a, self.b))
-        line: Line = [(" compare ", "bold"), ("▌A ", "s0"), (a, "bold"), ("  ▌B ", "s1"), (b, "bold")]
-        line += [(f"   as of step {human(self.view.at)}", "warn")] if self.view.at is not None else []
-        return [crop(line, width)]
-
-    def common(self) -> list[str]:
-        found = [m for m in metrics(self.a) if m in metrics(self.b)]
-        return found or metrics(self.a) or [""]
-
-    def metric_now(self) -> str:
-        return self.metric if self.metric in self.common() else self.common()[0]
-
-    def content(self, width: int, height: int) -> list[Line]:
-        if self.sources:
-            return compare.source_diff(self.a, self.b)
-        tall = max(8, min(16, height // 2))
-        wide = width if width < 100 else width * 3 // 5
-        drawn = [(self.a, "s0", "A"), (self.b, "s1", "B")]
-        curves, metric = self.state.curves, self.metric_now()
-        runs = [(r, [metric]) for r, _, _ in drawn]
-        chart = curves.lines(drawn, metric, wide, tall, curves.frame(runs, (), self.view.at if curves.axis == "step" else None))
-        sides = []
-        half = (width - wide - 4) // 2 if width >= 100 else (width - 3) // 2
-        for run in (self.a, self.b):
-            across = 4 if half >= 30 else 2
-            sides.append([crop(line, half) for line in sample_lines(run, self.view.at, half, tall, across, self.state.images)])
-        pictures = draw.beside(sides[0], sides[1], half, " ")
-        lines = draw.beside(chart, pictures, wide) if width >= 100 else [*chart, *pictures]
-        return [*lines, [], *compare.compare(self.a, self.b, width, self.view)]
-
-    def action_back(self) -> None:
-        if self.sources:
-            self.action_sources()
-        else:
-            self.app.pop_screen()
-
-    def action_sources(self) -> None:
-        self.sources = not self.sources
-        self.query_one("#content", Doc).top = 0
-        self.update_all()
-
-    def action_swap(self) -> None:
-        self.a, self.b = self.b, self.a
-        self.update_all()
-
-    def action_metric(self) -> None:
-        found = self.common()
-        self.metric = found[(found.index(self.metric_now()) + 1) % len(found)]
-        self.update_all()
-
-    def action_move(self, key: str) -> None:
-        self.query_one("#content", Doc).move(key)
-
-    def action_scrub(self, by: int) -> None:
-        steps = sorted(
-            {s for r in (self.a, self.b) for s, _ in r.files("samples", ".png")}
-            | {e["step"] for r in (self.a, self.b) for e in r.columns.evals}
-        )
-        now = self.view.at
-        if by < 0:
-            self.view.at = next((s for s in reversed(steps) if now is None or s < now), now)
-        else:
-            self.view.at = next((s for s in steps if now is not None and s > now), None)
-        self.update_all()
-
-    def csv(self) -> str:
-        return report.metrics_csv([self.a, self.b])
-
-    def exported(self) -> list[Run]:
-        return [self.a, self.b]
-
-    def copied(self) -> str:
-        lines = compare.compare(self.a, self.b, 100, self.view)
-        return "\n".join(draw.plain(line) for line in lines)
