@@ -173,7 +173,7 @@ def logs(folder: Path) -> None:
     with open(file, "w") as f:
         f.writelines(line.format(i) for i in range(468_829))
     code = (
-        "import sys, time, resource; from pathlib import Path; from ui.runs import Log; import numpy\n"
+        "import sys, time, resource; from pathlib import Path; from ui.files import Log; import numpy\n"
         "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096 / 1e6\n"
         "before, began = rss(), time.perf_counter()\n"
         f"log = Log(Path({str(file)!r})); log.update(); log.lines(range(len(log) - 40, len(log)))\n"
