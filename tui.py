@@ -95,6 +95,8 @@ class Commands(Provider):
             {m for r in app.state.store.ordered() for m in metrics(r) if not is_score(m)}
         ):
             yield f"chart {metric}", "", partial(app.choose_metric, metric)
+        for trashed, original in app.state.store.trashed():
+            yield f"restore {original.name}", "from the trash", partial(app.restore, trashed, original)
         for theme in THEMES:
             yield f"theme {theme}", "", partial(app.use_theme, theme)
 
@@ -162,7 +164,6 @@ class Tui(App):
         self.stopping: dict[str, float] = {}
         self.troubles: dict[str, dict[str, str]] = {}  # of live runs: {name: {kind: message}}
         self.warned: set[tuple[str, str]] = set()
-        self.trashed: list[tuple[Path, Path]] = []
         self.interval = 1.0
         self.leaving = threading.Event()
         self.complaints: set[str] = set()
@@ -484,17 +485,26 @@ class Tui(App):
         self.notify(f"{run.name}: resuming from its checkpoint", markup=False)
 
     def do_trash(self, run: Run) -> None:
-        original = run.path
-        self.trashed.append((self.state.store.trash(run), original))
+        self.state.store.trash(run)
         self.state.overlay.pop(run.name, None)
         self.notify(f"{run.name} moved to .trash; press U to restore it", markup=False)
         self.refresh_screens()
 
     def do_undo(self, _: Run | None) -> None:
-        if not self.trashed:
-            raise ValueError("nothing has been moved to the trash in this session")
-        self.state.store.restore(*self.trashed[-1])
-        _, original = self.trashed.pop()
+        """Restore the run that was moved to the trash last, by whichever session."""
+        if not (trashed := self.state.store.trashed()):
+            raise ValueError("the trash is empty")
+        self.restore(*trashed[0])
+
+    def restore(self, trashed: Path, original: Path) -> None:
+        if self.refuse():
+            return
+        try:
+            self.state.store.restore(trashed, original)
+        except OSError as e:
+            self.notify(f"{original.name}: {e}", severity="error", markup=False)
+            return
+        self.state.wake.set()
         self.notify(f"{original.name} restored", markup=False)
 
     # -- launching

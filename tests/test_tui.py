@@ -286,6 +286,23 @@ def test_a_new_line_changes_its_chart_and_its_cell_and_nothing_else(tmp_path: Pa
         assert all(table.strips[y] is strips[y] for y in (0, 2, 4))  # 3 and 1 hold the cursor and the change
 
 
+def test_marked_runs_are_tagged_and_trashed_together(copied: Path) -> None:
+    with driven(copied) as (app, pilot):
+        names = [r.name for r in app.state.listed()][:2]
+        pilot.press("space", "space", "#")
+        pilot.reaches(Choose)
+        pilot.press("m")
+        pilot.answer(text="ab")
+        pilot.until(lambda: all("ab" in app.state.store.runs[n].labels for n in names))
+        assert sum("ab" in r.labels for r in app.state.store.ordered()) == 2
+        pilot.press("D")
+        pilot.reaches(Choose)
+        pilot.press("m")
+        pilot.until(lambda: not set(names) & set(app.state.store.runs))
+        pilot.press("U")
+        pilot.until(lambda: names[1] in app.state.store.runs)
+
+
 def test_filter_sort_hide_tag_trash_undo(copied: Path) -> None:
     running = make_run(copied, seed=7, rows=20, state="running", status={"process": me()}, quality=50)
     make_run(copied, seed=8, rows=3)  # no score yet

@@ -494,3 +494,19 @@ def test_every_number_of_a_search_row_is_a_metric_and_on_the_page(tmp_path: Path
         assert "kid over FID" in plot
     elif method == "autogan":
         assert "kid" in next(line for line in text.splitlines() if "vector" in line)
+
+
+def test_the_trash_is_known_to_later_sessions(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path, rows=3, seed=seed) for seed in (0, 1)]
+    for path in paths:
+        (path / "status.json").write_text('{"state": "done"}')
+    store = scanned(tmp_path)
+    for path in paths:
+        store.trash(store.runs[path.name])
+    (tmp_path / ".trash" / "moved.jsonl").open("a").write('{"trashed": "x", "original": "../../x"}\n[\n')
+    later = scanned(tmp_path)
+    assert not later.runs
+    assert [original.name for _, original in later.trashed()] == [p.name for p in reversed(paths)]
+    later.restore(*later.trashed()[0])
+    assert [original.name for _, original in later.trashed()] == [paths[0].name]
+    assert set(scanned(tmp_path).runs) == {paths[1].name}

@@ -651,9 +651,28 @@ class Store:
         while os.path.lexists(to):
             n += 1
             to = bin_ / f"{run.path.name}~{n}"
+        with open(bin_ / "moved.jsonl", "a") as f:  # first: a run must not be in the trash without a way back
+            f.write(json.dumps({"trashed": to.name, "original": os.path.relpath(run.path, self.root)}) + "\n")
         os.rename(run.path, to)
         self.runs.pop(run.name, None)
         return to
+
+    def trashed(self) -> list[tuple[Path, Path]]:
+        """[(path in .trash/, original path)] of the runs that can be restored, the last one moved there first."""
+        try:
+            rows, _ = parse_lines([x for x in read_bytes(self.root / ".trash" / "moved.jsonl").split(b"\n") if x.strip()])
+        except OSError:
+            return []
+        found: dict[str, Path] = {}
+        for row in rows:
+            name, original = row.get("trashed"), row.get("original")
+            if isinstance(name, str) and isinstance(original, str) and Path(name).name == name:
+                to = Path(os.path.normpath(self.root / original))
+                if to.is_relative_to(os.path.normpath(self.root)):
+                    found.pop(name, None)
+                    found[name] = to
+        here = [(self.root / ".trash" / name, to) for name, to in found.items()]
+        return [pair for pair in reversed(here) if pair[0].is_dir()]
 
     def restore(self, trashed: Path, original: Path) -> None:
         """Undo `trash`. OSError: the name is taken, or the run is no longer in the trash."""

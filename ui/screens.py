@@ -12,7 +12,7 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 
 from ui import compare, draw, genotypes, pages, report
-from ui.base import ACTS, CURVES, MOVES, Page
+from ui.base import ACTS, CURVES, MOVES, Choose, Page
 from ui.curves import LETTERS, is_score, metrics, seed_groups
 from ui.draw import Line, crop, duration, fit, human, score
 from ui.files import Log, clean, number
@@ -373,8 +373,43 @@ class Runs(Page):
         if run := self.run_now():
             self.app.write_tags(run, pinned=not run.pinned)
 
+    def marked(self) -> list[Run]:
+        """The overlaid runs."""
+        return [r for name in self.state.overlay if (r := self.state.store.runs.get(name))]
+
+    def for_marked(self, what: str, do: Callable[[list[Run]], None]) -> None:
+        """do() the selected run; if several are marked, ask whether all of them are meant."""
+        here, marked = self.run_now(), self.marked()
+        if here and len(marked) > 1:
+            answers = [
+                ("m", f"all {len(marked)} marked runs", lambda: do(marked)),
+                ("o", f"only {here.name}", lambda: do([here])),
+            ]
+            self.app.push_screen(Choose(f"{what}: which runs?", answers))
+        elif here:
+            do([here])
+
+    def action_act(self, what: str) -> None:
+        if what not in ("stop", "resume", "trash") or self.state.readonly:
+            super().action_act(what)
+            return
+        self.for_marked(what, lambda runs: [self.app.act(what, run) for run in runs] and None)
+
     def action_tags(self) -> None:
-        if (run := self.run_now()) and not self.app.refuse():
+        if not self.app.refuse():
+            self.for_marked("tag", self.ask_tags)
+
+    def ask_tags(self, runs: list[Run]) -> None:
+        """Edit the tags and the note of one run, or add tags to several."""
+        if len(runs) > 1:
+
+            def add(text: str) -> str:
+                for run in runs:
+                    self.app.write_tags(run, tags=list(dict.fromkeys([*run.labels, *text.split()])))
+                return ""
+
+            self.app.ask("add tags", "", add, hint=f"to {len(runs)} runs, separated by spaces")
+        elif run := next(iter(runs), None):
             text = " ".join(run.labels) + (f" | {clean(run.tags.get('note'))}" if run.tags.get("note") else "")
 
             def done(text: str) -> str:
