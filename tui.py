@@ -659,8 +659,9 @@ def main(
     plain: Annotated[bool, typer.Option("--plain", help="Print the status of all runs as plain text and exit.")] = False,
     readonly: Annotated[bool, typer.Option("--readonly", help="Do not start, stop or modify runs; for shared servers.")] = False,
     theme: Annotated[
-        Literal["dark", "light", "colour-blind", "ansi"], typer.Option(help="Colours; ansi uses the terminal's own 16.")
-    ] = "dark",
+        Literal["dark", "light", "colour-blind", "ansi"] | None,
+        typer.Option(help="Colours; ansi uses the terminal's own 16. Default: light or dark as COLORFGBG says, else dark."),
+    ] = None,
     filter: Annotated[str, typer.Option(help="Show matching runs only, e.g. 'cifar10 fid<15 state=running'; see docs/tui.md.")] = "",
     scripts: Annotated[Path | None, typer.Option(help="Directory of the scripts to launch; default: that of tui.py.")] = None,
     on_finish: Annotated[str, typer.Option(help="Shell command to execute when a run ends, with GAN_RUN and GAN_STATE set.")] = "",
@@ -688,12 +689,17 @@ def main(
     if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stderr.isatty()):  # textual draws on stderr
         print("error: this is no terminal; use --plain", file=sys.stderr)
         raise typer.Exit(2)
-    app = Tui(runs, readonly, theme, scripts, on_finish)
+    app = Tui(runs, readonly, theme or theme_of_terminal(), scripts, on_finish)
     app.pixels = pixels() if app.images else None
     if filter:
         app.set_filter(filter)
     end_with_the_terminal()
     app.run()
+
+
+def theme_of_terminal() -> str:
+    """light if the terminal says, by COLORFGBG ("foreground;background"), that its background is white; else dark."""
+    return "light" if os.environ.get("COLORFGBG", "").rpartition(";")[2] in ("7", "15") else "dark"
 
 
 def end_with_the_terminal() -> None:
