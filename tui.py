@@ -580,10 +580,12 @@ class Tui(App):
             raise ValueError(
                 f"{run.script} is not in {self.scripts_dir}; resume it by hand: {clean(run.status.get('resume_command'), 200)}"
             )
-        words = [script.name, "--resume", str(run.path.resolve())]
+        start = launch.Start.of(run.record)
+        words = start.words([script.name, "--resume", str(run.path.resolve())])
         launch.launch(
             launch.Launch(
-                script, words, {**run.args, "runs_dir": str(run.path.resolve().parent)}, self.store.root, run=run.name
+                script, words, {**run.args, "runs_dir": str(run.path.resolve().parent)}, self.store.root,
+                gpu=start.gpu, env=start.env, run=run.name,
             )
         )
         self.notify(f"{run.name}: resuming from its checkpoint", markup=False)
@@ -640,7 +642,7 @@ class Tui(App):
         about = (
             f"Re-run {run.name}" if run and not changes else f"Train the genotype of {run.name}" if run else ""
         )
-        form = Form(script, values, about=about)
+        form = Form(script, values, launch.Start.of(run.record if run else None), about)
         self.place(form.texts, script)
         self.push_screen(form)
 

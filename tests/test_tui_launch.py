@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from test_tui_runs import scanned
 
 import common.cli
 from ui import launch
-from ui.launch import Launch, Option, command, parse_command, read_script, scripts, seeds, send
+from ui.launch import Launch, Option, Start, command, parse_command, read_script, scripts, seeds, send
 from ui.runs import Run, alive, process_stat
 
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
@@ -253,7 +254,7 @@ def test_a_pasted_command_restores_every_value(script: launch.Script) -> None:
         values = script.defaults(preset) | changes
         words = command(script, values)
         text = f"CUDA_VISIBLE_DEVICES=1 python {shlex.join(words)}"
-        assert parse_command(text, [*SCRIPTS, FAKE]) == (script, values, "1")
+        assert parse_command(text, [*SCRIPTS, FAKE]) == (script, values, Start("1"))
         assert parse_command(text.replace(" --", " \\\n  --"), [*SCRIPTS, FAKE])[1] == values
         assert len(words) < 14  # only what differs from the preset
 
@@ -278,6 +279,50 @@ def test_a_command_run_by_a_shell_gives_the_same_arguments(tmp_path: Path) -> No
 def test_a_command_that_cannot_be_read_says_why(text: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         parse_command(text, [FAKE])
+
+
+@pytest.mark.parametrize(
+    ("before", "start"),
+    [
+        ("", Start()),
+        *[("python3 -u", Start()), (f"cd {TESTS} && python", Start()), (f"{sys.executable}", Start())],
+        ("A=1 CUDA_VISIBLE_DEVICES=2,3 B='x y' python", Start("2,3", {"A": "1", "B": "x y"})),
+        ("env CUDA_VISIBLE_DEVICES= python", Start(env={"CUDA_VISIBLE_DEVICES": ""})),
+        ("torchrun --nproc-per-node 4", Start(torchrun=("--nproc-per-node", "4"))),
+        ("N=1 python -m torch.distributed.run --standalone", Start(env={"N": "1"}, torchrun=("--standalone",))),
+    ],
+)
+def test_how_a_pasted_command_starts_its_script_is_kept(before: str, start: Start) -> None:
+    script, values, found = parse_command(f"{before} fake_trainer.py --seed 7", [FAKE])
+    assert (values["seed"], found) == (7, start)
+    words = command(script, values)
+    assert parse_command(start.line(words), [FAKE]) == (script, values, start)
+    record = {"gpu": start.gpu, "env": start.env, "script": "fake_trainer.py", "words": start.words(words)}
+    assert Start.of(record) == start
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("cd /elsewhere && python fake_trainer.py", "/elsewhere"),
+        *[("cd tests", "cd"), ("nohup python fake_trainer.py", "nohup"), ("uv run fake_trainer.py", "uv run")],
+        *[("srun -n 2 python fake_trainer.py", "srun"), ("python -O fake_trainer.py", "-O")],
+        *[(f"python fake_trainer.py --dataset a{end}", end[:2].strip()) for end in (" > log", " && b", ";", " | tee b", " &")],
+        ("/other/bin/python fake_trainer.py", "/other/bin"),
+        ("python /other/fake_trainer.py", "/other/fake_trainer.py"),
+        *[(f"python fake_trainer.py --runs-dir {path}", path[0]) for path in ("$HOME/runs", "`pwd`", "~/runs")],
+        ('python fake_trainer.py --runs-dir "$HOME"', "$"),
+        ("A=1 && python fake_trainer.py", "&&"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_kept_of_a_pasted_command_is_refused(text: str, named: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(named)):
+        parse_command(text, [FAKE])
+
+
+def test_a_dollar_in_single_quotes_is_a_dollar() -> None:
+    values = FAKE.defaults("paper") | {"dataset": "a $b ~"}
+    assert parse_command(Start().line(command(FAKE, values)), [FAKE])[1] == values
 
 
 # ---- launching ------------------------------------------------------------------------------------------------------------
@@ -310,9 +355,11 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     """Launch the fake trainer; every process is ended afterwards."""
     made = []
 
-    def start(wait: str = "now", after: str = "", run: str = "", **flags: object) -> Launched:
+    def start(wait: str = "now", after: str = "", run: str = "", how: Start | None = None, **flags: object) -> Launched:
+        how = how or Start()
         values = FAKE.defaults("paper") | {"runs_dir": str(tmp_path / "runs"), "pause": 0.01, **flags}
-        what = Launch(FAKE.path, command(FAKE, values), values, tmp_path / "runs", wait, after=after, run=run)
+        what = Launch(FAKE.path, how.words(command(FAKE, values)), values, tmp_path / "runs", wait, after=after, run=run)
+        what.gpu, what.env = how.gpu, how.env
         made.append(Launched(launch.launch(what)))
         return made[-1]
 
@@ -354,6 +401,13 @@ def test_a_run_that_made_no_directory_is_shown_with_its_last_words(begin: Callab
     store.trash(run)
     store.scan()
     assert not store.runs
+
+
+def test_a_run_gets_the_variables_it_was_given(begin: Callable[..., Launched]) -> None:
+    started = begin(steps=100_000, how=Start("1", {"PLACE": "x y"}))
+    pid = until(lambda: started.record.get("run") and started.record["child"]["pid"])
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    assert {"PLACE=x y", "CUDA_VISIBLE_DEVICES=1"} <= set(variables)
 
 
 @pytest.mark.parametrize(

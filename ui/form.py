@@ -1,6 +1,6 @@
 """The launch form: start a new run, re-run with changes, or train a genotype from a search."""
 
-import shlex
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
@@ -32,12 +32,12 @@ class Form(Page):
         *MOVES,
     ]
 
-    def __init__(self, script: launch.Script, values: dict[str, Any], gpu: str = "", about: str = "") -> None:
+    def __init__(self, script: launch.Script, values: dict[str, Any], start: launch.Start, about: str = "") -> None:
         super().__init__()
         self.script, self.about = script, about
         self.texts = {name: o.write(values.get(name, o.default)) for name, o in script.options.items()}
         self.seeds = self.texts.get("seed", "0")
-        self.gpu, self.wait, self.need, self.after = gpu, "now", "8", ""
+        self.start, self.wait, self.need, self.after = start, "now", "8", ""
         self.cursor, self.found = 0, ""
 
     def body(self) -> ComposeResult:
@@ -62,7 +62,7 @@ class Form(Page):
         if key.startswith("-"):
             return self.texts[key[1:]]
         return {"script": self.script.path.name, "preset": self.texts.get("preset", ""), "seeds": self.seeds, "wait": self.wait,
-                "gpu": self.gpu or "any", "need": self.need, "after": self.after or "(choose)"}[key]  # fmt: skip
+                "gpu": self.start.gpu or "any", "need": self.need, "after": self.after or "(choose)"}[key]  # fmt: skip
 
     def choices(self, key: str) -> list[str]:
         if key == "script":
@@ -98,6 +98,8 @@ class Form(Page):
         if self.wait == "gpu":
             if not self.app.machine.gpus:
                 wrong["wait"] = "no GPU found; use now or after"
+            elif self.start.torchrun is not None:
+                wrong["wait"] = "waits for one GPU; a torchrun needs its own: use now or after"
             try:
                 if not 0 < float(self.need) < 10_000:
                     raise ValueError
@@ -117,8 +119,7 @@ class Form(Page):
             words = launch.command(self.script, self.values(seed))
         except ValueError:
             return ""
-        device = f"CUDA_VISIBLE_DEVICES={self.gpu} " if self.gpu else ""
-        return device + "python " + shlex.join(words)
+        return self.start.line(words)
 
     # -- display
 
@@ -203,7 +204,7 @@ class Form(Page):
                     self.texts[name] = self.script.options[name].write(value)
             self.texts["preset"] = text
         elif key == "gpu":
-            self.gpu = "" if text == "any" else text
+            self.start = replace(self.start, gpu="" if text == "any" else text)
         elif key.startswith("-"):
             self.texts[key[1:]] = text
         else:
@@ -268,10 +269,10 @@ class Form(Page):
     def action_paste(self) -> None:
         def done(text: str) -> str:
             try:
-                script, values, gpu = launch.parse_command(text, self.app.scripts()[0])
+                script, values, self.start = launch.parse_command(text, self.app.scripts()[0])
             except ValueError as e:
                 return clean(e, 200)
-            self.script, self.about, self.gpu = script, "", gpu
+            self.script, self.about = script, ""
             self.texts = {name: o.write(values[name]) for name, o in script.options.items()}
             self.seeds = self.texts.get("seed", "0")
             self.update_all()
@@ -294,8 +295,8 @@ class Form(Page):
         for seed in launch.seeds(self.seeds):
             values = self.values(seed)
             what = launch.Launch(
-                self.script.path, launch.command(self.script, values), values, self.app.store.root,
-                self.wait, float(self.need) if self.wait == "gpu" else 0.0, self.after, self.gpu,
+                self.script.path, self.start.words(launch.command(self.script, values)), values, self.app.store.root,
+                self.wait, float(self.need) if self.wait == "gpu" else 0.0, self.after, self.start.gpu, self.start.env,
             )  # fmt: skip
             try:
                 launch.launch(what)

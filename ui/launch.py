@@ -290,21 +290,95 @@ def command(script: Script, values: dict[str, Any]) -> list[str]:
     return words
 
 
-def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any], str]:
-    """(script, values, GPU) from a pasted command line. ValueError: what is wrong with it."""
-    try:
-        words = shlex.split(text.replace("\\\n", " "))
-    except ValueError as e:
-        raise ValueError(f"not a command line: {e}") from None
-    gpu = ""
-    while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0]):
-        key, _, value = words.pop(0).partition("=")
-        gpu = value if key == "CUDA_VISIBLE_DEVICES" else gpu
+@dataclass(frozen=True)
+class Start:
+    """How a script is started. gpu: CUDA_VISIBLE_DEVICES. torchrun: its options, None: one process."""
+
+    gpu: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    torchrun: tuple[str, ...] | None = None
+
+    def words(self, script_words: list[str]) -> list[str]:
+        """The words after `python`."""
+        launcher = [] if self.torchrun is None else ["-m", "torch.distributed.run", *self.torchrun]
+        return [*launcher, *script_words]
+
+    def line(self, script_words: list[str]) -> str:
+        """The command for a shell. `parse_command` reads it back."""
+        env = ({"CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu else {}) | self.env
+        program = ["python"] if self.torchrun is None else ["torchrun", *self.torchrun]
+        return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in env.items()), shlex.join([*program, *script_words])])
+
+    @classmethod
+    def of(cls, record: dict | None) -> "Start":
+        """That of a launch record."""
+        record = record or {}
+        words, env = record.get("words"), record.get("env")
+        launched = isinstance(words, list) and words[:2] == ["-m", "torch.distributed.run"] and record.get("script") in words
+        torchrun = tuple(words[2 : words.index(record["script"])]) if launched else None
+        return cls(clean(record.get("gpu")), env if isinstance(env, dict) else {}, torchrun)
+
+
+def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any], Start]:
+    """(script, values, how it is started) of a pasted command line. ValueError: what in it is wrong or cannot be kept."""
+    words = _shell_words(text.replace("\\\n", " "))
+    if words[:1] == ["cd"]:
+        if len(words) < 3 or words[2] not in ("&&", ";"):
+            raise ValueError("cd: must be followed by a folder and &&")
+        folder, words = Path(words[1]).resolve(), words[3:]
+    else:
+        folder = None
+    env = {}
+    words = words[1:] if words[:1] == ["env"] else words
+    while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0], re.DOTALL):
+        key, _, env[key] = words.pop(0).partition("=")
+    gpu = env.pop("CUDA_VISIBLE_DEVICES") if env.get("CUDA_VISIBLE_DEVICES") else ""  # if empty it is kept: no GPU
     names = {s.path.name: s for s in found}
     at = next((i for i, w in enumerate(words) if Path(w).name in names), None)
     if at is None:
         raise ValueError(f"no known script in the command; known: {', '.join(names) or 'none'}")
-    script, rest = names[Path(words[at]).name], iter(words[at + 1 :])
+    script = names[Path(words[at]).name]
+    home = script.path.parent.resolve()
+    if folder not in (None, home):
+        raise ValueError(f"cd {clean(folder, 100)}: runs start in {home}; start tui.py with --scripts of that folder")
+    if "/" in words[at] and ((folder or Path()) / words[at]).resolve() != home / script.path.name:
+        raise ValueError(f"{clean(words[at], 100)}: the script of that name here is {home / script.path.name}")
+    return script, _values(script, words[at + 1 :]), Start(gpu, env, _torchrun(words[:at]))
+
+
+def _shell_words(text: str) -> list[str]:
+    """Words of a shell command; `&&`, `>` and such are words. ValueError: open quotes, or what only a shell can expand."""
+    unquoted = re.sub(r"'[^']*'", "''", text)
+    if found := re.search(r"[$`]|(?:^|[\s=])~", unquoted):
+        raise ValueError(f"{found[0].strip()}: only a shell can expand it; write out what it stands for")
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    try:
+        return list(lexer)
+    except ValueError as e:
+        raise ValueError(f"not a command line: {e}") from None
+
+
+def _torchrun(words: list[str]) -> tuple[str, ...] | None:
+    """The options of torchrun, from the words before the script; None: plain python. ValueError: anything else."""
+    program = Path(words[0]).name if words else ""
+    if words and "/" in words[0] and os.path.abspath(words[0]) != os.path.join(os.path.dirname(sys.executable), program):
+        raise ValueError(f"{clean(words[0], 100)}: runs start with {sys.executable}")
+    if program == "torchrun":
+        return tuple(words[1:])
+    if re.fullmatch(r"python[\d.]*", program):
+        rest = [w for w in words[1:] if w != "-u"]  # output is never buffered
+        if rest[:2] == ["-m", "torch.distributed.run"]:
+            return tuple(rest[2:])
+        words = rest
+    if words:
+        raise ValueError(f"{clean(shlex.join(words), 60)}: cannot be kept; only python and torchrun start a run here")
+    return None
+
+
+def _values(script: Script, words: list[str]) -> dict[str, Any]:
+    """The values of all options, from flags. ValueError: what is wrong with them."""
+    rest = iter(words)
     given: dict[str, str] = {}
     flags = {o.flag: o for o in script.options.values()}
     for item in rest:
@@ -326,7 +400,7 @@ def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any
             values[name] = script.options[name].read(text)
         except ValueError as e:
             raise ValueError(f"{script.options[name].flag} {clean(text, 40)}: {e}") from None
-    return script, values, gpu
+    return values
 
 
 def seeds(text: str) -> list[int]:
