@@ -468,6 +468,34 @@ def test_after_another_run_and_out_of_the_queue(begin: Callable[..., Launched], 
     assert third.record.get("run") is None
 
 
+def test_seeds_run_one_after_another(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    base = FAKE.defaults("paper") | {"runs_dir": str(root), "pause": 0.02, "steps": 20}
+    made = [base | {"seed": seed} for seed in (0, 1, 2)]
+    folders = launch.launch_all([Launch(FAKE.path, command(FAKE, v), v, root) for v in made], together=False)
+    launched = [Launched(folder) for folder in folders]
+    try:
+        assert [x.code() for x in launched] == [0, 0, 0]
+        runs = [x.run().path for x in launched]
+        begun = [(run / "config.json").stat().st_mtime for run in runs]
+        ended = [(run / "exit").stat().st_mtime for run in runs]
+        assert ended[0] <= begun[1]
+        assert ended[1] <= begun[2]
+    finally:
+        for x in launched:
+            with contextlib.suppress(ProcessLookupError):
+                send(x.record.get("keeper") or {}, signal.SIGKILL, family=True)
+
+
+def test_a_seed_that_waits_for_the_one_before_holds_no_other_launch_up(tmp_path: Path) -> None:
+    for n, after in (("001", "another"), ("002", "")):
+        folder = tmp_path / ".launch" / n
+        folder.mkdir(parents=True)
+        write(folder / "record.json", {"name": n, "wait": "gpu", "after": after})
+        write(folder / "state.json", {"state": "queued", "keeper": me()})
+    assert not launch.Keeper(folder)._others_before()
+
+
 def test_first_come_first_served_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 2**30
     cards = [{"uuid": f"GPU-{i}", "used": used * gib, "total": 80 * gib} for i, used in enumerate((79, 40, 10))]

@@ -38,6 +38,7 @@ class Form(Page):
         self.texts = {name: o.write(values.get(name, o.default)) for name, o in script.options.items()}
         self.seeds = self.texts.get("seed", "0")
         self.start, self.wait, self.need, self.after = start, "now", "8", ""
+        self.order = "in turn"
         self.cursor, self.found = 0, ""
 
     def body(self) -> ComposeResult:
@@ -55,14 +56,22 @@ class Form(Page):
         """(key, title) of each row. Keys of script options start with "-"."""
         first = [("script", "script"), ("preset", "preset"), ("seeds", "seeds"), ("wait", "start"), ("gpu", "GPU")]
         first += [("need", "GiB free")] if self.wait == "gpu" else [("after", "after run")] if self.wait == "after" else []
+        first[3:3] = [("order", "seeds run")] if self.many() > 1 else []
         rest = [(f"-{n}", n) for n in self.script.options if n not in ("preset", "seed", "resume", "dry_run")]
         return [r for r in first if r[0] != "preset" or "preset" in self.script.options] + rest
+
+    def many(self) -> int:
+        """The number of runs to start, 0 if the seeds cannot be read."""
+        try:
+            return len(launch.seeds(self.seeds))
+        except ValueError:
+            return 0
 
     def value(self, key: str) -> str:
         if key.startswith("-"):
             return self.texts[key[1:]]
         return {"script": self.script.path.name, "preset": self.texts.get("preset", ""), "seeds": self.seeds, "wait": self.wait,
-                "gpu": self.start.gpu or "any", "need": self.need, "after": self.after or "(choose)"}[key]  # fmt: skip
+                "order": self.order, "gpu": self.start.gpu or "any", "need": self.need, "after": self.after or "(choose)"}[key]  # fmt: skip
 
     def choices(self, key: str) -> list[str]:
         if key == "script":
@@ -71,6 +80,8 @@ class Form(Page):
             return list(self.script.presets)
         if key == "wait":
             return ["now", "gpu", "after"]
+        if key == "order":
+            return ["in turn", "together"]
         if key == "gpu":
             return ["any", *(str(g["index"]) for g in self.app.machine.gpus)]
         if key == "after":
@@ -158,6 +169,7 @@ class Form(Page):
                 "seeds": "3, 0-4 or 0,2,7: one run per seed",
             },
             **{"wait": "now, on a free GPU, or after a run", "gpu": "CUDA_VISIBLE_DEVICES"},
+            "order": "in turn: each after the one before has ended",
             **{"need": "GPU memory that must be free to start", "after": "← → choose a run that has not ended"},
         }[key]
 
@@ -167,12 +179,8 @@ class Form(Page):
         lines: list[Line] = [[("─" * width, "faint")]]
         text = f"{option.flag}: {option.help}" if option else self.explain(key)
         lines += [[(" " + part, "")] for part in draw.wrapped(text.split(" "), width - 2, " ")[:2]]
-        try:
-            many = len(launch.seeds(self.seeds))
-        except ValueError:
-            many = 0
         peak, seconds, n = launch.similar(self.app.store.ordered(), self.script.path.name, self.texts.get("preset", ""))
-        facts = [draw.count(many, "run")] + (
+        facts = [draw.count(self.many(), "run")] + (
             [f"{draw.count(n, 'similar run')}: median time {duration(seconds)}, peak memory {draw.size(peak)}"] if n else []
         )
         lines.append([(" " + " · ".join(facts), "dim")])
@@ -291,24 +299,23 @@ class Form(Page):
                 if k == key:
                     self.query_one(Table).go(i)
             return
-        started = 0
-        for seed in launch.seeds(self.seeds):
-            values = self.values(seed)
-            what = launch.Launch(
-                self.script.path, self.start.words(launch.command(self.script, values)), values, self.app.store.root,
-                self.wait, float(self.need) if self.wait == "gpu" else 0.0, self.after, self.start.gpu, self.start.env,
-            )  # fmt: skip
-            try:
-                launch.launch(what)
-            except OSError as e:
-                self.app.notify(f"not started: {e}", severity="error", markup=False)
-                break
-            started += 1
-        if started:
-            word = "started" if self.wait == "now" else "queued"
-            self.app.notify(f"{draw.count(started, 'run')} {word}; quitting the UI does not stop them", markup=False)
-            self.app.wake.set()
+        try:
+            launch.launch_all([self.launch_of(seed) for seed in launch.seeds(self.seeds)], self.order == "together")
+        except OSError as e:
+            self.app.notify(f"not all started: {e}", severity="error", markup=False)
+        else:
+            word = "started" if self.wait == "now" and (self.many() == 1 or self.order == "together") else "queued"
+            self.app.notify(f"{draw.count(self.many(), 'run')} {word}; quitting the UI does not stop them", markup=False)
             self.app.pop_screen()
+        self.app.wake.set()
+
+    def launch_of(self, seed: int) -> launch.Launch:
+        values = self.values(seed)
+        return launch.Launch(
+            self.script.path, self.start.words(launch.command(self.script, values)), values, self.app.store.root,
+            self.wait, float(self.need) if self.wait == "gpu" else 0.0, self.after if self.wait == "after" else "",
+            self.start.gpu, self.start.env,
+        )  # fmt: skip
 
     def action_back(self) -> None:
         self.app.pop_screen()

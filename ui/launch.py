@@ -422,7 +422,7 @@ def seeds(text: str) -> list[int]:
 
 @dataclass
 class Launch:
-    """A run to start. wait: now, gpu (until `need` GiB are free) or after (until that run has ended)."""
+    """A run to start. wait: now, gpu (until `need` GiB are free) or after; after: until that run has ended, then as `wait`."""
 
     script: Path
     words: list[str]  # the script and its flags
@@ -447,7 +447,9 @@ def launch(what: Launch) -> Path:
             record.mkdir()
             break
     name = what.run or f"{what.script.stem}-{what.values.get('dataset', '')}-s{what.values.get('seed', 0)}-{stamp}-{n}"
-    waits = {"now": "", "gpu": f"waiting for {what.need:g} GiB on a GPU", "after": f"waiting for {what.after}"}[what.wait]
+    waits = (
+        f"waiting for {what.after}" if what.after else f"waiting for {what.need:g} GiB on a GPU" if what.wait == "gpu" else ""
+    )
     runs_dir = what.script.parent / str(what.values.get("runs_dir") or what.runs.resolve())
     _write(record / "record.json", {
         **{"name": clean(name, 120), "script": what.script.name, "words": what.words, "cwd": str(what.script.parent.resolve())},
@@ -461,6 +463,16 @@ def launch(what: Launch) -> Path:
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=what.script.parent,
         )  # fmt: skip
     return record
+
+
+def launch_all(runs: list[Launch], together: bool) -> list[Path]:
+    """Launch runs, each after the one before has ended unless `together`. OSError: one failed; those before it run."""
+    made: list[Path] = []
+    for what in runs:
+        if made and not together:
+            what.after = _read_record(made[-1])["name"]
+        made.append(launch(what))
+    return made
 
 
 def _write(path: Path, value: object) -> None:
@@ -585,9 +597,10 @@ class Keeper:
 
     def _turn(self) -> Any:
         """Wait until the run may start. Returns the GPU lock if the run waited for a GPU."""
-        if self.record["wait"] == "after":
+        if self.record.get("after"):
             while not self.cancelled and self._running(self.record["after"]):
                 time.sleep(1)
+            self.tell(after="", waits=f"waiting for {self.record.get('need', 0):g} GiB on a GPU")
         if self.record["wait"] != "gpu":
             return None
         lock = open(self.dir.parent / "gpu.lock", "w")  # noqa: SIM115 - held until the run has allocated its memory
@@ -606,18 +619,18 @@ class Keeper:
     def _running(self, name: str) -> bool:
         root = Path(self.record["root"])
         others = [r for r in records(root) if name in (r["name"], r.get("run")) and r["dir"] != str(self.dir)]
-        if any(r.get("exit") is None and alive(r["keeper"]) for r in others):
-            return True
+        for r in others:
+            begins = not r["keeper"] and time.time() - Path(r["dir"]).stat().st_mtime < 60  # its keeper is just starting
+            if r.get("exit") is None and (begins or alive(r["keeper"])):
+                return True
         run = Run(root / name)
         run.refresh()
         return run.live
 
     def _others_before(self) -> bool:
-        """Whether an earlier launch is also waiting for a GPU: first come, first served."""
-        return any(
-            r["dir"] < str(self.dir) and r.get("state") == "queued" and r.get("wait") == "gpu" and alive(r["keeper"])
-            for r in records(self.dir.parent.parent)
-        )
+        """Whether an earlier launch is also waiting for a GPU, and for no other run: first come, first served."""
+        waiting = [r for r in records(self.dir.parent.parent) if r.get("wait") == "gpu" and not r.get("after")]
+        return any(r["dir"] < str(self.dir) and r.get("state") == "queued" and alive(r["keeper"]) for r in waiting)
 
 
 def _default_signals() -> None:
