@@ -146,6 +146,7 @@ class Tui(App):
     .-wide.-tall #host, .-broad.-tall #host { display: block; }
     .-wide.-tall #host-below, .-broad.-tall #host-below { display: none; }
     #head { height: 3; }
+    #dry { display: none; }
     #foot { height: 7; }
     .-tall #foot { height: 10; }
     Ask { align: center bottom; background: $background 30%; }

@@ -577,6 +577,108 @@ def test_what_similar_runs_took(tmp_path: Path) -> None:
     assert launch.similar(runs, "eagan.py", "paper") == (None, None, 0)
 
 
+# ---- the form -------------------------------------------------------------------------------------------------------------
+
+
+def launched(root: Path) -> list[dict]:
+    return [r for r in launch.records(root) if r.get("args")]
+
+
+@pytest.fixture
+def form(tmp_path: Path) -> Iterator[tuple]:
+    """(app, pilot, form, runs) with runs that end at once."""
+    from test_tui import driven, fill_form
+
+    with driven(tmp_path / "runs") as (app, pilot):
+        yield app, pilot, fill_form(pilot, **{"-steps": 2, "-pause": 0}), tmp_path / "runs"
+
+
+def test_a_launch_that_its_dry_run_refuses_does_not_start(form: tuple) -> None:
+    app, pilot, page, root = form
+    pilot.do(page.set, "-dataset", "nosuchset")
+    pilot.sees("no such folder")  # by itself, after a second
+    checked = page.dry[page.command()]
+    assert (checked.code, checked.output.splitlines()[0]) == (2, "2 G updates of nosuchset")
+    pilot.press("ctrl+r")
+    pilot.until(lambda: page.dry[page.command()] is not checked and page.dry[page.command()].code == 2)
+    pilot.settle()
+    assert app.screen is page
+    assert not launched(root)
+    pilot.do(page.set, "-dataset", "shapes")
+    pilot.press("ctrl+r")
+    pilot.until(lambda: app.screen is not page)
+    assert [r["args"]["dataset"] for r in launched(root)] == ["shapes"]
+
+
+def test_a_dry_run_is_kept_by_its_command_and_ends_with_the_form(form: tuple) -> None:
+    _, pilot, page, _ = form
+    pilot.sees("2 G updates of shapes", "in all", "ready")
+    first = page.dry[page.command()]
+    pilot.do(page.set, "-steps", "3")
+    pilot.sees("3 G updates of shapes")
+    pilot.do(page.set, "-steps", "2")
+    pilot.do(page.rehearse)
+    assert page.dry[page.command()] is first
+    assert len(page.dry) == 2
+    slow = launch.DryRun(replace(page.launch_of(0), words=["-c", "import time; time.sleep(60)"]), lambda: None)
+    page.dry["slow"] = slow
+    pilot.until(lambda: slow.process)
+    pilot.press("escape")
+    pilot.until(lambda: slow.code == -signal.SIGKILL)
+
+
+def test_a_run_that_waits_may_be_queued_though_its_dry_run_fails_now(form: tuple) -> None:
+    app, pilot, page, root = form
+    (root / "x").mkdir(parents=True)
+    write(root / "x" / "status.json", {"state": "running", "process": me()})
+    pilot.until(lambda: "x" in app.store.runs)
+    for key, value in {"wait": "after", "after": "x", "-dataset": "nosuchset"}.items():
+        pilot.do(page.set, key, value)
+    pilot.press("ctrl+r")
+    pilot.until(lambda: app.screen is not page)
+    assert not launched(root)
+    pilot.press("y")
+    (record,) = pilot.until(lambda: launched(root))
+    pilot.until(lambda: launched(root)[0].get("keeper"))
+    send(launched(root)[0]["keeper"], signal.SIGTERM)
+    assert record["after"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "asks"),
+    [
+        *[({"-device": "cpu"}, 1, True), ({"-device": "auto"}, 0, True), ({"-device": "auto"}, 1, False)],
+        *[({"-device": "cpu", "preset": "smoke"}, 0, False), ({"-device": "auto", "gpu": "-1"}, 1, True)],
+    ],
+)
+def test_it_asks_before_a_paper_scale_run_on_a_cpu(form: tuple, values: dict, gpus: int, asks: bool) -> None:
+    app, pilot, page, root = form
+    app.machine.left.set()  # what the machine has is set here
+    app.machine.gpus = [{"index": 0, "used": 0, "total": 2**36, "name": "", "percent": 0, "watts": 0, "degrees": 0}] * gpus
+    for key, value in values.items():
+        pilot.do(page.set, key, value)
+    pilot.press("ctrl+r")
+    pilot.until(lambda: app.screen is not page)
+    if asks:
+        assert not launched(root)
+        pilot.press("y")
+    pilot.until(lambda: launched(root))
+
+
+@pytest.mark.parametrize("order", ["in turn", "together"])
+def test_seeds_run_in_turn_unless_asked_otherwise(form: tuple, order: str) -> None:
+    _, pilot, page, root = form
+    assert "order" not in dict(page.rows())
+    pilot.do(page.set, "seeds", "0-1")
+    assert page.value("order") == "in turn"
+    pilot.do(page.set, "order", order)
+    pilot.press("ctrl+r")
+    pilot.until(lambda: len(launched(root)) == 2)
+    told = [json.loads((Path(r["dir"]) / "record.json").read_text())["after"] for r in launched(root)]
+    assert told == ["", launched(root)[0]["name"] if order == "in turn" else ""]
+    pilot.until(lambda: all(r.get("exit") == 0 for r in launched(root)))
+
+
 # ---- the command line -----------------------------------------------------------------------------------------------------
 
 

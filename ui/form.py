@@ -1,13 +1,16 @@
 """The launch form: start a new run, re-run with changes, or train a genotype from a search."""
 
+import contextlib
+import textwrap
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding
+from textual.timer import Timer
 
 from ui import draw, launch
-from ui.base import MOVES, Page
+from ui.base import MOVES, Choose, Page
 from ui.draw import Line, duration, fit
 from ui.runs import clean
 from ui.widgets import Doc, Table
@@ -40,15 +43,28 @@ class Form(Page):
         self.start, self.wait, self.need, self.after = start, "now", "8", ""
         self.order = "in turn"
         self.cursor, self.found = 0, ""
+        self.dry: dict[str, launch.DryRun] = {}  # by command
+        self.going = False  # launch as soon as the dry run has ended well
+        self.delay: Timer | None = None
 
     def body(self) -> ComposeResult:
         yield Doc(self.top_line, base="bar", id="top")
         yield Table(id="options")
+        yield Doc(id="dry")
         yield Doc(self.foot, id="foot")
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.rehearse_soon()
+
+    def on_unmount(self) -> None:
+        for run in self.dry.values():
+            run.stop()
 
     def changed(self, names: set[str]) -> None:
         self.app.safely("form", self.fill)
         self.update("top", "foot")
+        self.app.safely("dry", self.show_dry)
 
     # -- rows: launch settings first, then the script's options by panel
 
@@ -70,8 +86,9 @@ class Form(Page):
     def value(self, key: str) -> str:
         if key.startswith("-"):
             return self.texts[key[1:]]
-        return {"script": self.script.path.name, "preset": self.texts.get("preset", ""), "seeds": self.seeds, "wait": self.wait,
-                "order": self.order, "gpu": self.start.gpu or "any", "need": self.need, "after": self.after or "(choose)"}[key]  # fmt: skip
+        return {"script": self.script.path.name, "preset": self.texts.get("preset", ""), "seeds": self.seeds,
+                "wait": self.wait, "order": self.order, "gpu": self.start.gpu or "any", "need": self.need,
+                "after": self.after or "(choose)"}[key]  # fmt: skip
 
     def choices(self, key: str) -> list[str]:
         if key == "script":
@@ -137,8 +154,33 @@ class Form(Page):
     def top_line(self, width: int, _: int) -> list[Line]:
         wrong = len(self.problems())
         text = f" New run: {self.script.about}" if not self.about else f" {self.about}"
-        right = draw.count(wrong, "problem") + " " if wrong else "ready: ctrl+r to launch "
-        return [[(fit(text, width - len(right) - 1) + " ", "bold"), (right, "bad" if wrong else "good")]]
+        right, style = (draw.count(wrong, "problem"), "bad") if wrong else self.readiness()
+        return [[(fit(text, width - len(right) - 2) + " ", "bold"), (right + " ", style)]]
+
+    def readiness(self) -> tuple[str, str]:
+        run = self.dry.get(self.command())
+        if "dry_run" not in self.script.options or (run and run.code == 0):
+            return "ready: ctrl+r to launch", "good"
+        if run is None:
+            return "not checked yet", "dim"
+        if run.code is None:
+            return ("dry run, then launch…" if self.going else "dry run…"), "info"
+        return "the dry run fails", "bad"
+
+    def show_dry(self) -> None:
+        """The output of the dry run as it stands; if it failed, its end."""
+        doc, run = self.query_one("#dry", Doc), self.dry.get(self.command())
+        output = run.output if run and not self.problems() else ""
+        lines: list[Line] = []
+        for text in output.split("\n") if output else []:
+            parts = textwrap.wrap(clean(text, 2000), self.size.width - 2, drop_whitespace=False) or [""]
+            lines += [[(" " + part, "bad" if run and run.code else "")] for part in parts]
+        doc.display = bool(lines)
+        doc.styles.height = min(len(lines), 10 if self.has_class("-tall") else 4)
+        new = lines != doc.lines
+        doc.show(lines)
+        if new and run and run.code:
+            doc.move("end")
 
     def fill(self) -> None:
         table = self.query_one(Table)
@@ -217,7 +259,12 @@ class Form(Page):
             self.texts[key[1:]] = text
         else:
             setattr(self, key, text)
+        self.edited()
+
+    def edited(self) -> None:
+        self.going = False
         self.update_all()
+        self.rehearse_soon()
 
     def action_move(self, key: str) -> None:
         self.query_one(Table).move(key)
@@ -283,7 +330,7 @@ class Form(Page):
             self.script, self.about = script, ""
             self.texts = {name: o.write(values[name]) for name, o in script.options.items()}
             self.seeds = self.texts.get("seed", "0")
-            self.update_all()
+            self.edited()
             return ""
 
         self.app.ask("command line", "", done, hint="paste a command such as python eagan.py --preset smoke")
@@ -299,6 +346,66 @@ class Form(Page):
                 if k == key:
                     self.query_one(Table).go(i)
             return
+        self.going = True
+        self.rehearse(again=True)
+        self.go_on()
+
+    # -- the dry run: a second after the last key, and before a launch
+
+    def rehearse_soon(self) -> None:
+        if self.delay:
+            self.delay.stop()
+        self.delay = self.set_timer(1.0, self.rehearse)
+
+    def rehearse(self, again: bool = False) -> None:
+        """Start the dry run of this command unless it has run. again: also if it has failed."""
+        if "dry_run" not in self.script.options or self.problems():
+            return
+        command = self.command()
+        known = self.dry.get(command)
+        if known and not (again and known.code):
+            return
+        for other in [c for c, run in self.dry.items() if run.code is None]:
+            self.dry.pop(other).stop()
+        self.dry[command] = launch.DryRun(self.launch_of(launch.seeds(self.seeds)[0]), self.rehearsed)
+        self.update_all()
+
+    def rehearsed(self) -> None:
+        """Called in the thread of a dry run that has ended."""
+        with contextlib.suppress(RuntimeError):  # the app has exited
+            self.app.call_from_thread(self.go_on)
+
+    def go_on(self) -> None:
+        """Launch, if that was asked for and the dry run has ended well."""
+        if not self.is_attached:
+            return
+        self.update_all()
+        run = self.dry.get(self.command())
+        if not self.going or (run and run.code is None):
+            return
+        self.going = False
+        if run and run.code and self.wait != "now":  # what it misses may be there by then
+            self.app.push_screen(Choose("The dry run fails now. Queue the run?", [("y", "yes, queue it", self.confirm)]))
+        elif run and run.code:
+            last = clean(run.output.rpartition("\n")[2], 200)
+            self.app.notify(f"not started: the dry run fails: {last}", severity="error", markup=False)
+        else:
+            self.confirm()
+
+    def on_cpu(self) -> bool:
+        device = self.texts.get("device", "")
+        hidden = self.start.env.get("CUDA_VISIBLE_DEVICES", self.start.gpu or "any") in ("", "-1")
+        return device.startswith("cpu") or (device == "auto" and (hidden or not self.app.machine.gpus))
+
+    def confirm(self) -> None:
+        if self.texts.get("preset") == "paper" and self.on_cpu():
+            self.app.push_screen(
+                Choose("A paper-scale run takes weeks on a CPU. Start it?", [("y", "yes, start it", self.begin)])
+            )
+        else:
+            self.begin()
+
+    def begin(self) -> None:
         try:
             launch.launch_all([self.launch_of(seed) for seed in launch.seeds(self.seeds)], self.order == "together")
         except OSError as e:

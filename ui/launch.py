@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -481,6 +481,52 @@ def _write(path: Path, value: object) -> None:
     os.replace(tmp, path)
 
 
+def environment(env: dict[str, str], gpu: str) -> dict[str, str]:
+    """The environment variables of a run and of its dry run."""
+    made = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **env}
+    made.pop("COLUMNS", None)
+    return made | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+
+
+class DryRun:
+    """The script's own --dry-run of a launch, in a thread. code: its exit code, None until it ends; then done() is called."""
+
+    def __init__(self, what: Launch, done: Callable[[], None], longest: float = 600.0) -> None:
+        self.code: int | None = None
+        self.output = ""
+        self.what, self.done, self.longest = what, done, longest
+        self.process: subprocess.Popen | None = None
+        self.lock, self.stopped = threading.Lock(), False
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            with self.lock:
+                if self.stopped:
+                    return
+                self.process = subprocess.Popen(
+                    [sys.executable, *self.what.words, "--dry-run"], cwd=self.what.script.parent,
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                    env=environment(self.what.env, self.what.gpu), start_new_session=True,
+                )  # fmt: skip
+            output, _ = self.process.communicate(timeout=self.longest)
+            code = self.process.returncode
+        except subprocess.TimeoutExpired:
+            self.stop()
+            output, code = f"no answer after {self.longest:.0f} s", 124
+        except OSError as e:
+            output, code = str(e), 127
+        self.output, self.code = output[-100_000:].strip(), code
+        self.done()
+
+    def stop(self) -> None:
+        """End it, if it still runs, with the processes that it has started."""
+        with self.lock, contextlib.suppress(ProcessLookupError):
+            self.stopped = True
+            if self.process and self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
 def records(root: Path) -> list[dict]:
     """Launches from this UI: record.json merged with state.json, plus `dir`, the record folder. Oldest first."""
     try:
@@ -543,10 +589,7 @@ class Keeper:
         lock = self._turn()
         if self.cancelled:
             return self.tell(state="ended", exit=130)
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **self.record.get("env", {})}
-        env.pop("COLUMNS", None)
-        if self.record["gpu"]:
-            env["CUDA_VISIBLE_DEVICES"] = self.record["gpu"]
+        env = environment(self.record.get("env", {}), self.record["gpu"])
         try:
             with open(self.dir / "output.txt", "wb") as out:
                 child = subprocess.Popen(
