@@ -634,7 +634,7 @@ class Tui(App):
         if script is None:
             self.notify(f"no scripts in {self.scripts_dir}", severity="error", markup=False)
             return
-        saved = {k: v for k, v in (run.args if run else {}).items() if k in script.options and k not in ("resume", "dry_run")}
+        saved = {k: v for k, v in (run.args if run else {}).items() if k in script.options and k not in ("resume", "auto_resume", "dry_run")}
         values = (
             script.defaults(clean(saved.get("preset")) or "")
             | saved
@@ -725,8 +725,7 @@ def read_all(root: Path) -> Store:
     store.scan()
     store.refresh()
     for run in store.ordered():
-        while run.load(1.0):
-            pass
+        run.load_all()
     return store
 
 

@@ -140,15 +140,6 @@ def _clock(run: Run) -> "tuple":
     return step[good], np.maximum.accumulate(t[good]) if good.any() else t[good]
 
 
-def value_at(run: Run, metric: str, x: float, axis: str = "step") -> float | None:
-    """The last value at or before x."""
-    import numpy as np
-
-    xs, ys = points(run, metric, axis)
-    good = np.isfinite(ys) & (xs <= x)
-    return float(ys[good][-1]) if good.any() else None
-
-
 def troubles(run: Run) -> dict[str, str]:
     """Warning signs in a run's metrics and samples: {kind: message}."""
     found = {}
@@ -448,11 +439,14 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     heads = ["rank", "id", label, is_label, "params", *extra, "", "made by"]
     listed = _indent(table(heads, rows, "llrrr" + "r" * len(extra) + "ll", gap=1), 1)
     # an individual that is kept is scored anew each round: only its scores of the last round can be in the front
-    now = len(of_stage) - 1
     shown = [(i, x) for i, r in enumerate(of_stage) for x in r["population"] if x["fid"] is not None]
-    best_of_all = [(i, x) for i, x in shown if i == now and x["id"] in last["front"]]
+
+    def leads(i: int, x: dict) -> bool:
+        return i == len(of_stage) - 1 and x["id"] in last["front"]
+
     if view.near:
-        shown = [(i, x) for i, x in shown if i == now and ((i, x) in best_of_all or x is pick or not best_of_all)]
+        of_last = [(i, x) for i, x in shown if i == len(of_stage) - 1]
+        shown = [(i, x) for i, x in of_last if leads(i, x) or x is pick] if any(leads(*of) for of in of_last) else of_last
     pairs = [("fid", "is"), ("fid", "params"), ("params", "is"), *(("fid", k) for k in extra)]
     axes = pairs[view.axes % len(pairs)]
     if axes == ("fid", "is") and all(x["is"] is None for _, x in shown):
@@ -462,12 +456,11 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     listing = max(draw.width_of(line) for line in listed) + 3
     wide = width if width < 100 else max(44, width - listing)
     dots = []
-    for i, x in sorted(shown, key=lambda of: (of in best_of_all, of[1] is pick, of[0])):
+    for i, x in sorted(shown, key=lambda of: (leads(*of), of[1] is pick, of[0])):
         if x[axes[0]] is None or x.get(axes[1]) is None:
             continue
-        front_ = (i, x) in best_of_all
-        old = (i + 1) / len(of_stage)
-        mark, style = ("★", "warn") if x is pick else ("◆", "key") if front_ else (("·", "∘", "○")[min(2, int(old * 3))], "dim")
+        old = ("·", "∘", "○")[min(2, 3 * (i + 1) // len(of_stage))]
+        mark, style = ("★", "warn") if x is pick else ("◆", "key") if leads(i, x) else (old, "dim")
         dots.append((x[axes[0]], x[axes[1]], mark, style))
     path = sorted(
         (x[axes[0]], x[axes[1]])
@@ -804,7 +797,7 @@ def kind_words(kind: tuple) -> str:
 
 
 def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
-    """Scores at the same step, and differences in arguments, genotypes and sizes."""
+    """Scores of the same kind, and differences in arguments, genotypes and sizes."""
     lines = compared_scores(a, b, view.at)
     differing = config_diff(a, b)
     lines += [[], [(f" arguments and code: {count(len(differing), 'difference')}", "bold")]]

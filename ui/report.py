@@ -121,8 +121,7 @@ def metrics_csv(runs: Iterable[Run]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "metric", "step", "seconds", "value"])
     for run in runs:
-        while not run.loaded and run.load(1.0):
-            pass
+        run.load_all()
         for metric in run.columns.keys:
             for step, t, value in zip(*(c.tolist() for c in run.column(metric)), strict=True):
                 writer.writerow([clean(run.name), metric, _exact(step), _exact(t), _exact(value)])

@@ -381,6 +381,11 @@ class Run:
         with self.loading:
             return self._load(seconds)
 
+    def load_all(self) -> None:
+        """Read metrics.jsonl and search.jsonl to their ends."""
+        while self.load(1.0):
+            pass
+
     def _load(self, seconds: float) -> bool:
         end, new = time.perf_counter() + seconds, False
         while True:
@@ -1116,7 +1121,7 @@ def ordered(runs: Iterable[Run], key: Callable[[Run], Any], reverse: bool = Fals
 
 def same_but_seed(run: Run) -> str:
     """A key that is equal for runs that differ only in the seed."""
-    differs = {"seed", "resume", "device", "runs_dir", "data_dir", "dry_run"}
+    differs = {"seed", "resume", "auto_resume", "device", "runs_dir", "data_dir", "dry_run"}
     return json.dumps([run.script, {k: v for k, v in sorted(run.args.items()) if k not in differs}], default=str)
 
 
@@ -1164,7 +1169,7 @@ class Ema:
 # ---- logs -------------------------------------------------------------------------------------------------------------
 
 ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
-ONE_LINE = re.compile(r"\\[sSDWnrAZ]|\[\^|\(\?|\\x|\\0")  # patterns that could match across lines in a bulk search
+ONE_LINE = re.compile(r"\\[sSDWnrAZ]|\[\^|\(\?(?!i\))|\\x|\\0")  # patterns that could match across lines in a bulk search
 
 
 def plain_bytes(data: bytes) -> str:

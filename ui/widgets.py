@@ -343,8 +343,7 @@ class LogView(Widget, can_focus=False):
         self.digits = digits = max(self.digits, len(str(max(numbers, default=0) + 1)))
         strips = []
         for number, text in zip(numbers, self.log_file.lines(numbers), strict=True):
-            low = text.lower()
-            style = "bad" if re.search(BAD_LINE, low) else "warn" if "warn" in low else ""
+            style = "bad" if re.search(BAD_LINE, text) else "warn" if "warn" in text.lower() else ""
             if number == self.hit:
                 style += " reverse"
             body = text[self.left :] if self.left else text
