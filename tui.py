@@ -33,7 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 import typer
 
@@ -141,6 +141,7 @@ class Tui(App):
     .-wide.-tall #host, .-broad.-tall #host { display: block; }
     .-wide.-tall #host-below, .-broad.-tall #host-below { display: none; }
     #head { height: 3; }
+    #dry { display: none; }
     #foot { height: 7; }
     .-tall #foot { height: 10; }
     Ask { align: center bottom; background: $background 30%; }
@@ -476,10 +477,12 @@ class Tui(App):
             raise ValueError(
                 f"{run.script} is not in {self.scripts_dir}; resume it by hand: {clean(run.status.get('resume_command'), 200)}"
             )
-        words = [script.name, "--resume", str(run.path.resolve())]
+        start = launch.Start.of(run.record)
+        words = start.words([script.name, "--resume", str(run.path.resolve())])
         launch.launch(
             launch.Launch(
-                script, words, {**run.args, "runs_dir": str(run.path.resolve().parent)}, self.state.store.root, run=run.name
+                script, words, {**run.args, "runs_dir": str(run.path.resolve().parent)}, self.state.store.root,
+                gpu=start.gpu, env=start.env, run=run.name,
             )
         )
         self.notify(f"{run.name}: resuming from its checkpoint", markup=False)
@@ -536,7 +539,7 @@ class Tui(App):
         if script is None:
             self.notify(f"no scripts in {self.scripts_dir}", severity="error", markup=False)
             return
-        saved = {k: v for k, v in (run.args if run else {}).items() if k in script.options and k not in ("resume", "dry_run")}
+        saved = {k: v for k, v in (run.args if run else {}).items() if k in script.options and k not in ("resume", "auto_resume", "dry_run")}
         values = (
             script.defaults(clean(saved.get("preset")) or "")
             | saved
@@ -545,7 +548,7 @@ class Tui(App):
         about = (
             f"Re-run {run.name}" if run and not changes else f"Train the genotype of {run.name}" if run else ""
         )
-        form = Form(self.state, script, values, about=about)
+        form = Form(self.state, script, values, launch.Start.of(run.record if run else None), about)
         self.place(form.texts, script)
         self.push_screen(form)
 
@@ -554,45 +557,75 @@ class Tui(App):
 
 
 def main(
-    runs: Annotated[Path, typer.Argument(help="Directory that contains the run directories.")] = Path("runs"),
+    runs: Annotated[str, typer.Argument(help="Directory that contains the run directories.")] = "runs",
+    asked: Annotated[
+        str, typer.Argument(metavar="[QUERY]", help="With --json: list matching runs, as --filter does.")
+    ] = "",
     plain: Annotated[bool, typer.Option("--plain", help="Print the status of all runs as plain text and exit.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print runs as JSON. Exit code: 0 done, 1 failed, 3 running, 4 no such run.")
+    ] = False,
     readonly: Annotated[bool, typer.Option("--readonly", help="Do not start, stop or modify runs; for shared servers.")] = False,
     theme: Annotated[
-        Literal["dark", "light", "colour-blind", "ansi"], typer.Option(help="Colours; ansi uses the terminal's own 16.")
-    ] = "dark",
+        Literal["dark", "light", "colour-blind", "ansi"] | None,
+        typer.Option(help="Colours; ansi uses the terminal's own 16. Default: light or dark as COLORFGBG says, else dark."),
+    ] = None,
     filter: Annotated[str, typer.Option(help="Show matching runs only, e.g. 'cifar10 fid<15 state=running'; see docs/tui.md.")] = "",
     scripts: Annotated[Path | None, typer.Option(help="Directory of the scripts to launch; default: that of tui.py.")] = None,
     on_finish: Annotated[str, typer.Option(help="Shell command to execute when a run ends, with GAN_RUN and GAN_STATE set.")] = "",
 ) -> None:
     """Launch, monitor, control and compare runs in a terminal."""
+    if as_json and not asked and runs != "runs" and not Path(runs).exists():  # `--json QUERY`
+        runs, asked = "runs", runs
+    root = Path(runs)
     try:
-        chosen = query(filter)
+        chosen, also = query(filter), query(asked)
     except ValueError as e:
-        print(f"error: --filter {e}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    if runs.exists() and not runs.is_dir():
-        print(f"error: {runs} is a file, not a directory of runs", file=sys.stderr)
-        raise typer.Exit(2)
-    if plain:
-        store, machine = Store(runs, launch.records), launch.Machine(runs)
-        store.scan()
-        store.refresh()
-        for run in store.ordered():
-            while run.load(1.0):
-                pass
+        refuse(f"--filter {e}" if not as_json else str(e))
+    if root.exists() and not root.is_dir():
+        refuse(f"{root} is a file, not a directory of runs")
+    if asked and not as_json:
+        refuse(f"{asked}: one directory of runs at a time; a query needs --json or --filter")
+    if plain or as_json:
+        store = read_all(root)
+        found = ordered((r for r in store.ordered() if chosen(r) and also(r)), lambda r: r.name)
+        if as_json:
+            print(report.runs_json(store, found))
+            raise typer.Exit(report.exit_code(found))
+        machine = launch.Machine(root)
         machine.ask_once()
-        for line in report.plain_lines(store, ordered(filter_runs(store, chosen), lambda r: r.name), machine):
+        for line in report.plain_lines(store, found, machine):
             print(clean(line, 2000))
         return
-    if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stderr.isatty()):  # textual draws on stderr
-        print("error: this is no terminal; use --plain", file=sys.stderr)
-        raise typer.Exit(2)
-    app = Tui(runs, readonly, theme, scripts, on_finish)
+    if "TEXTUAL_DRIVER" not in os.environ and not all(os.isatty(fd) for fd in (0, 1, 2)):  # a driver: textual-serve
+        refuse("not in a terminal: use --plain for text or --json for programs")
+    app = Tui(root, readonly, theme or theme_of_terminal(), scripts, on_finish)
     app.state.pixels = pixels() if app.state.images else None
     if filter:
         app.set_filter(filter)
     end_with_the_terminal()
     app.run()
+
+
+def theme_of_terminal() -> str:
+    """light if the terminal says, by COLORFGBG ("foreground;background"), that its background is white; else dark."""
+    return "light" if os.environ.get("COLORFGBG", "").rpartition(";")[2] in ("7", "15") else "dark"
+
+
+def refuse(why: str) -> NoReturn:
+    """One line, exit code 2."""
+    print(f"error: {why}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def read_all(root: Path) -> Store:
+    """The runs of a directory, each read whole."""
+    store = Store(root, launch.records)
+    store.scan()
+    store.refresh()
+    for run in store.ordered():
+        run.load_all()
+    return store
 
 
 def end_with_the_terminal() -> None:
@@ -607,10 +640,6 @@ def pixels() -> type[Widget] | None:
     except Exception:  # not installed or incompatible: use half blocks
         return None
     return widget.Image if renderable.Image in (renderable.SixelImage, renderable.TGPImage) else None
-
-
-def filter_runs(store: Store, chosen: Callable[[Run], bool]) -> list[Run]:
-    return [r for r in store.ordered() if chosen(r)]
 
 
 if __name__ == "__main__":

@@ -135,20 +135,23 @@ def cli(main: Callable, args_class: type[CommonArgs], presets: dict[str, dict], 
                 asked[flag] = word.split("=", 1)[1]
     try:
         defaults = {field.name: field.default for field, _ in fields}
-        resume, as_started = asked["--resume"], set()
-        if resume is None and (again := asked["--auto-resume"]) and Path(again, "config.json").expanduser().exists():
-            resume, as_started = again, flags_of_start(Path(again).expanduser(), argv)
-        if resume is not None:
-            preset = None if asked["--resume"] is None else asked["--preset"]
-            defaults |= resumed_defaults(Path(resume).expanduser(), preset, args_class.script().name)
+        folders = (asked["--resume"], asked["--auto-resume"])
+        resume, again = (None if folder is None else Path(folder).expanduser() for folder in folders)
+        preset, as_started = asked["--preset"], set()
+        if resume and again:
+            raise UserError(f"--auto-resume {again}: conflicts with --resume {resume}; omit one of them")
+        if again and (again / "config.json").exists():
+            resume, preset, as_started = again, None, flags_of_start(again, argv)
+        if resume:
+            defaults |= resumed_defaults(resume, preset, args_class.script().name)
         else:
             defaults |= presets.get(asked["--preset"] or "", {})
 
         def command(ctx: typer.Context, **values: Any) -> None:
             values = {name: home(value) for name, value in values.items()}
-            if resume is not None:
-                values["resume"] = Path(resume).expanduser()
-            for name, value in values.items() if resume is not None else ():
+            if resume:
+                values["resume"] = resume
+            for name, value in values.items() if resume else ():
                 flag, explicit = "--" + name.replace("_", "-"), "COMMANDLINE" in str(ctx.get_parameter_source(name))
                 changed = explicit and flag not in as_started and jsonable(value) != defaults[name]
                 if changed and name not in ON_RESUME - {"preset"}:
@@ -182,7 +185,7 @@ def home(value: Any) -> Any:
     return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
-def given(words: list[str]) -> dict[str, str]:
+def flags_given(words: list[str]) -> dict[str, str]:
     """Flags of a command line and their values; "" for one without."""
     following = [*words[1:], "--"]
     pairs = [word.partition("=") for word in words]
@@ -196,7 +199,7 @@ def given(words: list[str]) -> dict[str, str]:
 def flags_of_start(run: Path, argv: list[str]) -> set[str]:
     """The flags that have the same value as when the run was started. UserError: one of then is missing now."""
     argv_then = read_json(run / "config.json", "--auto-resume: cannot read").get("argv")
-    then, now = given([str(word) for word in argv_then or ()]), given(argv)
+    then, now = flags_given([str(word) for word in argv_then or ()]), flags_given(argv)
     free = {"--" + name.replace("_", "-") for name in ON_RESUME - {"preset"}}
     if missing := then.keys() - now.keys() - free:
         flag = min(missing)

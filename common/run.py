@@ -670,6 +670,6 @@ def command_line(script: Path, args: dict, world: int) -> str:
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
-        elif value is not None and name not in ("resume", "dry_run"):
+        elif value is not None and name not in ("resume", "auto_resume", "dry_run"):
             words += [flag, str(value)]
     return shlex.join(words)

@@ -28,6 +28,8 @@ class Args:
     seed: int = opt(0, "Every random stream derives from it. [ours]", "Run", min=0)
     runs_dir: Path = opt(Path("runs"), "Folder of the run directories. [ours]", "Run")
     resume: Path | None = opt(None, "Run directory to go on with. [ours]", "Run")
+    dry_run: bool = opt(False, "Say what a run would do. [ours]", "Run")
+    device: str = opt("cuda", "Nothing. [ours]", "Run")
     dataset: str = opt("shapes", "A name. [ours]", "Data")
     steps: int = opt(400, "G updates. [ours]", "Train", min=1, max=1_000_000)
     g_lr: float = opt(2e-4, "Learning rate. [ours]", "Train", min=0)
@@ -230,6 +232,11 @@ def controller(rng: random.Random, total: int, rows: int = 40) -> list[dict]:
 
 def main(words: list[str]) -> int:
     args = read_args(words)
+    if args.dry_run:
+        print(f"{args.steps} G updates of {args.dataset}\nin all")
+        if args.dataset == "nosuchset":
+            print("error: --dataset nosuchset: no such folder", file=sys.stderr)
+        return 2 if args.dataset == "nosuchset" else 0
     if args.fail and args.steps == 1:
         print("Traceback (most recent call last):\nValueError: nothing was made", file=sys.stderr)
         return args.fail

@@ -17,6 +17,8 @@ from common.cli import cli
 from common.run import Run, Stopped
 
 ROOT = Path(__file__).parents[1]
+METHODS = ("eagan", "adversarialnas", "autogan", "degas")
+GENOTYPE = {"eagan": "eagan-g", "adversarialnas": "adversarialnas-g", "autogan": "A", "degas": "baseline"}  # published
 TINY = {  # a whole run in some twenty steps
     "eagan": dict(
         g_ch=4, d_ch=4, epoch_batches=2, population=4, rounds=2, round_epochs=1, warmup_epochs=1, search_n=20,
@@ -40,6 +42,19 @@ TINY = {  # a whole run in some twenty steps
 
 def slow(*values: object) -> object:
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+class Counter:
+    """A state that counts."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def state_dict(self) -> dict:
+        return vars(self).copy()
+
+    def load_state_dict(self, saved: dict) -> None:
+        vars(self).update(saved)
 
 
 def tiny_data(folder: Path) -> dict:

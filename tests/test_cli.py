@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.cli import CommonArgs, cli
-from common.run import jsonable
+from common.run import command_line, jsonable
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,6 +70,16 @@ def test_another_command_does_not_resume(queued: list[CommonArgs], words: list[s
     assert cli(queued.append, CommonArgs, PRESETS, words) == 2
     assert capsys.readouterr().err.startswith(f"error: {flag}")
     assert len(queued) == 2
+
+
+def test_a_run_to_resume_is_named_once(capsys: pytest.CaptureFixture) -> None:
+    assert cli(lambda _: None, CommonArgs, PRESETS, ["--resume", "a", "--auto-resume", "b"]) == 2
+    assert "--auto-resume b" in capsys.readouterr().err
+
+
+def test_the_command_that_reproduces_a_run_resumes_none() -> None:
+    args = {"seed": 3, "resume": "a", "auto_resume": "b"}
+    assert command_line(Path("eagan.py"), args, 1) == "python eagan.py --seed 3"
 
 
 def test_what_does_not_change_training_may_change(queued: list[CommonArgs]) -> None:

@@ -20,7 +20,7 @@ import eagan
 from common.files import UserError, load_tensors
 from common.ranks import Ranks
 from common.run import DivergedError, Run, Stopped
-from tests.runs import assert_equal, load, rows
+from tests.runs import Counter, assert_equal, load, rows
 
 CPU = torch.device("cpu")
 
@@ -156,22 +156,9 @@ def test_track_restores_in_place_at_its_first_call(tmp_path: Path) -> None:
 # ---- checkpoints: whole, of this run, never given up for a broken one -----------------------------------------------------
 
 
-class Count:
-    """A state that counts."""
-
-    def __init__(self) -> None:
-        self.n = 0
-
-    def state_dict(self) -> dict:
-        return vars(self).copy()
-
-    def load_state_dict(self, saved: dict) -> None:
-        vars(self).update(saved)
-
-
 def saved_run(folder: Path, saves: int = 2) -> Path:
     """A run with `saves` checkpoints, the rows and genotypes of each, and a sample that came after the last one."""
-    state, net = Count(), nn.Linear(3, 3)
+    state, net = Counter(), nn.Linear(3, 3)
     with new_run(folder) as run:
         run.track(state, net=net)
         for state.n in range(1, saves + 1):
@@ -185,8 +172,8 @@ def saved_run(folder: Path, saves: int = 2) -> Path:
     return run.dir
 
 
-def resumed(path: Path, restore: bool = True) -> tuple[Run, Count]:
-    state = Count()
+def resumed(path: Path, restore: bool = True) -> tuple[Run, Counter]:
+    state = Counter()
     with new_run(path.parent, resume=path) as run:
         run.load(state)
         if restore:
@@ -253,7 +240,7 @@ def test_checkpoints_of_other_arguments_are_refused_before_anything_is_cut(tmp_p
     args = {"resume": path, "seed": 1, "runs_dir": tmp_path, "preset": "smoke", "save_minutes": 5.0}
     again = Run(eagan.__file__, "eagan", args, Ranks(CPU), dataset="x", digest="0", plan=[], facts={})
     with again as run, pytest.raises(UserError, match="no checkpoint can be used"):
-        run.load(Count())
+        run.load(Counter())
     assert contents(path) == before
     assert "seed" in (path / "log.txt").read_text()
 
@@ -261,7 +248,7 @@ def test_checkpoints_of_other_arguments_are_refused_before_anything_is_cut(tmp_p
 def test_a_state_with_other_fields_is_refused_before_anything_is_cut(tmp_path: Path) -> None:
     path = saved_run(tmp_path)
     before = contents(path)
-    state = Count()
+    state = Counter()
     state.new = 1
     with new_run(tmp_path, resume=path) as run, pytest.raises(UserError):
         run.load(state)
@@ -366,7 +353,7 @@ def test_a_stop_before_the_first_stage_of_a_resumed_run_leaves_its_checkpoint(tm
     path = saved_run(tmp_path)
     before = contents(path)["checkpoint.pt"]
     with suppress(Stopped), new_run(tmp_path, resume=path) as run:
-        run.load(Count())
+        run.load(Counter())
         raise Stopped  # while the evaluator is prepared
     assert contents(path)["checkpoint.pt"] == before
 

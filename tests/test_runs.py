@@ -21,6 +21,8 @@ from common import gan
 from common.files import UserError
 from common.run import Run, all_finite
 from tests.runs import (
+    GENOTYPE,
+    METHODS,
     ROOT,
     assert_equal,
     assert_same_run,
@@ -39,10 +41,8 @@ from tests.runs import (
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
 
-METHODS = ["eagan", "adversarialnas", "autogan", "degas"]
 ONE_BY_DEFAULT = pytest.mark.parametrize("method", ["eagan", *map(slow, METHODS[1:])], indirect=True)  # all in common/run.py
 WITH_EPOCHS = pytest.mark.parametrize("method", ["eagan", "adversarialnas", slow("autogan")], indirect=True)
-GENOTYPE = {"eagan": "eagan-g", "adversarialnas": "adversarialnas-g", "autogan": "A", "degas": "baseline"}
 
 
 @pytest.fixture(scope="module", params=METHODS)

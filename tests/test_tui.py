@@ -617,7 +617,7 @@ def test_launch_pause_stop_resume_and_rerun_from_the_keys(tmp_path: Path) -> Non
     with driven(tmp_path / "runs") as (app, pilot):
         fill_form(pilot, **{"-steps": 100_000, "-pause": 0.01, "-workers": 2})
         pilot.press("ctrl+r")
-        assert isinstance(app.screen, Runs)
+        pilot.reaches(Runs)
         run = pilot.state("running")
         pid = run.process["pid"]
         pilot.press("Z")
@@ -698,6 +698,7 @@ def test_a_launched_run_lives_on_when_the_ui_ends(tmp_path: Path, end: str) -> N
         with driven(root) as (_, pilot):
             fill_form(pilot, **{"-steps": 100_000})
             pilot.press("ctrl+r")
+            pilot.reaches(Runs)
             pilot.state("running")
     else:
         code = f"import sys; sys.path[:0] = ['.', 'tests']; import test_tui; test_tui.for_terminal({str(root)!r})"

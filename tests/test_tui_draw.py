@@ -10,11 +10,13 @@ from PIL import Image
 from rich.cells import cell_len
 from test_tui_runs import opened
 
+import tui
 from ui import draw, genotypes, pages
 from ui.draw import Series, chart
 from ui.samples import open_image
 from ui.search import edges, entropy
 from ui.view import View
+from ui.widgets import PALETTES, to_strip, use_palette
 
 
 def texts(lines: list) -> list[str]:
@@ -167,6 +169,12 @@ def test_half_blocks_show_the_pixels(tmp_path: Path) -> None:
         row = [style for text, style in lines[y] for _ in text]
         assert [tuple(s.color.triplet) for s in row] == [tuple(p) for p in image[2 * y].tolist()]
         assert [tuple(s.bgcolor.triplet) for s in row] == [tuple(p) for p in image[2 * y + 1].tolist()]
+    for width, height in ((79, 18), (199, 44), (40, 8)):  # the last sample is there at every size
+        *_, last = draw.half_blocks(image, width, height)
+        _, style = last[-1]
+        wanted = np.array(image[-8, -8].tolist())
+        assert np.abs(np.array(style.color.triplet) - wanted).max() < 130
+        assert len(draw.half_blocks(image, width, height)) <= height
     for width, height, across in ((70, 34, 8), (40, 12, 4), (5, 3, 1)):
         small = texts(draw.half_blocks(image, width, height, across))
         assert len(small) <= height
@@ -199,3 +207,39 @@ def test_wide_characters_are_never_split() -> None:
             assert cell_len(draw.fit(text, width)) == width
             assert cell_len("".join(t for t, _ in draw.crop([(text, "")], width))) == width
         assert cell_len(draw.fit_middle(text * 3, 25)) == 25
+
+
+# ---- colours ----------------------------------------------------------------------------------------------------------
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG contrast ratio of two colours, #rrggbb."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("look", [name for name in PALETTES if name != "ansi"])
+def test_all_text_is_readable_on_every_terminal(look: str) -> None:
+    """Both colours of every cell are set, so the terminal's own do not matter; text has a contrast of 4.5, dim text of 3."""
+    use_palette(look)
+    try:
+        for base in ("", "bar", "sel"):
+            for style in ("", "bold", "dim", "key", "info", "good", "warn", "bad", *(f"s{i}" for i in range(8))):
+                (segment,) = to_strip([("text", style)], 4, base)
+                ink, ground = (c.get_truecolor().hex for c in (segment.style.color, segment.style.bgcolor))
+                dim = style == "dim" or style.startswith("s")
+                assert contrast(ink, ground) >= (3 if dim else 4.5), (base, style, contrast(ink, ground))
+    finally:
+        use_palette("dark")
+
+
+@pytest.mark.parametrize(("said", "look"), [("0;15", "light"), ("0;default;7", "light"), ("15;0", "dark"), ("", "dark")])
+def test_the_theme_follows_the_terminal(monkeypatch: pytest.MonkeyPatch, said: str, look: str) -> None:
+    monkeypatch.setenv("COLORFGBG", said)
+    assert tui.theme_of_terminal() == look

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from test_tui_runs import scanned
 
 import common.cli
 from ui import launch
-from ui.launch import Launch, Option, command, parse_command, read_script, scripts, seeds, send
+from ui.launch import Launch, Option, Start, command, parse_command, read_script, scripts, seeds, send
 from ui.runs import Run, alive, process_stat
 
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
@@ -253,7 +254,7 @@ def test_a_pasted_command_restores_every_value(script: launch.Script) -> None:
         values = script.defaults(preset) | changes
         words = command(script, values)
         text = f"CUDA_VISIBLE_DEVICES=1 python {shlex.join(words)}"
-        assert parse_command(text, [*SCRIPTS, FAKE]) == (script, values, "1")
+        assert parse_command(text, [*SCRIPTS, FAKE]) == (script, values, Start("1"))
         assert parse_command(text.replace(" --", " \\\n  --"), [*SCRIPTS, FAKE])[1] == values
         assert len(words) < 14  # only what differs from the preset
 
@@ -278,6 +279,50 @@ def test_a_command_run_by_a_shell_gives_the_same_arguments(tmp_path: Path) -> No
 def test_a_command_that_cannot_be_read_says_why(text: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         parse_command(text, [FAKE])
+
+
+@pytest.mark.parametrize(
+    ("before", "start"),
+    [
+        ("", Start()),
+        *[("python3 -u", Start()), (f"cd {TESTS} && python", Start()), (f"{sys.executable}", Start())],
+        ("A=1 CUDA_VISIBLE_DEVICES=2,3 B='x y' python", Start("2,3", {"A": "1", "B": "x y"})),
+        ("env CUDA_VISIBLE_DEVICES= python", Start(env={"CUDA_VISIBLE_DEVICES": ""})),
+        ("torchrun --nproc-per-node 4", Start(torchrun=("--nproc-per-node", "4"))),
+        ("N=1 python -m torch.distributed.run --standalone", Start(env={"N": "1"}, torchrun=("--standalone",))),
+    ],
+)
+def test_how_a_pasted_command_starts_its_script_is_kept(before: str, start: Start) -> None:
+    script, values, found = parse_command(f"{before} fake_trainer.py --seed 7", [FAKE])
+    assert (values["seed"], found) == (7, start)
+    words = command(script, values)
+    assert parse_command(start.line(words), [FAKE]) == (script, values, start)
+    record = {"gpu": start.gpu, "env": start.env, "script": "fake_trainer.py", "words": start.words(words)}
+    assert Start.of(record) == start
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("cd /elsewhere && python fake_trainer.py", "/elsewhere"),
+        *[("cd tests", "cd"), ("nohup python fake_trainer.py", "nohup"), ("uv run fake_trainer.py", "uv run")],
+        *[("srun -n 2 python fake_trainer.py", "srun"), ("python -O fake_trainer.py", "-O")],
+        *[(f"python fake_trainer.py --dataset a{end}", end[:2].strip()) for end in (" > log", " && b", ";", " | tee b", " &")],
+        ("/other/bin/python fake_trainer.py", "/other/bin"),
+        ("python /other/fake_trainer.py", "/other/fake_trainer.py"),
+        *[(f"python fake_trainer.py --runs-dir {path}", path[0]) for path in ("$HOME/runs", "`pwd`", "~/runs")],
+        ('python fake_trainer.py --runs-dir "$HOME"', "$"),
+        ("A=1 && python fake_trainer.py", "&&"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_kept_of_a_pasted_command_is_refused(text: str, named: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(named)):
+        parse_command(text, [FAKE])
+
+
+def test_a_dollar_in_single_quotes_is_a_dollar() -> None:
+    values = FAKE.defaults("paper") | {"dataset": "a $b ~"}
+    assert parse_command(Start().line(command(FAKE, values)), [FAKE])[1] == values
 
 
 # ---- launching ------------------------------------------------------------------------------------------------------------
@@ -310,9 +355,11 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     """Launch the fake trainer; every process is ended afterwards."""
     made = []
 
-    def start(wait: str = "now", after: str = "", run: str = "", **flags: object) -> Launched:
+    def start(wait: str = "now", after: str = "", run: str = "", how: Start | None = None, **flags: object) -> Launched:
+        how = how or Start()
         values = FAKE.defaults("paper") | {"runs_dir": str(tmp_path / "runs"), "pause": 0.01, **flags}
-        what = Launch(FAKE.path, command(FAKE, values), values, tmp_path / "runs", wait, after=after, run=run)
+        what = Launch(FAKE.path, how.words(command(FAKE, values)), values, tmp_path / "runs", wait, after=after, run=run)
+        what.gpu, what.env = how.gpu, how.env
         made.append(Launched(launch.launch(what)))
         return made[-1]
 
@@ -354,6 +401,13 @@ def test_a_run_that_made_no_directory_is_shown_with_its_last_words(begin: Callab
     store.trash(run)
     store.scan()
     assert not store.runs
+
+
+def test_a_run_gets_the_variables_it_was_given(begin: Callable[..., Launched]) -> None:
+    started = begin(steps=100_000, how=Start("1", {"PLACE": "x y"}))
+    pid = until(lambda: started.record.get("run") and started.record["child"]["pid"])
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    assert {"PLACE=x y", "CUDA_VISIBLE_DEVICES=1"} <= set(variables)
 
 
 @pytest.mark.parametrize(
@@ -412,6 +466,34 @@ def test_after_another_run_and_out_of_the_queue(begin: Callable[..., Launched], 
     send(first.record["child"], signal.SIGINT)
     assert second.code() == 0
     assert third.record.get("run") is None
+
+
+def test_seeds_run_one_after_another(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    base = FAKE.defaults("paper") | {"runs_dir": str(root), "pause": 0.02, "steps": 20}
+    made = [base | {"seed": seed} for seed in (0, 1, 2)]
+    folders = launch.launch_all([Launch(FAKE.path, command(FAKE, v), v, root) for v in made], together=False)
+    launched = [Launched(folder) for folder in folders]
+    try:
+        assert [x.code() for x in launched] == [0, 0, 0]
+        runs = [x.run().path for x in launched]
+        begun = [(run / "config.json").stat().st_mtime for run in runs]
+        ended = [(run / "exit").stat().st_mtime for run in runs]
+        assert ended[0] <= begun[1]
+        assert ended[1] <= begun[2]
+    finally:
+        for x in launched:
+            with contextlib.suppress(ProcessLookupError):
+                send(x.record.get("keeper") or {}, signal.SIGKILL, family=True)
+
+
+def test_a_seed_that_waits_for_the_one_before_holds_no_other_launch_up(tmp_path: Path) -> None:
+    for n, after in (("001", "another"), ("002", "")):
+        folder = tmp_path / ".launch" / n
+        folder.mkdir(parents=True)
+        write(folder / "record.json", {"name": n, "wait": "gpu", "after": after})
+        write(folder / "state.json", {"state": "queued", "keeper": me()})
+    assert not launch.Keeper(folder)._others_before()
 
 
 def test_first_come_first_served_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,3 +575,147 @@ def test_what_similar_runs_took(tmp_path: Path) -> None:
     runs = scanned(tmp_path).ordered()
     assert launch.similar(runs, "eagan.py", "quick") == (3 * 2**30, 200.0, 2)
     assert launch.similar(runs, "eagan.py", "paper") == (None, None, 0)
+
+
+# ---- the form -------------------------------------------------------------------------------------------------------------
+
+
+def launched(root: Path) -> list[dict]:
+    return [r for r in launch.records(root) if r.get("args")]
+
+
+@pytest.fixture
+def form(tmp_path: Path) -> Iterator[tuple]:
+    """(app, pilot, form, runs) with runs that end at once."""
+    from test_tui import driven, fill_form
+
+    with driven(tmp_path / "runs") as (app, pilot):
+        yield app, pilot, fill_form(pilot, **{"-steps": 2, "-pause": 0}), tmp_path / "runs"
+
+
+def test_a_launch_that_its_dry_run_refuses_does_not_start(form: tuple) -> None:
+    app, pilot, page, root = form
+    pilot.do(page.set, "-dataset", "nosuchset")
+    pilot.sees("no such folder")  # by itself, after a second
+    checked = page.dry[page.command()]
+    assert (checked.code, checked.output.splitlines()[0]) == (2, "2 G updates of nosuchset")
+    pilot.press("ctrl+r")
+    pilot.until(lambda: page.dry[page.command()] is not checked and page.dry[page.command()].code == 2)
+    pilot.settle()
+    assert app.screen is page
+    assert not launched(root)
+    pilot.do(page.set, "-dataset", "shapes")
+    pilot.press("ctrl+r")
+    pilot.until(lambda: app.screen is not page)
+    assert [r["args"]["dataset"] for r in launched(root)] == ["shapes"]
+
+
+def test_a_dry_run_is_kept_by_its_command_and_ends_with_the_form(form: tuple) -> None:
+    _, pilot, page, _ = form
+    pilot.sees("2 G updates of shapes", "in all", "ready")
+    first = page.dry[page.command()]
+    pilot.do(page.set, "-steps", "3")
+    pilot.sees("3 G updates of shapes")
+    pilot.do(page.set, "-steps", "2")
+    pilot.do(page.rehearse)
+    assert page.dry[page.command()] is first
+    assert len(page.dry) == 2
+    slow = launch.DryRun(replace(page.launch_of(0), words=["-c", "import time; time.sleep(60)"]), lambda: None)
+    page.dry["slow"] = slow
+    pilot.until(lambda: slow.process)
+    pilot.press("escape")
+    pilot.until(lambda: slow.code == -signal.SIGKILL)
+
+
+def test_a_run_that_waits_may_be_queued_though_its_dry_run_fails_now(form: tuple) -> None:
+    app, pilot, page, root = form
+    (root / "x").mkdir(parents=True)
+    write(root / "x" / "status.json", {"state": "running", "process": me()})
+    pilot.until(lambda: "x" in app.state.store.runs)
+    for key, value in {"wait": "after", "after": "x", "-dataset": "nosuchset"}.items():
+        pilot.do(page.set, key, value)
+    pilot.press("ctrl+r")
+    pilot.until(lambda: app.screen is not page)
+    assert not launched(root)
+    pilot.press("y")
+    (record,) = pilot.until(lambda: launched(root))
+    pilot.until(lambda: launched(root)[0].get("keeper"))
+    send(launched(root)[0]["keeper"], signal.SIGTERM)
+    assert record["after"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "asks"),
+    [
+        *[({"-device": "cpu"}, 1, True), ({"-device": "auto"}, 0, True), ({"-device": "auto"}, 1, False)],
+        *[({"-device": "cpu", "preset": "smoke"}, 0, False), ({"-device": "auto", "gpu": "-1"}, 1, True)],
+    ],
+)
+def test_it_asks_before_a_paper_scale_run_on_a_cpu(form: tuple, values: dict, gpus: int, asks: bool) -> None:
+    app, pilot, page, root = form
+    app.state.machine.left.set()  # what the machine has is set here
+    app.state.machine.gpus = [{"index": 0, "used": 0, "total": 2**36, "name": "", "percent": 0, "watts": 0, "degrees": 0}] * gpus
+    for key, value in values.items():
+        pilot.do(page.set, key, value)
+    pilot.press("ctrl+r")
+    pilot.until(lambda: app.screen is not page)
+    if asks:
+        assert not launched(root)
+        pilot.press("y")
+    pilot.until(lambda: launched(root))
+
+
+@pytest.mark.parametrize("order", ["in turn", "together"])
+def test_seeds_run_in_turn_unless_asked_otherwise(form: tuple, order: str) -> None:
+    _, pilot, page, root = form
+    assert "order" not in dict(page.rows())
+    pilot.do(page.set, "seeds", "0-1")
+    assert page.value("order") == "in turn"
+    pilot.do(page.set, "order", order)
+    pilot.press("ctrl+r")
+    pilot.until(lambda: len(launched(root)) == 2)
+    told = [json.loads((Path(r["dir"]) / "record.json").read_text())["after"] for r in launched(root)]
+    assert told == ["", launched(root)[0]["name"] if order == "in turn" else ""]
+    pilot.until(lambda: all(r.get("exit") == 0 for r in launched(root)))
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------------
+
+
+def tui(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    line = [sys.executable, str(ROOT / "tui.py"), *map(str, words)]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+
+
+def test_without_a_terminal_it_says_so_and_ends(tmp_path: Path) -> None:
+    done = tui(tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--plain" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_json_lists_runs_and_its_exit_code_tells_how_they_stand(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    assert tui("--json", cwd=tmp_path).returncode == 4
+    make_run(root, seed=0, rows=20)
+    make_run(root, seed=1, rows=20, state="failed")
+    make_run(root, seed=2, rows=20, state="running", status={"process": me()})
+    config = root / "eagan-cifar10-s0-20260101-000000" / "config.json"
+    config.write_text(config.read_text().replace("0.0002", "NaN"))
+    for words, seeds_, code in [
+        *[(["seed=0"], [0], 0), (["seed=1"], [1], 1), (["seed=2"], [2], 3), (["seed=9"], [], 4)],
+        *[([], [0, 1, 2], 3), ([root, "seed=1"], [1], 1), (["cifar10", "--filter", "seed=0"], [0], 0)],
+    ]:
+        done = tui("--json", *words, cwd=tmp_path)
+        made = json.loads(done.stdout, parse_constant=pytest.fail)
+        assert (made["schema"], [r["seed"] for r in made["runs"]], done.returncode) == (1, seeds_, code), words
+    assert tui("--json", "fid<low", cwd=tmp_path).returncode == 2
+    (run,) = json.loads(tui("--json", "seed=0", cwd=tmp_path).stdout)["runs"]
+    rows = [json.loads(line) for line in (config.parent / "metrics.jsonl").read_text().splitlines()]
+    assert run["last"]["fid"] == next(r["eval/fid"] for r in reversed(rows) if "eval/fid" in r)
+    assert (run["state"], run["step"], run["total"], run["args"]["g_lr"]) == ("done", 200, 200, None)
+
+
+@pytest.mark.parametrize("words", [["--plain"], []])
+def test_a_query_is_not_dropped_where_it_means_nothing(tmp_path: Path, words: list[str]) -> None:
+    assert tui(tmp_path, "seed=0", *words).returncode == 2

@@ -115,6 +115,11 @@ def test_curves_break_where_scores_stop_to_compare(tmp_path: Path) -> None:
     assert x[np.isnan(y)].tolist() == [30]
 
 
+def test_means_of_smoothed_curves_say_so(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / str(n), [{"step": i, "loss/d": i % 7} for i in range(n)]) for n in (99, 100)]
+    assert [Curves().grouped([run], "loss/d")[0].smooth for run in runs] == [False, True]
+
+
 @pytest.mark.parametrize(("metric", "n", "smooth"), [("loss/d", 99, False), ("loss/d", 100, True), ("FID", 150, False)])
 def test_few_values_and_scores_are_shown_as_they_are(tmp_path: Path, metric: str, n: int, smooth: bool) -> None:
     rng = random.Random(0)
@@ -150,7 +155,9 @@ def test_lines_of_phases_are_named() -> None:
 
 def test_groups_of_seeds_have_the_letters_of_their_curves(tmp_path: Path) -> None:
     rows = [{**EVAL, "step": s, "eval/fid": 10.0 + s} for s in (10, 20)]
-    of = lambda name, seed, lr: run_of(tmp_path / name, rows, seed=seed, args={"seed": seed, "lr": lr})  # noqa: E731
+    of = lambda name, seed, lr: run_of(  # noqa: E731
+        tmp_path / name, rows, seed=seed, args={"seed": seed, "lr": lr, "auto_resume": name}
+    )
     runs = [of("a", 0, 1), of("b", 0, 2), of("c", 1, 1)]
     assert [[r.name for r in group] for group in seed_groups(runs)] == [["a", "c"], ["b"]]
     assert [s.letter for s in Curves().grouped(runs, "FID")] == ["a", "b"]

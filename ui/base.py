@@ -124,7 +124,12 @@ class Page(Screen):
             widget.restyle()
 
     def offered(self, binding: Binding) -> bool:
-        return binding.show
+        """Whether the footer shows a key: only if it does something now."""
+        run, found = self.run_now(), re.fullmatch(r"act\('(\w+)'\)", binding.action)
+        if not binding.show or (run is None and (found or binding.action in ("open", "rerun", "overlay"))):
+            return False
+        busy = run is not None and (run.live or (run.state == "queued" and "stop" in binding.action))
+        return not found or busy == (found[1] in ("stop", "pause", "terminate", "kill"))
 
     def keys(self, width: int, _: int) -> list[Line]:
         """The footer: as many keys as fit; help lists all."""

@@ -62,7 +62,7 @@ def kind_words(kind: tuple) -> str:
 
 
 def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
-    """Scores at the same step, and differences in arguments, genotypes and sizes."""
+    """Scores of the same kind, and differences in arguments, genotypes and sizes."""
     lines = compared_scores(a, b, view.at)
     differing = config_diff(a, b)
     lines += [[], [(f" arguments and code: {count(len(differing), 'difference')}", "bold")]]

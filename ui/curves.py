@@ -67,15 +67,6 @@ def _clock(run: Run) -> "tuple":
     return step[good], np.maximum.accumulate(t[good]) if good.any() else t[good]
 
 
-def value_at(run: Run, metric: str, x: float, axis: str = "step") -> float | None:
-    """The last value at or before x."""
-    import numpy as np
-
-    xs, ys = points(run, metric, axis)
-    good = np.isfinite(ys) & (xs <= x)
-    return float(ys[good][-1]) if good.any() else None
-
-
 def other_numbers(run: Run, width: int, view: View, known: tuple[str, ...]) -> list[Line]:
     """The numbers in search.jsonl that the page does not show otherwise: a sparkline and the last value each."""
     texts = []
@@ -190,7 +181,7 @@ class Curves:
             series, width, height - 1, log=self.log(metric or title), zoom=self.zoom,
             cursor=frame.cursor, marks=frame.marks, x_range=frame.x,
         )  # fmt: skip
-        smooth = any(s.raw is not None or s.smooth for s in series)
+        smooth = any(s.smooth for s in series)
         head: Line = [(" " + self.title(metric or title, smooth).replace(metric or title, title, 1), "bold")]
         if frame.cursor is not None:
             head = [(f" {title}", "bold"), (f" at {self.axis} {human(frame.cursor, 5)} ", "dim")]
@@ -216,12 +207,13 @@ class Curves:
 
         made = []
         for k, group in enumerate(seed_groups(runs)):
-            members = []
+            members, smooth = [], False
             for run in group:
                 x, y = points(run, metric, self.axis)
                 if np.isfinite(y).any():
                     x = x + np.arange(len(x)) * 1e-9 * (x[-1] - x[0])  # phases may score at the same step: distinct x
                     members.append((x, self.smoothed(run, metric, y)))
+                    smooth |= members[-1][1] is not y
             if not members:
                 continue
             low, high = max(x[0] for x, _ in members), min(x[-1] for x, _ in members)
@@ -231,7 +223,7 @@ class Curves:
                 continue
             values = np.array([np.interp(grid, x, y) for x, y in members])
             spread = values.std(axis=0, ddof=1) if len(members) > 1 else None
-            made.append(Series(grid, values.mean(axis=0), f"s{k % 8}", LETTERS[k % 26], spread=spread))
+            made.append(Series(grid, values.mean(axis=0), f"s{k % 8}", LETTERS[k % 26], spread=spread, smooth=smooth))
         return made
 
 

@@ -585,7 +585,8 @@ def part(image: "np.ndarray", across: int) -> "Image":
 
 
 def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8) -> list[Line]:
-    """The image as `▀` characters, two pixels each. across: samples per row; no sample is cut off."""
+    """The image as `▀` characters, two pixels each. across: samples per row, as many rows as fit; all of them: the whole
+    grid, however small. No sample is cut off."""
     import numpy as np
     from PIL import Image
 
@@ -595,7 +596,7 @@ def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8) -
     ratio = min(1.0, width / side) if across == n else width / side
     ratio = min(ratio, 4.0)
     down = max(1, int((2 * height / ratio - (2 if n > 1 else 0)) // pitch)) if n > 1 else 1
-    rows = min(image.shape[0], down * pitch + 2) if n > 1 else image.shape[0]
+    rows = min(image.shape[0], down * pitch + 2) if across < n else image.shape[0]
     if rows * ratio > 2 * height:
         ratio = 2 * height / rows
     part = Image.fromarray(image[:rows, :side])

@@ -70,18 +70,20 @@ def cloud_of(of_stage: list[dict], pick: dict | None, axes: tuple[str, str], nea
     """(dots, path of the front) of the rounds of a stage: a dot is (x, y, character, style). near: the front only."""
     last = of_stage[-1]
     # an individual that is kept is scored anew each round: only its scores of the last round can be in the front
-    now = len(of_stage) - 1
     shown = [(i, x) for i, r in enumerate(of_stage) for x in r["population"] if x["fid"] is not None]
-    best_of_all = [(i, x) for i, x in shown if i == now and x["id"] in last["front"]]
+
+    def leads(i: int, x: dict) -> bool:
+        return i == len(of_stage) - 1 and x["id"] in last["front"]
+
     if near:
-        shown = [(i, x) for i, x in shown if i == now and ((i, x) in best_of_all or x is pick or not best_of_all)]
+        of_last = [(i, x) for i, x in shown if i == len(of_stage) - 1]
+        shown = [(i, x) for i, x in of_last if leads(i, x) or x is pick] if any(leads(*of) for of in of_last) else of_last
     dots = []
-    for i, x in sorted(shown, key=lambda of: (of in best_of_all, of[1] is pick, of[0])):
+    for i, x in sorted(shown, key=lambda of: (leads(*of), of[1] is pick, of[0])):
         if x[axes[0]] is None or x.get(axes[1]) is None:
             continue
-        front_ = (i, x) in best_of_all
-        old = (i + 1) / len(of_stage)
-        mark, style = ("★", "warn") if x is pick else ("◆", "key") if front_ else (("·", "∘", "○")[min(2, int(old * 3))], "dim")
+        old = ("·", "∘", "○")[min(2, 3 * (i + 1) // len(of_stage))]
+        mark, style = ("★", "warn") if x is pick else ("◆", "key") if leads(i, x) else (old, "dim")
         dots.append((x[axes[0]], x[axes[1]], mark, style))
     path = sorted(
         (x[axes[0]], x[axes[1]])

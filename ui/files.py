@@ -180,7 +180,7 @@ def last_line(path: Path) -> str:
 # ---- logs -------------------------------------------------------------------------------------------------------------
 
 ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
-ONE_LINE = re.compile(r"\\[sSDWnrAZ]|\[\^|\(\?|\\x|\\0")  # patterns that could match across lines in a bulk search
+ONE_LINE = re.compile(r"\\[sSDWnrAZ]|\[\^|\(\?(?!i\))|\\x|\\0")  # patterns that could match across lines in a bulk search
 
 
 def plain_bytes(data: bytes) -> str:

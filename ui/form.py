@@ -1,13 +1,16 @@
 """The launch form: start a new run, re-run with changes, or train a genotype from a search."""
 
-import shlex
+import contextlib
+import textwrap
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding
+from textual.timer import Timer
 
 from ui import draw, launch
-from ui.base import MOVES, Page
+from ui.base import MOVES, Choose, Page
 from ui.draw import Line, duration, fit
 from ui.files import clean
 from ui.state import State
@@ -33,22 +36,38 @@ class Form(Page):
         *MOVES,
     ]
 
-    def __init__(self, state: State, script: launch.Script, values: dict[str, Any], gpu: str = "", about: str = "") -> None:
+    def __init__(
+        self, state: State, script: launch.Script, values: dict[str, Any], start: launch.Start, about: str = ""
+    ) -> None:
         super().__init__(state)
         self.script, self.about = script, about
         self.texts = {name: o.write(values.get(name, o.default)) for name, o in script.options.items()}
         self.seeds = self.texts.get("seed", "0")
-        self.gpu, self.wait, self.need, self.after = gpu, "now", "8", ""
+        self.start, self.wait, self.need, self.after = start, "now", "8", ""
+        self.order = "in turn"
         self.cursor, self.found = 0, ""
+        self.dry: dict[str, launch.DryRun] = {}  # by command
+        self.going = False  # launch as soon as the dry run has ended well
+        self.delay: Timer | None = None
 
     def body(self) -> ComposeResult:
         yield Doc(self.top_line, base="bar", id="top")
         yield Table(id="options")
+        yield Doc(id="dry")
         yield Doc(self.foot, id="foot")
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.rehearse_soon()
+
+    def on_unmount(self) -> None:
+        for run in self.dry.values():
+            run.stop()
 
     def changed(self, names: set[str]) -> None:
         self.app.safely("form", self.fill)
         self.update("top", "foot")
+        self.app.safely("dry", self.show_dry)
 
     # -- rows: launch settings first, then the script's options by panel
 
@@ -56,14 +75,23 @@ class Form(Page):
         """(key, title) of each row. Keys of script options start with "-"."""
         first = [("script", "script"), ("preset", "preset"), ("seeds", "seeds"), ("wait", "start"), ("gpu", "GPU")]
         first += [("need", "GiB free")] if self.wait == "gpu" else [("after", "after run")] if self.wait == "after" else []
+        first[3:3] = [("order", "seeds run")] if self.many() > 1 else []
         rest = [(f"-{n}", n) for n in self.script.options if n not in ("preset", "seed", "resume", "dry_run")]
         return [r for r in first if r[0] != "preset" or "preset" in self.script.options] + rest
+
+    def many(self) -> int:
+        """The number of runs to start, 0 if the seeds cannot be read."""
+        try:
+            return len(launch.seeds(self.seeds))
+        except ValueError:
+            return 0
 
     def value(self, key: str) -> str:
         if key.startswith("-"):
             return self.texts[key[1:]]
-        return {"script": self.script.path.name, "preset": self.texts.get("preset", ""), "seeds": self.seeds, "wait": self.wait,
-                "gpu": self.gpu or "any", "need": self.need, "after": self.after or "(choose)"}[key]  # fmt: skip
+        return {"script": self.script.path.name, "preset": self.texts.get("preset", ""), "seeds": self.seeds,
+                "wait": self.wait, "order": self.order, "gpu": self.start.gpu or "any", "need": self.need,
+                "after": self.after or "(choose)"}[key]  # fmt: skip
 
     def choices(self, key: str) -> list[str]:
         if key == "script":
@@ -72,6 +100,8 @@ class Form(Page):
             return list(self.script.presets)
         if key == "wait":
             return ["now", "gpu", "after"]
+        if key == "order":
+            return ["in turn", "together"]
         if key == "gpu":
             return ["any", *(str(g["index"]) for g in self.state.machine.gpus)]
         if key == "after":
@@ -99,6 +129,8 @@ class Form(Page):
         if self.wait == "gpu":
             if not self.state.machine.gpus:
                 wrong["wait"] = "no GPU found; use now or after"
+            elif self.start.torchrun is not None:
+                wrong["wait"] = "waits for one GPU; a torchrun needs its own: use now or after"
             try:
                 if not 0 < float(self.need) < 10_000:
                     raise ValueError
@@ -118,16 +150,40 @@ class Form(Page):
             words = launch.command(self.script, self.values(seed))
         except ValueError:
             return ""
-        device = f"CUDA_VISIBLE_DEVICES={self.gpu} " if self.gpu else ""
-        return device + "python " + shlex.join(words)
+        return self.start.line(words)
 
     # -- display
 
     def top_line(self, width: int, _: int) -> list[Line]:
         wrong = len(self.problems())
         text = f" New run: {self.script.about}" if not self.about else f" {self.about}"
-        right = draw.count(wrong, "problem") + " " if wrong else "ready: ctrl+r to launch "
-        return [[(fit(text, width - len(right) - 1) + " ", "bold"), (right, "bad" if wrong else "good")]]
+        right, style = (draw.count(wrong, "problem"), "bad") if wrong else self.readiness()
+        return [[(fit(text, width - len(right) - 2) + " ", "bold"), (right + " ", style)]]
+
+    def readiness(self) -> tuple[str, str]:
+        run = self.dry.get(self.command())
+        if "dry_run" not in self.script.options or (run and run.code == 0):
+            return "ready: ctrl+r to launch", "good"
+        if run is None:
+            return "not checked yet", "dim"
+        if run.code is None:
+            return ("dry run, then launch…" if self.going else "dry run…"), "info"
+        return "the dry run fails", "bad"
+
+    def show_dry(self) -> None:
+        """The output of the dry run as it stands; if it failed, its end."""
+        doc, run = self.query_one("#dry", Doc), self.dry.get(self.command())
+        output = run.output if run and not self.problems() else ""
+        lines: list[Line] = []
+        for text in output.split("\n") if output else []:
+            parts = textwrap.wrap(clean(text, 2000), self.size.width - 2, drop_whitespace=False) or [""]
+            lines += [[(" " + part, "bad" if run and run.code else "")] for part in parts]
+        doc.display = bool(lines)
+        doc.styles.height = min(len(lines), 10 if self.has_class("-tall") else 4)
+        new = lines != doc.lines
+        doc.show(lines)
+        if new and run and run.code:
+            doc.move("end")
 
     def fill(self) -> None:
         table = self.query_one(Table)
@@ -158,6 +214,7 @@ class Form(Page):
                 "seeds": "3, 0-4 or 0,2,7: one run per seed",
             },
             **{"wait": "now, on a free GPU, or after a run", "gpu": "CUDA_VISIBLE_DEVICES"},
+            "order": "in turn: each after the one before has ended",
             **{"need": "GPU memory that must be free to start", "after": "← → choose a run that has not ended"},
         }[key]
 
@@ -167,12 +224,8 @@ class Form(Page):
         lines: list[Line] = [[("─" * width, "faint")]]
         text = f"{option.flag}: {option.help}" if option else self.explain(key)
         lines += [[(" " + part, "")] for part in draw.wrapped(text.split(" "), width - 2, " ")[:2]]
-        try:
-            many = len(launch.seeds(self.seeds))
-        except ValueError:
-            many = 0
         peak, seconds, n = launch.similar(self.state.store.ordered(), self.script.path.name, self.texts.get("preset", ""))
-        facts = [draw.count(many, "run")] + (
+        facts = [draw.count(self.many(), "run")] + (
             [f"{draw.count(n, 'similar run')}: median time {duration(seconds)}, peak memory {draw.size(peak)}"] if n else []
         )
         lines.append([(" " + " · ".join(facts), "dim")])
@@ -204,12 +257,17 @@ class Form(Page):
                     self.texts[name] = self.script.options[name].write(value)
             self.texts["preset"] = text
         elif key == "gpu":
-            self.gpu = "" if text == "any" else text
+            self.start = replace(self.start, gpu="" if text == "any" else text)
         elif key.startswith("-"):
             self.texts[key[1:]] = text
         else:
             setattr(self, key, text)
+        self.edited()
+
+    def edited(self) -> None:
+        self.going = False
         self.update_all()
+        self.rehearse_soon()
 
     def action_move(self, key: str) -> None:
         self.query_one(Table).move(key)
@@ -269,13 +327,13 @@ class Form(Page):
     def action_paste(self) -> None:
         def done(text: str) -> str:
             try:
-                script, values, gpu = launch.parse_command(text, self.app.scripts()[0])
+                script, values, self.start = launch.parse_command(text, self.app.scripts()[0])
             except ValueError as e:
                 return clean(e, 200)
-            self.script, self.about, self.gpu = script, "", gpu
+            self.script, self.about = script, ""
             self.texts = {name: o.write(values[name]) for name, o in script.options.items()}
             self.seeds = self.texts.get("seed", "0")
-            self.update_all()
+            self.edited()
             return ""
 
         self.app.ask("command line", "", done, hint="paste a command such as python eagan.py --preset smoke")
@@ -291,24 +349,83 @@ class Form(Page):
                 if k == key:
                     self.query_one(Table).go(i)
             return
-        started = 0
-        for seed in launch.seeds(self.seeds):
-            values = self.values(seed)
-            what = launch.Launch(
-                self.script.path, launch.command(self.script, values), values, self.state.store.root,
-                self.wait, float(self.need) if self.wait == "gpu" else 0.0, self.after, self.gpu,
-            )  # fmt: skip
-            try:
-                launch.launch(what)
-            except OSError as e:
-                self.app.notify(f"not started: {e}", severity="error", markup=False)
-                break
-            started += 1
-        if started:
-            word = "started" if self.wait == "now" else "queued"
-            self.app.notify(f"{draw.count(started, 'run')} {word}; quitting the UI does not stop them", markup=False)
-            self.state.wake.set()
+        self.going = True
+        self.rehearse(again=True)
+        self.go_on()
+
+    # -- the dry run: a second after the last key, and before a launch
+
+    def rehearse_soon(self) -> None:
+        if self.delay:
+            self.delay.stop()
+        self.delay = self.set_timer(1.0, self.rehearse)
+
+    def rehearse(self, again: bool = False) -> None:
+        """Start the dry run of this command unless it has run. again: also if it has failed."""
+        if "dry_run" not in self.script.options or self.problems():
+            return
+        command = self.command()
+        known = self.dry.get(command)
+        if known and not (again and known.code):
+            return
+        for other in [c for c, run in self.dry.items() if run.code is None]:
+            self.dry.pop(other).stop()
+        self.dry[command] = launch.DryRun(self.launch_of(launch.seeds(self.seeds)[0]), self.rehearsed)
+        self.update_all()
+
+    def rehearsed(self) -> None:
+        """Called in the thread of a dry run that has ended."""
+        with contextlib.suppress(RuntimeError):  # the app has exited
+            self.app.call_from_thread(self.go_on)
+
+    def go_on(self) -> None:
+        """Launch, if that was asked for and the dry run has ended well."""
+        if not self.is_attached:
+            return
+        self.update_all()
+        run = self.dry.get(self.command())
+        if not self.going or (run and run.code is None):
+            return
+        self.going = False
+        if run and run.code and self.wait != "now":  # what it misses may be there by then
+            self.app.push_screen(Choose("The dry run fails now. Queue the run?", [("y", "yes, queue it", self.confirm)]))
+        elif run and run.code:
+            last = clean(run.output.rpartition("\n")[2], 200)
+            self.app.notify(f"not started: the dry run fails: {last}", severity="error", markup=False)
+        else:
+            self.confirm()
+
+    def on_cpu(self) -> bool:
+        device = self.texts.get("device", "")
+        hidden = self.start.env.get("CUDA_VISIBLE_DEVICES", self.start.gpu or "any") in ("", "-1")
+        return device.startswith("cpu") or (device == "auto" and (hidden or not self.state.machine.gpus))
+
+    def confirm(self) -> None:
+        if self.texts.get("preset") == "paper" and self.on_cpu():
+            self.app.push_screen(
+                Choose("A paper-scale run takes weeks on a CPU. Start it?", [("y", "yes, start it", self.begin)])
+            )
+        else:
+            self.begin()
+
+    def begin(self) -> None:
+        try:
+            launch.launch_all([self.launch_of(seed) for seed in launch.seeds(self.seeds)], self.order == "together")
+        except OSError as e:
+            self.app.notify(f"not all started: {e}", severity="error", markup=False)
+        else:
+            word = "started" if self.wait == "now" and (self.many() == 1 or self.order == "together") else "queued"
+            self.app.notify(f"{draw.count(self.many(), 'run')} {word}; quitting the UI does not stop them", markup=False)
             self.app.pop_screen()
+        self.state.wake.set()
+
+    def launch_of(self, seed: int) -> launch.Launch:
+        values = self.values(seed)
+        return launch.Launch(
+            self.script.path, self.start.words(launch.command(self.script, values)), values, self.state.store.root,
+            self.wait, float(self.need) if self.wait == "gpu" else 0.0, self.after if self.wait == "after" else "",
+            self.start.gpu, self.start.env,
+        )  # fmt: skip
 
     def action_back(self) -> None:
         self.app.pop_screen()

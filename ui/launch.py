@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -291,21 +291,95 @@ def command(script: Script, values: dict[str, Any]) -> list[str]:
     return words
 
 
-def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any], str]:
-    """(script, values, GPU) from a pasted command line. ValueError: what is wrong with it."""
-    try:
-        words = shlex.split(text.replace("\\\n", " "))
-    except ValueError as e:
-        raise ValueError(f"not a command line: {e}") from None
-    gpu = ""
-    while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0]):
-        key, _, value = words.pop(0).partition("=")
-        gpu = value if key == "CUDA_VISIBLE_DEVICES" else gpu
+@dataclass(frozen=True)
+class Start:
+    """How a script is started. gpu: CUDA_VISIBLE_DEVICES. torchrun: its options, None: one process."""
+
+    gpu: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    torchrun: tuple[str, ...] | None = None
+
+    def words(self, script_words: list[str]) -> list[str]:
+        """The words after `python`."""
+        launcher = [] if self.torchrun is None else ["-m", "torch.distributed.run", *self.torchrun]
+        return [*launcher, *script_words]
+
+    def line(self, script_words: list[str]) -> str:
+        """The command for a shell. `parse_command` reads it back."""
+        env = ({"CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu else {}) | self.env
+        program = ["python"] if self.torchrun is None else ["torchrun", *self.torchrun]
+        return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in env.items()), shlex.join([*program, *script_words])])
+
+    @classmethod
+    def of(cls, record: dict | None) -> "Start":
+        """That of a launch record."""
+        record = record or {}
+        words, env = record.get("words"), record.get("env")
+        launched = isinstance(words, list) and words[:2] == ["-m", "torch.distributed.run"] and record.get("script") in words
+        torchrun = tuple(words[2 : words.index(record["script"])]) if launched else None
+        return cls(clean(record.get("gpu")), env if isinstance(env, dict) else {}, torchrun)
+
+
+def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any], Start]:
+    """(script, values, how it is started) of a pasted command line. ValueError: what in it is wrong or cannot be kept."""
+    words = _shell_words(text.replace("\\\n", " "))
+    if words[:1] == ["cd"]:
+        if len(words) < 3 or words[2] not in ("&&", ";"):
+            raise ValueError("cd: must be followed by a folder and &&")
+        folder, words = Path(words[1]).resolve(), words[3:]
+    else:
+        folder = None
+    env = {}
+    words = words[1:] if words[:1] == ["env"] else words
+    while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0], re.DOTALL):
+        key, _, env[key] = words.pop(0).partition("=")
+    gpu = env.pop("CUDA_VISIBLE_DEVICES") if env.get("CUDA_VISIBLE_DEVICES") else ""  # if empty it is kept: no GPU
     names = {s.path.name: s for s in found}
     at = next((i for i, w in enumerate(words) if Path(w).name in names), None)
     if at is None:
         raise ValueError(f"no known script in the command; known: {', '.join(names) or 'none'}")
-    script, rest = names[Path(words[at]).name], iter(words[at + 1 :])
+    script = names[Path(words[at]).name]
+    home = script.path.parent.resolve()
+    if folder not in (None, home):
+        raise ValueError(f"cd {clean(folder, 100)}: runs start in {home}; start tui.py with --scripts of that folder")
+    if "/" in words[at] and ((folder or Path()) / words[at]).resolve() != home / script.path.name:
+        raise ValueError(f"{clean(words[at], 100)}: the script of that name here is {home / script.path.name}")
+    return script, _values(script, words[at + 1 :]), Start(gpu, env, _torchrun(words[:at]))
+
+
+def _shell_words(text: str) -> list[str]:
+    """Words of a shell command; `&&`, `>` and such are words. ValueError: open quotes, or what only a shell can expand."""
+    unquoted = re.sub(r"'[^']*'", "''", text)
+    if found := re.search(r"[$`]|(?:^|[\s=])~", unquoted):
+        raise ValueError(f"{found[0].strip()}: only a shell can expand it; write out what it stands for")
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    try:
+        return list(lexer)
+    except ValueError as e:
+        raise ValueError(f"not a command line: {e}") from None
+
+
+def _torchrun(words: list[str]) -> tuple[str, ...] | None:
+    """The options of torchrun, from the words before the script; None: plain python. ValueError: anything else."""
+    program = Path(words[0]).name if words else ""
+    if words and "/" in words[0] and os.path.abspath(words[0]) != os.path.join(os.path.dirname(sys.executable), program):
+        raise ValueError(f"{clean(words[0], 100)}: runs start with {sys.executable}")
+    if program == "torchrun":
+        return tuple(words[1:])
+    if re.fullmatch(r"python[\d.]*", program):
+        rest = [w for w in words[1:] if w != "-u"]  # output is never buffered
+        if rest[:2] == ["-m", "torch.distributed.run"]:
+            return tuple(rest[2:])
+        words = rest
+    if words:
+        raise ValueError(f"{clean(shlex.join(words), 60)}: cannot be kept; only python and torchrun start a run here")
+    return None
+
+
+def _values(script: Script, words: list[str]) -> dict[str, Any]:
+    """The values of all options, from flags. ValueError: what is wrong with them."""
+    rest = iter(words)
     given: dict[str, str] = {}
     flags = {o.flag: o for o in script.options.values()}
     for item in rest:
@@ -327,7 +401,7 @@ def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any
             values[name] = script.options[name].read(text)
         except ValueError as e:
             raise ValueError(f"{script.options[name].flag} {clean(text, 40)}: {e}") from None
-    return script, values, gpu
+    return values
 
 
 def seeds(text: str) -> list[int]:
@@ -349,7 +423,7 @@ def seeds(text: str) -> list[int]:
 
 @dataclass
 class Launch:
-    """A run to start. wait: now, gpu (until `need` GiB are free) or after (until that run has ended)."""
+    """A run to start. wait: now, gpu (until `need` GiB are free) or after; after: until that run has ended, then as `wait`."""
 
     script: Path
     words: list[str]  # the script and its flags
@@ -374,7 +448,9 @@ def launch(what: Launch) -> Path:
             record.mkdir()
             break
     name = what.run or f"{what.script.stem}-{what.values.get('dataset', '')}-s{what.values.get('seed', 0)}-{stamp}-{n}"
-    waits = {"now": "", "gpu": f"waiting for {what.need:g} GiB on a GPU", "after": f"waiting for {what.after}"}[what.wait]
+    waits = (
+        f"waiting for {what.after}" if what.after else f"waiting for {what.need:g} GiB on a GPU" if what.wait == "gpu" else ""
+    )
     runs_dir = what.script.parent / str(what.values.get("runs_dir") or what.runs.resolve())
     _write(record / "record.json", {
         **{"name": clean(name, 120), "script": what.script.name, "words": what.words, "cwd": str(what.script.parent.resolve())},
@@ -390,10 +466,66 @@ def launch(what: Launch) -> Path:
     return record
 
 
+def launch_all(runs: list[Launch], together: bool) -> list[Path]:
+    """Launch runs, each after the one before has ended unless `together`. OSError: one failed; those before it run."""
+    made: list[Path] = []
+    for what in runs:
+        if made and not together:
+            what.after = _read_record(made[-1])["name"]
+        made.append(launch(what))
+    return made
+
+
 def _write(path: Path, value: object) -> None:
     tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     tmp.write_text(json.dumps(value, indent=1, default=str))
     os.replace(tmp, path)
+
+
+def environment(env: dict[str, str], gpu: str) -> dict[str, str]:
+    """The environment variables of a run and of its dry run."""
+    made = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **env}
+    made.pop("COLUMNS", None)
+    return made | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+
+
+class DryRun:
+    """The script's own --dry-run of a launch, in a thread. code: its exit code, None until it ends; then done() is called."""
+
+    def __init__(self, what: Launch, done: Callable[[], None], longest: float = 600.0) -> None:
+        self.code: int | None = None
+        self.output = ""
+        self.what, self.done, self.longest = what, done, longest
+        self.process: subprocess.Popen | None = None
+        self.lock, self.stopped = threading.Lock(), False
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            with self.lock:
+                if self.stopped:
+                    return
+                self.process = subprocess.Popen(
+                    [sys.executable, *self.what.words, "--dry-run"], cwd=self.what.script.parent,
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                    env=environment(self.what.env, self.what.gpu), start_new_session=True,
+                )  # fmt: skip
+            output, _ = self.process.communicate(timeout=self.longest)
+            code = self.process.returncode
+        except subprocess.TimeoutExpired:
+            self.stop()
+            output, code = f"no answer after {self.longest:.0f} s", 124
+        except OSError as e:
+            output, code = str(e), 127
+        self.output, self.code = output[-100_000:].strip(), code
+        self.done()
+
+    def stop(self) -> None:
+        """End it, if it still runs, with the processes that it has started."""
+        with self.lock, contextlib.suppress(ProcessLookupError):
+            self.stopped = True
+            if self.process and self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def records(root: Path) -> list[dict]:
@@ -458,10 +590,7 @@ class Keeper:
         lock = self._turn()
         if self.cancelled:
             return self.tell(state="ended", exit=130)
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **self.record.get("env", {})}
-        env.pop("COLUMNS", None)
-        if self.record["gpu"]:
-            env["CUDA_VISIBLE_DEVICES"] = self.record["gpu"]
+        env = environment(self.record.get("env", {}), self.record["gpu"])
         try:
             with open(self.dir / "output.txt", "wb") as out:
                 child = subprocess.Popen(
@@ -512,9 +641,10 @@ class Keeper:
 
     def _turn(self) -> Any:
         """Wait until the run may start. Returns the GPU lock if the run waited for a GPU."""
-        if self.record["wait"] == "after":
+        if self.record.get("after"):
             while not self.cancelled and self._running(self.record["after"]):
                 time.sleep(1)
+            self.tell(after="", waits=f"waiting for {self.record.get('need', 0):g} GiB on a GPU")
         if self.record["wait"] != "gpu":
             return None
         lock = open(self.dir.parent / "gpu.lock", "w")  # noqa: SIM115 - held until the run has allocated its memory
@@ -533,18 +663,18 @@ class Keeper:
     def _running(self, name: str) -> bool:
         root = Path(self.record["root"])
         others = [r for r in records(root) if name in (r["name"], r.get("run")) and r["dir"] != str(self.dir)]
-        if any(r.get("exit") is None and alive(r["keeper"]) for r in others):
-            return True
+        for r in others:
+            begins = not r["keeper"] and time.time() - Path(r["dir"]).stat().st_mtime < 60  # its keeper is just starting
+            if r.get("exit") is None and (begins or alive(r["keeper"])):
+                return True
         run = Run(root / name)
         run.refresh()
         return run.live
 
     def _others_before(self) -> bool:
-        """Whether an earlier launch is also waiting for a GPU: first come, first served."""
-        return any(
-            r["dir"] < str(self.dir) and r.get("state") == "queued" and r.get("wait") == "gpu" and alive(r["keeper"])
-            for r in records(self.dir.parent.parent)
-        )
+        """Whether an earlier launch is also waiting for a GPU, and for no other run: first come, first served."""
+        waiting = [r for r in records(self.dir.parent.parent) if r.get("wait") == "gpu" and not r.get("after")]
+        return any(r["dir"] < str(self.dir) and r.get("state") == "queued" and alive(r["keeper"]) for r in waiting)
 
 
 def _default_signals() -> None:

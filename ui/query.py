@@ -91,5 +91,5 @@ def ordered(runs: Iterable[Run], key: Callable[[Run], Any], reverse: bool = Fals
 
 def same_but_seed(run: Run) -> str:
     """A key that is equal for runs that differ only in the seed."""
-    differs = {"seed", "resume", "device", "runs_dir", "data_dir", "dry_run"}
+    differs = {"seed", "resume", "auto_resume", "device", "runs_dir", "data_dir", "dry_run"}
     return json.dumps([run.script, {k: v for k, v in sorted(run.args.items()) if k not in differs}], default=str)

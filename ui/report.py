@@ -1,17 +1,19 @@
-"""Text output: --plain for pipes and screen readers, CSV, Markdown and LaTeX tables, an HTML report."""
+"""Text output: --plain for pipes and screen readers, --json for programs, CSV, Markdown and LaTeX tables, an HTML report."""
 
 import base64
 import csv
 import html
 import io
+import json
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from ui import curves, genotypes, pages
 from ui.draw import count, duration, human, plain, score, size
 from ui.files import clean, number, read_bytes
 from ui.launch import Machine
-from ui.runs import STATES, Run, Store, fid_label, kind_of
+from ui.runs import LIVE, STATES, Run, Store, fid_label, kind_of
 from ui.view import View
 
 # ---- --plain ----------------------------------------------------------------------------------------------------------
@@ -64,6 +66,40 @@ def plain_lines(store: Store, runs: list[Run], machine: Machine | None = None) -
     return lines
 
 
+# ---- --json -----------------------------------------------------------------------------------------------------------
+
+DONE, FAILED, RUNNING, NONE = 0, 1, 3, 4  # exit codes of --json; 2 is a wrong command line, as everywhere
+
+
+def exit_code(runs: list[Run]) -> int:
+    """NONE: no run. RUNNING: at least one is queued or running. FAILED: else, at least one is not done. DONE: all are."""
+    states = {r.state for r in runs}
+    return NONE if not runs else RUNNING if states & {"queued", *LIVE} else DONE if states == {"done"} else FAILED
+
+
+def runs_json(store: Store, runs: list[Run]) -> str:
+    """The runs for programs. `schema` rises when a key changes its meaning or goes; docs/tui.md lists the keys."""
+    made = {"schema": 1, "root": str(store.root), "problem": store.problem or None, "runs": [_facts(r) for r in runs]}
+    return json.dumps(_finite(made), indent=1, default=str, allow_nan=False)
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    facts: dict[str, Any] = {"name": run.name, "path": str(run.path), "state": run.state, "why": run.why, "error": run.error}
+    facts |= {"method": run.method, "script": run.script, "dataset": run.dataset, "seed": run.seed, "phase": run.phase}
+    facts |= {"step": run.step, "total": run.total, "rate": run.rate, "eta_s": run.eta, "memory": run.memory}
+    facts |= {"last": run.last or None, "best": run.best() or None, "tags": run.labels, "args": run.args}
+    return {k: None if v == "" else v for k, v in facts.items()}
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def host_lines(machine: Machine) -> list[str]:
     lines = []
     for g in machine.gpus:
@@ -87,8 +123,7 @@ def metrics_csv(runs: Iterable[Run]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "metric", "step", "seconds", "value"])
     for run in runs:
-        while not run.loaded and run.load(1.0):
-            pass
+        run.load_all()
         for metric in run.columns.keys:
             for step, t, value in zip(*(c.tolist() for c in run.column(metric)), strict=True):
                 writer.writerow([clean(run.name), metric, _exact(step), _exact(t), _exact(value)])

@@ -236,6 +236,11 @@ class Run:
         with self.loading:
             return self._load(seconds)
 
+    def load_all(self) -> None:
+        """Read metrics.jsonl and search.jsonl to their ends."""
+        while self.load(1.0):
+            pass
+
     def _load(self, seconds: float) -> bool:
         end, new = time.perf_counter() + seconds, False
         while True:

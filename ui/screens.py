@@ -34,6 +34,7 @@ class Runs(Page):
         Binding("space", "overlay", "overlay: add or remove this run's curves"),
         Binding("enter", "open", "open"),
         Binding("slash", "query", "filter"),
+        Binding("escape", "unfilter", "show all: clear the filter", show=False),
         Binding("s", "sort", "sort: by the next column"),
         Binding("c", "compare", "compare: two overlaid runs"),
         *ACTS,
@@ -163,7 +164,7 @@ class Runs(Page):
         if event.entered:
             self.action_open()
         else:
-            self.update("preview", "charts")
+            self.update("preview", "charts", "keys")
 
     def on_table_sorted(self, event: Table.Sorted) -> None:
         key = next((k for a, b, k in self.spots if a <= event.x < b), None)
@@ -191,7 +192,7 @@ class Runs(Page):
     def status_line(self, width: int, _: int) -> list[Line]:
         shown, total = len(self.state.listed()), len(self.state.store.runs)
         words = [f"{shown} of {draw.count(total, 'run')}", f"sort {self.state.sort} {'▼' if self.state.falling else '▲'}"]
-        words += [f"filter: {self.state.filter_text}"] if self.state.filter_text else []
+        words += [f"filter: {self.state.filter_text} (esc clears it)"] if self.state.filter_text else []
         words += [f"{len(self.state.overlay)} overlaid"] if self.state.overlay else []
         words += ["seeds grouped"] if self.state.group else []
         left = [label for label in self.state.labels() if label.startswith("FID")]
@@ -338,6 +339,10 @@ class Runs(Page):
         hint = "words, -word, /regex/, fid<15, is>8, fid(compact)<2, state=running, tag:paper, seed=3, g_lr>1e-4"
         self.app.ask("filter", self.state.filter_text, self.app.set_filter, hint, live=True)
 
+    def action_unfilter(self) -> None:
+        self.app.set_filter("")
+        self.update_all()
+
     def action_sort(self) -> None:
         keys = ["state", "name", *(k for _, _, k in getattr(self, "spots", [])[1:])]
         self.state.sort = keys[(keys.index(self.state.sort) + 1) % len(keys)] if self.state.sort in keys else keys[0]
@@ -482,7 +487,7 @@ class OneRun(Page):
         super().__init__(state)
         self.run, self.tab = run, tab
         self.view = View()
-        self.first = 0  # index of the first chart shown
+        self.first, self.per_page = 0, 1  # index of the first chart shown; how many fit
         self.across = 8
         self.pictured: tuple = ()  # the picture and zoom that #pixels shows
         self.wants_output = False
@@ -514,7 +519,7 @@ class OneRun(Page):
 
     def offered(self, binding: Binding) -> bool:
         use = self.USE.get(binding.action.split("(")[0])
-        return binding.show and (use is None or self.tab in use)
+        return super().offered(binding) and (use is None or self.tab in use)
 
     def check_action(self, action: str, parameters: tuple) -> bool | None:
         return self.tab in self.USE.get(action, (self.tab,))
@@ -529,6 +534,8 @@ class OneRun(Page):
         right = f"as of step {human(self.view.at)} · . later " if self.view.at is not None else ""
         if self.tab == "log":
             right = self.query_one(LogView).status + " "
+        if self.tab == "charts" and self.view.at is None and (more := self.paging()):
+            right = more
         if self.run.name not in self.state.store.runs:
             right = "this directory is gone "
         if not self.run.loaded:
@@ -599,6 +606,14 @@ class OneRun(Page):
             ),
         )
 
+    def paging(self) -> str:
+        """Which charts are shown, if there are more."""
+        n = len(self.sets())
+        if n <= self.per_page:
+            return ""
+        first = self.first % n
+        return f"charts {first + 1}-{min(n, first + self.per_page)} of {n} · PgDn more "
+
     def charts(self, width: int, height: int) -> list[Line]:
         sets = self.sets()
         if not sets:
@@ -606,7 +621,8 @@ class OneRun(Page):
         across = 2 if width >= 100 else 1
         down = max(1, min(3, (height - 1) // 12))
         first = self.first % len(sets)
-        shown = [sets[(first + k) % len(sets)] for k in range(min(across * down, len(sets)))]
+        self.per_page = across * down
+        shown = [sets[(first + k) % len(sets)] for k in range(min(self.per_page, len(sets)))]
         down = -(-len(shown) // across)
         strip = pages.health(self.run)
         tall = (height - bool(strip)) // down
@@ -655,6 +671,9 @@ class OneRun(Page):
         if self.tab == "log":
             self.query_one(LogView).move(key)
             self.update("tabs")
+        elif self.tab == "charts" and key in ("pageup", "pagedown"):
+            self.first = (self.first + (self.per_page if key == "pagedown" else -self.per_page)) % max(1, len(self.sets()))
+            self.update_all()
         else:
             self.query_one("#content", Doc).move(key)
 

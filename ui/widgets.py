@@ -28,24 +28,25 @@ OKABE_ITO = [
     "#00795a",
     "#8a7d00",
     "#a8447f",
-    "#3a8fc4",
+    "#2f7fb5",
     "#b84700",
     "#666666",
 ]  # darkened, for light backgrounds
 DARK = {
     **{f"s{i}": color for i, color in enumerate(TOL_LIGHT)},
     **{"dim": "#8a8f98", "faint": "#4a505a", "key": "#56b4e9", "info": "#8ab4f8", "good": "#4cc38a", "warn": "#e6a700"},
-    **{"bad": "#ff6b6b", "sel": "on #24405e", "bar": "on #1c232d", "bold": "bold"},
+    **{"bad": "#ff8f8f", "bold": "bold"},
+    **{"page": "#d7dae0 on #12161c", "bar": "#d7dae0 on #1c232d", "sel": "#ffffff on #24405e"},
 }
 LIGHT = DARK | {
     **{f"s{i}": color for i, color in enumerate(OKABE_ITO)},
-    **{"dim": "#5c6370", "faint": "#b4bac4", "key": "#005f9e", "info": "#0057b8", "good": "#00795a", "warn": "#8a5a00"},
-    **{"bad": "#b3261e", "sel": "on #cfe3f7", "bar": "on #e8ecf1"},
+    **{"dim": "#5c6370", "faint": "#b4bac4", "key": "#005f9e", "info": "#0050a8", "good": "#006847", "warn": "#7a5000"},
+    **{"bad": "#a8201a", "page": "#1b1f24 on #fbfcfd", "bar": "#1b1f24 on #e8ecf1", "sel": "#000000 on #d6e7f9"},
 }
 ANSI = {
     **{f"s{i}": c for i, c in enumerate(["cyan", "yellow", "green", "magenta", "blue", "red", "bright_cyan", "bright_yellow"])},
     **{"dim": "dim", "faint": "dim", "key": "cyan", "info": "blue", "good": "green", "warn": "yellow", "bad": "red"},
-    **{"sel": "reverse", "bar": "", "bold": "bold"},
+    **{"page": "", "sel": "reverse", "bar": "", "bold": "bold"},
 }
 PALETTES = {
     "dark": DARK,
@@ -73,7 +74,7 @@ def style_of(words: str) -> Style:
 
 def to_strip(line: Line, width: int, base: str = "") -> Strip:
     """The line as exactly `width` cells. Control characters are replaced, so no text can send terminal commands."""
-    under, segments, left = style_of(base), [], width
+    under, segments, left = style_of("page") + style_of(base), [], width  # both colours, whatever the terminal's are
     for text, style in line:
         if not text.isprintable():
             text = clean(text, 4096)
@@ -342,11 +343,11 @@ class LogView(Widget, can_focus=False):
         self.digits = digits = max(self.digits, len(str(max(numbers, default=0) + 1)))
         strips = []
         for number, text in zip(numbers, self.log_file.lines(numbers), strict=True):
-            low = text.lower()
-            style = "bad" if re.search(BAD_LINE, low) else "warn" if "warn" in low else ""
+            style = "bad" if re.search(BAD_LINE, text) else "warn" if "warn" in text.lower() else ""
             if number == self.hit:
                 style += " reverse"
             body = text[self.left :] if self.left else text
+            body = fit(body, w - digits - 1) if cell_len(body) > w - digits - 1 else body  # with an ellipsis
             strips.append(to_strip([(f"{number + 1:>{digits}} ", "dim"), (body, style)], w))
         if not strips:
             strips = [to_strip([(" the log is empty" if not self.filter else f" no lines match {self.filter}", "dim")], w)]

@@ -24,7 +24,7 @@ import torch
 import common.metrics
 import common.ranks
 from common.cli import cli
-from tests.runs import assert_same_run, flags, tiny_data, tiny_flags
+from tests.runs import METHODS, assert_same_run, flags, tiny_data, tiny_flags
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 HANGS = 120.0  # seconds after which a process is taken to hang
@@ -85,7 +85,7 @@ def killed(script: ModuleType, folder: Path, tiny: dict, rng: random.Random, kil
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("method", choices=("adversarialnas", "autogan", "degas", "eagan"))
+    parser.add_argument("method", choices=METHODS)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()

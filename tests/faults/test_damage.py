@@ -16,11 +16,9 @@ import torch
 
 from common.files import load_tensors
 from tests.faults.conftest import Count
-from tests.runs import assert_equal, command, load
+from tests.runs import GENOTYPE, METHODS, assert_equal, command, load
 
-METHODS = ("eagan", "adversarialnas", "autogan", "degas")
 SEED = int(os.environ.get("GAN_NAS_SEED", 0))
-GENOTYPE = {"eagan": "eagan-g", "adversarialnas": "adversarialnas-g", "autogan": "A", "degas": "baseline"}
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
 

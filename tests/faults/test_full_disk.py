@@ -20,22 +20,9 @@ from common.files import UserError
 from common.ranks import Ranks
 from common.run import Run
 from tests.faults.conftest import Count
-from tests.runs import assert_same_run
+from tests.runs import Counter, assert_same_run
 
 STEPS = 2
-
-
-class Counter:
-    """A state that counts steps."""
-
-    def __init__(self) -> None:
-        self.n = 0
-
-    def state_dict(self) -> dict:
-        return vars(self).copy()
-
-    def load_state_dict(self, saved: dict) -> None:
-        vars(self).update(saved)
 
 
 def whole_run(path: Path) -> None:

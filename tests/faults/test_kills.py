@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from tests.runs import ROOT
+from tests.runs import METHODS, ROOT
 
-METHODS = ("eagan", "adversarialnas", "autogan", "degas")
 KILLS, SEED = int(os.environ.get("GAN_NAS_KILLS", 4)), os.environ.get("GAN_NAS_SEED", "0")
 
 

@@ -21,9 +21,8 @@ from PIL import Image
 from common.data import load_dataset
 from common.files import UserError
 from common.metrics import Moments, frechet_distance, to_uint8
-from tests.runs import command
+from tests.runs import METHODS, command
 
-METHODS = ("eagan", "adversarialnas", "autogan", "degas")
 FEW = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
