@@ -654,7 +654,8 @@ def test_a_run_that_waits_may_be_queued_though_its_dry_run_fails_now(form: tuple
 def test_it_asks_before_a_paper_scale_run_on_a_cpu(form: tuple, values: dict, gpus: int, asks: bool) -> None:
     app, pilot, page, root = form
     app.state.machine.left.set()  # what the machine has is set here
-    app.state.machine.gpus = [{"index": 0, "used": 0, "total": 2**36, "name": "", "percent": 0, "watts": 0, "degrees": 0}] * gpus
+    one = {"index": 0, "used": 0, "total": 2**36, "name": "", "percent": 0, "watts": 0, "degrees": 0}
+    app.state.machine.gpus = [one] * gpus
     for key, value in values.items():
         pilot.do(page.set, key, value)
     pilot.press("ctrl+r")
