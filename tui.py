@@ -17,9 +17,9 @@ ui/search.py   search.jsonl                             ui/pages.py    contents 
 ui/query.py    filters and sorting                      ui/genotypes.py  cells, distances, the architecture tab
 ui/state.py, ui/view.py  what the user has chosen       ui/eagan.py, ui/probabilities.py, ui/autogan.py  search pages
 ui/launch.py   script options, starting runs, GPUs      ui/compare.py  comparison of runs
-ui/report.py   --plain, CSV, Markdown, LaTeX, HTML      ui/widgets.py, ui/base.py  widgets, keys, dialogs
-ui/form.py     the launch form                          ui/screens.py, ui/pair.py  list, one run, two runs
-this file      the app and the command line
+ui/report.py   --plain, CSV, Markdown, LaTeX, HTML      ui/acts.py     stop, pause, resume, kill, trash
+ui/form.py     the launch form                          ui/widgets.py, ui/base.py  widgets, keys, dialogs
+this file      the app and the command line             ui/screens.py, ui/pair.py  list, one run, two runs
 """
 
 import contextlib
@@ -44,20 +44,19 @@ if os.environ.get("SSH_CONNECTION"):  # must be set before importing textual
 from textual import work
 from textual.app import App
 from textual.command import DiscoveryHit, Hit, Provider
-from textual.css.query import NoMatches
 from textual.widget import Widget
 
-from ui import draw, launch, pages, report
-from ui.base import EVERYWHERE, Ask, Choose, Help, Page, key_groups, key_name
+from ui import acts, draw, launch, pages, report
+from ui.base import EVERYWHERE, Choose, Help, Page, key_groups, key_name
 from ui.curves import is_score, metrics
-from ui.files import clean, get
+from ui.files import clean
 from ui.form import Form
 from ui.pair import Compare
 from ui.query import ordered, query
-from ui.runs import Run, Store, identity
+from ui.runs import Run, Store
 from ui.screens import OneRun, Runs
 from ui.state import State
-from ui.widgets import THEMES, use_palette
+from ui.widgets import THEMES, Problem, safely, use_palette
 
 # ---- keys and commands ------------------------------------------------------------------------------------------------
 
@@ -96,7 +95,8 @@ class Commands(Provider):
         ):
             yield f"chart {metric}", "", partial(app.choose_metric, metric)
         for trashed, original in app.state.store.trashed():
-            yield f"restore {original.name}", "from the trash", partial(app.restore, trashed, original)
+            do = partial(acts.restore, app.state, trashed, original)
+            yield f"restore {original.name}", "from the trash", partial(screen.try_to, "restore", do)
         for theme in THEMES:
             yield f"theme {theme}", "", partial(app.use_theme, theme)
 
@@ -155,20 +155,23 @@ class Tui(App):
     BINDINGS: ClassVar = EVERYWHERE
 
     def __init__(
-        self, root: Path, readonly: bool = False, look: str = "dark", scripts_dir: Path | None = None, on_finish: str = ""
+        self,
+        root: Path,
+        readonly: bool = False,
+        look: str = "dark",
+        scripts_dir: Path | None = None,
+        on_finish: str = "",
     ) -> None:
         super().__init__()
-        self.state = State(Store(root, launch.records), launch.Machine(root), readonly)
+        scripts_dir = scripts_dir or Path(__file__).resolve().parent
+        self.state = State(Store(root, launch.records), launch.Machine(root), scripts_dir, readonly)
         self.look, self.on_finish = look, on_finish
-        self.scripts_dir = scripts_dir or Path(__file__).resolve().parent
         self.states: dict[str, str] = {}
-        self.stopping: dict[str, float] = {}
         self.troubles: dict[str, dict[str, str]] = {}  # of live runs: {name: {kind: message}}
         self.warned: set[tuple[str, str]] = set()
         self.interval = 1.0
         self.leaving = threading.Event()
         self.complaints: set[str] = set()
-        self._scripts: tuple[float, tuple] = (0.0, ([], {}))
 
     def on_mount(self) -> None:
         self.use_theme(self.look)
@@ -222,7 +225,9 @@ class Tui(App):
         if not self.state.scanned:
             self.state.scanned = True
             ended = Counter(
-                r.state for r in self.state.store.ordered() if r.name in self.state.before and r.state != self.state.before[r.name] and not r.live
+                r.state
+                for r in self.state.store.ordered()
+                if r.name in self.state.before and r.state != self.state.before[r.name] and not r.live
             )
             self.state.since = dict(ended)
             if self.state.metric == "FID" and self.state.labels() and "FID" not in self.state.labels():
@@ -233,7 +238,7 @@ class Tui(App):
             del self.state.wanted[name]
         for screen in self.screen_stack:
             if isinstance(screen, Page) and screen.is_current:
-                self.safely("screen", partial(screen.changed, names))
+                safely(self, "screen", partial(screen.changed, names))
 
     def tell_transitions(self) -> None:
         """Notify when a run ends, stalls or shows a first sign of trouble, and when a stop takes too long."""
@@ -262,24 +267,20 @@ class Tui(App):
                     self.warned.add((name, kind))
                     self.notify(f"{name}: {text}", severity="warning", markup=False)
                     self.bell()
-        for name, since in list(self.stopping.items()):
+        for name, since in list(self.state.stopping.items()):
             run = self.state.store.runs.get(name)
             if run is None or not run.live:
-                del self.stopping[name]
+                del self.state.stopping[name]
             elif time.monotonic() - since > 30:
                 self.notify(
-                    f"{name} is still running 30 s after the stop request: press T to terminate, K to kill", severity="warning", markup=False
+                    f"{name} is still running 30 s after the stop request: press T to terminate, K to kill",
+                    severity="warning",
+                    markup=False,
                 )
-                del self.stopping[name]
+                del self.state.stopping[name]
 
-    def safely(self, what: str, do: Callable[[], Any]) -> None:
-        """Call do(). An error in one widget is reported once and does not crash the UI."""
-        try:
-            do()
-        except NoMatches:
-            pass  # the screen is being opened or closed; it is drawn once it is mounted
-        except Exception as e:
-            self.complain(what, e)
+    def on_problem(self, event: Problem) -> None:
+        self.complain(event.what, event.error)
 
     def complain(self, what: str, error: Exception) -> None:
         text = f"{what}: {type(error).__name__}: {clean(error, 200)}"
@@ -299,15 +300,6 @@ class Tui(App):
             )(text, severity="error", markup=False)
 
     # -- display
-
-    def set_filter(self, text: str) -> str:
-        """Show only the runs that match. Returns an error message or ""."""
-        if not (wrong := self.state.set_filter(text)):
-            for screen in self.screen_stack:
-                if isinstance(screen, Runs):
-                    screen.fill()
-                    screen.update("status", "preview", "charts")
-        return wrong
 
     def choose_metric(self, metric: str) -> None:
         self.state.metric = metric
@@ -344,18 +336,9 @@ class Tui(App):
         self.refresh_screens()
         self.screen.refresh(layout=True)
 
-    def ask(self, label: str, text: str, done: Callable[[str], str], hint: str = "", live: bool = False) -> None:
-        self.push_screen(Ask(label, text, done, hint, live))
-
     def action_yank(self) -> None:
         if hasattr(self.screen, "copied"):
-            self.copy(self.screen.copied())
-
-    def copy(self, text: str) -> None:
-        if text:
-            self.copy_to_clipboard(text)
-            first = text.split("\n")[0]
-            self.notify(f"copied via OSC 52 (in tmux: set -s set-clipboard on): {clean(first, 100)}", markup=False)
+            self.screen.copy(self.screen.copied())
 
     def action_export(self) -> None:
         screen = self.screen
@@ -368,7 +351,12 @@ class Tui(App):
             ("m", f"Markdown: a table of {draw.count(len(runs), 'run')}", "md", lambda: report.markdown(runs)),
             ("l", "LaTeX: the same table", "tex", lambda: report.latex(runs)),
             ("s", "SVG: this screen", "svg", lambda: svg),
-            ("h", "HTML: a self-contained report", "html", lambda: report.html_report(runs, f"Runs of {self.state.store.root}")),
+            (
+                "h",
+                "HTML: a self-contained report",
+                "html",
+                lambda: report.html_report(runs, f"Runs of {self.state.store.root}"),
+            ),
         ]
         answers = [(k, text, partial(self.export, suffix, make, runs)) for k, text, suffix, make in kinds]
         self.push_screen(Choose("Export", answers))
@@ -389,190 +377,31 @@ class Tui(App):
             return
         self.call_from_thread(self.notify, f"wrote {path}, {draw.size(len(text))}", markup=False)
 
-    # -- actions on runs
-
-    def refuse(self) -> bool:
-        """In read-only mode, say so and return True."""
-        if self.state.readonly:
-            self.notify("read-only mode: runs cannot be started, stopped or modified", severity="warning")
-        return self.state.readonly
-
-    def write_tags(self, run: Run, **changes: object) -> None:
-        if self.refuse():
-            return
-        try:
-            self.state.store.tag(run, **changes)
-        except OSError as e:
-            self.notify(f"tags.json: {e}", severity="error", markup=False)
-        self.refresh_screens()
-
-    def act(self, what: str, run: Run | None) -> None:
-        if self.refuse() or (run is None and what != "undo"):
-            return
-        try:
-            getattr(self, f"do_{what}")(run)
-        except (OSError, ValueError) as e:
-            self.notify(f"{what}: {getattr(e, 'strerror', None) or e}", severity="error", markup=False)
-        self.state.wake.set()
-
-    def do_stop(self, run: Run) -> None:
-        """Ask the run to finish its step, save and exit: by SIGINT, or by a STOP file if it runs on another host."""
-        keeper = get(run.record, "keeper") or {}
-        if run.state == "queued":
-            launch.send(keeper, signal.SIGTERM)
-            self.notify(f"{run.name}: removed from the queue", markup=False)
-        elif identity(run.process):
-            launch.send(run.process, signal.SIGINT)
-            if run.state == "paused":
-                launch.send(run.process, signal.SIGCONT, family=True)
-            self.stopping[run.name] = time.monotonic()
-            self.notify(f"{run.name}: finishing the step, then saving a checkpoint", markup=False)
-        elif run.state == "starting" and get(run.record, "child", "pid"):
-            launch.send(run.record["child"], signal.SIGINT)
-        elif run.live:
-            (run.path / "STOP").touch()
-            self.notify(
-                f"{run.name} runs on {clean(run.process.get('host'), 40) or 'another host'}: wrote a STOP file", markup=False
-            )
-        else:
-            raise ValueError(f"{run.name} is {run.state}")
-
-    def _process(self, run: Run) -> dict:
-        if not run.live:
-            raise ValueError(f"{run.name} is {run.state}")
-        process = run.process if identity(run.process) else get(run.record, "child") or {}
-        if not identity(process):
-            raise ValueError(f"{run.name} does not run on this host; press I to stop it through a STOP file")
-        return process
-
-    def do_terminate(self, run: Run) -> None:
-        launch.send(self._process(run), signal.SIGTERM)
-        self.notify(f"{run.name}: SIGTERM sent", markup=False)
-
-    def do_kill(self, run: Run) -> None:
-        process = self._process(run)
-
-        def kill() -> None:
-            self.safely("kill", lambda: launch.send(process, signal.SIGKILL, family=True))
-            self.state.wake.set()
-
-        self.push_screen(Choose(f"Kill {run.name}? Progress since its last checkpoint is lost.", [("y", "yes, send SIGKILL", kill)]))
-
-    def do_pause(self, run: Run) -> None:
-        process = self._process(run)
-        if run.state == "paused":
-            launch.send(process, signal.SIGCONT, family=True)
-            self.notify(f"{run.name} continues", markup=False)
-        else:
-            launch.send(process, signal.SIGSTOP, family=True)
-            self.notify(f"{run.name} paused; its GPU memory stays allocated", markup=False)
-
-    def do_resume(self, run: Run) -> None:
-        if run.live or run.state == "queued":
-            raise ValueError(f"{run.name} is {run.state}" + ("; press Z to continue it" if run.state == "paused" else ""))
-        if not any((run.path / f).exists() for f in ("checkpoint.pt", "checkpoint.prev.pt")):
-            raise ValueError(f"{run.name} has no checkpoint; press r to start it again")
-        script = self.scripts_dir / Path(run.script).name
-        if not script.is_file():
-            raise ValueError(
-                f"{run.script} is not in {self.scripts_dir}; resume it by hand: {clean(run.status.get('resume_command'), 200)}"
-            )
-        start = launch.Start.of(run.record)
-        words = start.words([script.name, "--resume", str(run.path.resolve())])
-        launch.launch(
-            launch.Launch(
-                script, words, {**run.args, "runs_dir": str(run.path.resolve().parent)}, self.state.store.root,
-                gpu=start.gpu, env=start.env, run=run.name,
-            )
-        )
-        self.notify(f"{run.name}: resuming from its checkpoint", markup=False)
-
-    def do_trash(self, run: Run) -> None:
-        self.state.store.trash(run)
-        self.state.overlay.pop(run.name, None)
-        self.notify(f"{run.name} moved to .trash; press U to restore it", markup=False)
-        self.refresh_screens()
-
-    def do_undo(self, _: Run | None) -> None:
-        """Restore the run that was moved to the trash last, by whichever session."""
-        if not (trashed := self.state.store.trashed()):
-            raise ValueError("the trash is empty")
-        self.restore(*trashed[0])
-
-    def restore(self, trashed: Path, original: Path) -> None:
-        if self.refuse():
-            return
-        try:
-            self.state.store.restore(trashed, original)
-        except OSError as e:
-            self.notify(f"{original.name}: {e}", severity="error", markup=False)
-            return
-        self.state.wake.set()
-        self.notify(f"{original.name} restored", markup=False)
-
-    # -- launching
-
-    def scripts(self) -> tuple[list[launch.Script], dict[str, str]]:
-        """Launchable scripts and, by name, errors in the others. Reread when a file changes."""
-        newest = max((p.stat().st_mtime for p in self.scripts_dir.glob("*.py")), default=0.0)
-        if newest != self._scripts[0]:
-            self._scripts = (newest, launch.scripts(self.scripts_dir))
-        return self._scripts[1]
-
-    def place(self, texts: dict[str, str], script: launch.Script) -> None:
-        """Set --runs-dir if the script's default would put the run in another folder than the one shown."""
-        if "runs_dir" in texts and (script.path.parent / texts["runs_dir"]).resolve() != self.state.store.root.resolve():
-            texts["runs_dir"] = str(self.state.store.root.resolve())
-
-    def open_form(self, run: Run | None = None, **changes: str) -> None:
-        """Open the launch form with default values or with the arguments of a run."""
-        found, broken = self.scripts()
-        for name, why in broken.items():
-            self.notify(f"{name} cannot be launched: {why}", severity="warning", markup=False)
-        script = next((s for s in found if run and s.path.name == run.script), None)
-        if run and script is None:
-            self.notify(
-                f"{run.script or run.name}: no such script in {self.scripts_dir}", severity="error", markup=False
-            )
-            return
-        script = script or next(iter(found), None)
-        if script is None:
-            self.notify(f"no scripts in {self.scripts_dir}", severity="error", markup=False)
-            return
-        saved = {k: v for k, v in (run.args if run else {}).items() if k in script.options and k not in ("resume", "auto_resume", "dry_run")}
-        values = (
-            script.defaults(clean(saved.get("preset")) or "")
-            | saved
-            | {k: v for k, v in changes.items() if k in script.options}
-        )
-        about = (
-            f"Re-run {run.name}" if run and not changes else f"Train the genotype of {run.name}" if run else ""
-        )
-        form = Form(self.state, script, values, launch.Start.of(run.record if run else None), about)
-        self.place(form.texts, script)
-        self.push_screen(form)
-
 
 # ---- the command ------------------------------------------------------------------------------------------------------
 
 
 def main(
     runs: Annotated[str, typer.Argument(help="Directory that contains the run directories.")] = "runs",
-    asked: Annotated[
-        str, typer.Argument(metavar="[QUERY]", help="With --json: list matching runs, as --filter does.")
-    ] = "",
+    asked: Annotated[str, typer.Argument(metavar="[QUERY]", help="With --json: list matching runs, as --filter does.")] = "",
     plain: Annotated[bool, typer.Option("--plain", help="Print the status of all runs as plain text and exit.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print runs as JSON. Exit code: 0 done, 1 failed, 3 running, 4 no such run.")
     ] = False,
-    readonly: Annotated[bool, typer.Option("--readonly", help="Do not start, stop or modify runs; for shared servers.")] = False,
+    readonly: Annotated[
+        bool, typer.Option("--readonly", help="Do not start, stop or modify runs; for shared servers.")
+    ] = False,
     theme: Annotated[
         Literal["dark", "light", "colour-blind", "ansi"] | None,
         typer.Option(help="Colours; ansi uses the terminal's own 16. Default: light or dark as COLORFGBG says, else dark."),
     ] = None,
-    filter: Annotated[str, typer.Option(help="Show matching runs only, e.g. 'cifar10 fid<15 state=running'; see docs/tui.md.")] = "",
+    filter: Annotated[
+        str, typer.Option(help="Show matching runs only, e.g. 'cifar10 fid<15 state=running'; see docs/tui.md.")
+    ] = "",
     scripts: Annotated[Path | None, typer.Option(help="Directory of the scripts to launch; default: that of tui.py.")] = None,
-    on_finish: Annotated[str, typer.Option(help="Shell command to execute when a run ends, with GAN_RUN and GAN_STATE set.")] = "",
+    on_finish: Annotated[
+        str, typer.Option(help="Shell command to execute when a run ends, with GAN_RUN and GAN_STATE set.")
+    ] = "",
 ) -> None:
     """Launch, monitor, control and compare runs in a terminal."""
     if as_json and not asked and runs != "runs" and not Path(runs).exists():  # `--json QUERY`
@@ -602,7 +431,7 @@ def main(
     app = Tui(root, readonly, theme or theme_of_terminal(), scripts, on_finish)
     app.state.pixels = pixels() if app.state.images else None
     if filter:
-        app.set_filter(filter)
+        app.state.set_filter(filter)
     end_with_the_terminal()
     app.run()
 

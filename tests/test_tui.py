@@ -130,7 +130,7 @@ def driven(root: Path, size: tuple[int, int] = (120, 36), asked: str = "", **opt
     """The app on a folder of runs, without a terminal, once the runs are there."""
     app = Tui(root, **{"scripts_dir": TESTS, **options})
     app.interval = 0.2
-    app.set_filter(asked)
+    app.state.set_filter(asked)
     with asyncio.Runner() as loop:
         running = app.run_test(size=size)
         pilot = Pilot(app, loop, loop.run(running.__aenter__()))
@@ -279,10 +279,10 @@ def test_a_new_line_changes_its_chart_and_its_cell_and_nothing_else(tmp_path: Pa
         pilot.read()
         pilot.press(*"   ")
         table, charts = app.screen.query_one(Table), app.screen.query_one("#charts", Doc)
-        strips, picture = dict(table.strips), charts.text
+        strips, picture = list(table.strips), charts.text
         row = {"step": 500, "phase": "train", "eval/fid": 3.21, "eval/is": 9.0, "eval/net": "inception-2048", "t": 99}
         append(tmp_path / table.rows[0][0] / "metrics.jsonl", row)
-        pilot.until(lambda: "3.21" in table.strips[1][1].text and charts.text != picture)
+        pilot.until(lambda: "3.21" in table.strips[1].text and charts.text != picture)
         assert all(table.strips[y] is strips[y] for y in (0, 2, 4))  # 3 and 1 hold the cursor and the change
 
 
@@ -727,7 +727,7 @@ def for_terminal(root: str) -> None:
     app = Tui(Path(root), scripts_dir=TESTS)
 
     async def begin() -> None:
-        app.open_form()
+        app.screen.open_form(None)
         await asyncio.sleep(0.5)
         app.screen.set("-steps", "100000")
         app.screen.action_go()

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
@@ -11,12 +12,13 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Input
 
-from ui import draw, pages
+from ui import acts, draw, pages
 from ui.curves import AXES, EMAS, ZOOMS, is_score
 from ui.draw import Line, fit
+from ui.files import clean
 from ui.runs import Run
 from ui.state import State
-from ui.widgets import Doc
+from ui.widgets import Doc, safely
 
 MOVES = [
     Binding("up,k", "move('up')", "up", show=False),
@@ -62,27 +64,11 @@ EVERYWHERE = [
 # ---- what the screens share -------------------------------------------------------------------------------------------
 
 
-class Host(Protocol):
-    """What the screens ask of the app beyond Textual's own: the app acts, the screens show."""
-
-    def ask(self, label: str, text: str, done: Callable[[str], str], hint: str = "", live: bool = False) -> None: ...
-    def safely(self, what: str, do: Callable[[], Any]) -> None: ...
-    def refuse(self) -> bool: ...
-    def act(self, what: str, run: Run | None) -> None: ...
-    def write_tags(self, run: Run, **changes: object) -> None: ...
-    def open_form(self, run: Run | None = None, **changes: str) -> None: ...
-    def scripts(self) -> tuple[list, dict[str, str]]: ...
-    def place(self, texts: dict[str, str], script: Any) -> None: ...
-    def set_filter(self, text: str) -> str: ...
-    def copy(self, text: str) -> None: ...
-
-
 class Page(Screen):
     """Base of the screens: a key footer, a "too small" notice, and widgets whose errors do not crash the UI."""
 
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (100, "-wide"), (140, "-broad")]
     VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (30, "-tall")]
-    app: "Host"
 
     def __init__(self, state: State) -> None:
         super().__init__()
@@ -117,7 +103,7 @@ class Page(Screen):
 
     def update(self, *ids: str) -> None:
         for name in ids:
-            self.app.safely(name, self.query_one(f"#{name}", Doc).rebuild)
+            safely(self, name, self.query_one(f"#{name}", Doc).rebuild)
 
     def restyle(self) -> None:
         for widget in self.query("Doc, Table, LogView"):
@@ -160,7 +146,7 @@ class Page(Screen):
         curves = self.state.curves
         curves.ema = EMAS[(EMAS.index(curves.ema) + 1) % len(EMAS)]
         if is_score(self.metric_now()):
-            self.app.notify(f"moving average {curves.ema:g} for losses; scores are never smoothed")
+            self.notify(f"moving average {curves.ema:g} for losses; scores are never smoothed")
         self.update_all()
 
     def action_log(self) -> None:
@@ -199,21 +185,49 @@ class Page(Screen):
     def run_now(self) -> Run | None:
         return None
 
+    def refuse(self) -> bool:
+        """In read-only mode, say so and return True."""
+        if self.state.readonly:
+            self.notify("read-only mode: runs cannot be started, stopped or modified", severity="warning")
+        return self.state.readonly
+
+    def try_to(self, what: str, do: Callable[[], str]) -> None:
+        """Change something, and tell what has been done, or why it cannot be done."""
+        if self.refuse():
+            return
+        try:
+            if told := do():
+                self.notify(told, markup=False)
+        except (OSError, ValueError) as e:
+            self.notify(f"{what}: {acts.explain(e)}", severity="error", markup=False)
+        self.state.wake.set()
+        self.update_all()
+
+    def act(self, what: str, run: Run | None) -> None:
+        if run or what == "undo":
+            self.try_to(what, partial(acts.ACTS[what], self.state, run))
+
     def action_act(self, what: str) -> None:
-        self.app.act(what, self.run_now())
-
-    def action_rerun(self) -> None:
         run = self.run_now()
-        if run and not self.app.refuse():
-            self.app.open_form(run)
+        if what == "kill" and run:
+            self.try_to(what, partial(self.ask_to_kill, run))
+        else:
+            self.act(what, run)
 
-    def action_derive(self) -> None:
-        run = self.run_now()
-        if run and not self.app.refuse():
-            if not (run.path / "genotype.json").exists():
-                self.app.notify("this run has no genotype.json yet", severity="warning")
-            else:
-                self.app.open_form(run, genotype=str(run.path / "genotype.json"), phase="train")
+    def ask_to_kill(self, run: Run) -> str:
+        acts.process_of(run)  # before asking
+        answers = [("y", "yes, send SIGKILL", partial(self.act, "kill", run))]
+        self.app.push_screen(Choose(f"Kill {run.name}? Progress since its last checkpoint is lost.", answers))
+        return ""
+
+    def ask(self, label: str, text: str, done: Callable[[str], str], hint: str = "", live: bool = False) -> None:
+        self.app.push_screen(Ask(label, text, done, hint, live))
+
+    def copy(self, text: str) -> None:
+        if text:
+            self.app.copy_to_clipboard(text)
+            first = clean(text.partition("\n")[0], 100)
+            self.notify(f"copied via OSC 52 (in tmux: set -s set-clipboard on): {first}", markup=False)
 
 
 def key_name(keys: str) -> str:

@@ -266,9 +266,7 @@ def chart(
         marks = [(cursor, "")]
     canvas.mark(marks)
     canvas.name_ends()
-    y_ticks = ticks(y0, y1, max(3, h // 3), log)
-    lines = canvas.lines(dict(zip(map(canvas.row, y_ticks), labels(y_ticks), strict=True)), gutter)
-    lines.append(_x_axis(x_ticks, x0, x1, w, gutter, cursor))
+    lines = [*canvas.lines(ticks(y0, y1, max(3, h // 3), log), gutter), canvas.x_axis(x_ticks, gutter, cursor)]
     left_out = [f"{count(canvas.clipped, 'point')} outside"] if zoom == "low" and canvas.clipped else []
     left_out += [f"{count(canvas.dropped, 'value')} ≤ 0 not on a log axis"] if canvas.dropped else []
     return lines, " · ".join(left_out)
@@ -308,6 +306,15 @@ class Canvas:
     def row(self, y: float) -> int:
         """The character row of a y value."""
         return round((self.a1 - (math.log10(y) if self.log else y)) / (self.a1 - self.a0) * (4 * self.h - 1)) // 4
+
+    def column(self, x: float) -> int:
+        """The character column of an x value."""
+        return round((x - self.x0) / (self.x1 - self.x0) * (2 * self.w - 1)) // 2
+
+    def put(self, row: int, column: int, char: str, style: str) -> None:
+        """Write a character over what is there; after `mark`."""
+        self.styles += [style] * (style not in self.styles)
+        self.chars[row, column], self.owner[row, column] = ord(char), self.styles.index(style)
 
     def paint(self, dots: "np.ndarray", style: str) -> None:
         """Draw a dot image on top. Its cells take the new style and lose the dots of faint backgrounds."""
@@ -357,7 +364,7 @@ class Canvas:
         for x, name in marks:
             if not self.x0 <= x <= self.x1:
                 continue
-            column = round((x - self.x0) / (self.x1 - self.x0) * (2 * self.w - 1)) // 2
+            column = self.column(x)
             free = self.bits[:, column] == 0
             self.chars[free, column], self.owner[free, column] = ord("┊"), -2
             for k, letter in enumerate(name[: self.w - column - 1], column + 1):
@@ -377,10 +384,11 @@ class Canvas:
                 taken.add(spot)
                 self.chars[spot], self.owner[spot] = ord(letter), index
 
-    def lines(self, rows: dict[int, str], gutter: int) -> list[Line]:
-        """The picture behind a y axis. rows: labels by row."""
+    def lines(self, ticks: list[float], gutter: int) -> list[Line]:
+        """The picture right of a y axis with labels at these values."""
         import numpy as np
 
+        rows = dict(zip(map(self.row, ticks), labels(ticks), strict=True))
         made: list[Line] = []
         for r in range(self.h):
             text = "".join(map(chr, self.chars[r]))
@@ -392,6 +400,19 @@ class Canvas:
             made.append(line)
         return made
 
+    def x_axis(self, ticks: list[float], gutter: int, cursor: float | None = None, log: bool = False) -> Line:
+        """The line below the picture: labels at these values, or only at the cursor. log: x is log10 of the values."""
+        axis = [" "] * (gutter + self.w)
+        wanted = list(zip(ticks, labels(ticks), strict=True))
+        if cursor is not None and self.x0 <= cursor <= self.x1:
+            wanted = [(cursor, human(cursor, 5))]
+        for t, label in wanted:
+            at = gutter + self.column(math.log10(t) if log else t) - len(label) // 2
+            at = max(gutter - 1, min(at, gutter + self.w - len(label)))
+            if all(c == " " for c in axis[max(0, at - 1) : at + len(label) + 1]):
+                axis[at : at + len(label)] = label
+        return [("".join(axis), "dim")]
+
 
 def labels(values: list[float]) -> list[str]:
     """Labels with just enough digits to be distinct."""
@@ -400,19 +421,6 @@ def labels(values: list[float]) -> list[str]:
         if len(set(texts)) == len(texts):
             break
     return texts
-
-
-def _x_axis(wanted_at: list[float], x0: float, x1: float, w: int, gutter: int, cursor: float | None) -> Line:
-    axis = [" "] * (gutter + w)
-    wanted = list(zip(wanted_at, labels(wanted_at), strict=True))
-    if cursor is not None and x0 <= cursor <= x1:
-        wanted = [(cursor, human(cursor, 5))]
-    for t, label in wanted:
-        at = gutter + round((t - x0) / (x1 - x0) * (w - 1)) - len(label) // 2
-        at = max(gutter - 1, min(at, gutter + w - len(label)))
-        if all(c == " " for c in axis[max(0, at - 1) : at + len(label) + 1]):
-            axis[at : at + len(label)] = label
-    return [("".join(axis), "dim")]
 
 
 BRAILLE = {(0, 0): 1, (1, 0): 2, (2, 0): 4, (0, 1): 8, (1, 1): 16, (2, 1): 32, (3, 0): 64, (3, 1): 128}  # (row, column): bit
@@ -467,7 +475,7 @@ def scatter(
     log_x: bool = False, path: Sequence[tuple[float, float]] = ()
 ) -> list[Line]:  # fmt: skip
     """A scatter plot. points: (x, y, character, style), later ones on top. path: points joined by a staircase."""
-    gutter = 7
+    gutter = 8
     w, h = width - gutter, height - 1
     points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1]) and (p[0] > 0 or not log_x)]
     if not points or w < 4 or h < 2:
@@ -477,39 +485,17 @@ def scatter(
     y0, y1 = min(p[1] for p in points), max(p[1] for p in points)
     x0, x1 = (x0 - 0.02 * (x1 - x0), x1 + 0.02 * (x1 - x0)) if x1 > x0 else (x0 - 1, x1 + 1)
     y0, y1 = (y0 - 0.04 * (y1 - y0), y1 + 0.04 * (y1 - y0)) if y1 > y0 else (y0 - 1, y1 + 1)
-    grid: list[list[tuple[str, str]]] = [[(" ", "")] * w for _ in range(h)]
-
-    def place(x: float, y: float) -> tuple[int, int]:
-        return round((y1 - y) / (y1 - y0) * (h - 1)), round((fx(x) - x0) / (x1 - x0) * (w - 1))
-
-    corners = [place(*p) for p in path]
-    for (ra, ca), (rb, cb) in pairwise(corners):
+    canvas = Canvas(w, h, (x0, x1), (y0, y1), log=False)
+    canvas.mark(())
+    for (ra, ca), (rb, cb) in pairwise((canvas.row(y), canvas.column(fx(x))) for x, y in path):
         for c in range(min(ca, cb), max(ca, cb) + 1):
-            grid[ra][c] = ("─", "dim")
+            canvas.put(ra, c, "─", "dim")
         for r in range(min(ra, rb), max(ra, rb) + 1):
-            grid[r][cb] = ("│", "dim")
+            canvas.put(r, cb, "│", "dim")
     for x, y, mark, style in points:
-        r, c = place(x, y)
-        grid[r][c] = (mark, style)
-    y_ticks = ticks(y0, y1, max(2, h // 3))
-    texts = {round((y1 - t) / (y1 - y0) * (h - 1)): text for t, text in zip(y_ticks, labels(y_ticks), strict=True)}
-    lines: list[Line] = []
-    for r in range(h):
-        line: Line = [(fit(texts.get(r, ""), gutter - 1, True) + ("┤" if r in texts else "│"), "dim")]
-        for text, style in grid[r]:
-            if line[-1][1] == style and len(line) > 1:
-                line[-1] = (line[-1][0] + text, style)
-            else:
-                line.append((text, style))
-        lines.append(line)
-    axis = [" "] * width
-    low, high = (10**x0, 10**x1) if log_x else (x0, x1)
-    x_ticks = ticks(low, high, max(2, w // 10), log_x)
-    for t, label in zip(x_ticks, labels(x_ticks), strict=True):
-        at = max(gutter, min(width - len(label), gutter + round((fx(t) - x0) / (x1 - x0) * (w - 1)) - len(label) // 2))
-        if all(c == " " for c in axis[max(0, at - 1) : at + len(label) + 1]):
-            axis[at : at + len(label)] = label
-    return [*lines, [("".join(axis), "dim")]]
+        canvas.put(canvas.row(y), canvas.column(fx(x)), mark, style)
+    x_ticks = ticks(*((10**x0, 10**x1) if log_x else (x0, x1)), max(2, w // 10), log_x)
+    return [*canvas.lines(ticks(y0, y1, max(2, h // 3)), gutter), canvas.x_axis(x_ticks, gutter, log=log_x)]
 
 
 # ---- cells and probabilities ------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from ui import draw, launch
 from ui.base import MOVES, Choose, Page
 from ui.draw import Line, duration, fit
 from ui.files import clean
+from ui.runs import Run
 from ui.state import State
-from ui.widgets import Doc, Table
+from ui.widgets import Doc, Table, safely
 
 # ---- the launch form --------------------------------------------------------------------------------------------------
 
@@ -29,7 +30,7 @@ class Form(Page):
         Binding("left", "cycle(-1)", "previous choice", show=False),
         Binding("slash", "find", "find an option"),
         Binding("n", "next", "next match", show=False),
-        Binding("u", "undo", "reset: to the preset's value"),
+        Binding("u", "undo", "reset: to the value of the preset or the run"),
         Binding("ctrl+y", "copy", "copy the command"),
         Binding("p", "paste", "paste a command"),
         Binding("escape", "back", "back"),
@@ -37,11 +38,15 @@ class Form(Page):
     ]
 
     def __init__(
-        self, state: State, script: launch.Script, values: dict[str, Any], start: launch.Start, about: str = ""
-    ) -> None:
+        self, state: State, script: launch.Script, values: dict[str, Any], start: launch.Start, *,
+        about: str = "", again: bool = False
+    ) -> None:  # fmt: skip
+        """again: the values are those of a run, and what differs from them is marked, not what differs from the preset."""
         super().__init__(state)
         self.script, self.about = script, about
         self.texts = {name: o.write(values.get(name, o.default)) for name, o in script.options.items()}
+        self.place()
+        self.base = dict(self.texts) if again else None
         self.seeds = self.texts.get("seed", "0")
         self.start, self.wait, self.need, self.after = start, "now", "8", ""
         self.order = "in turn"
@@ -65,9 +70,9 @@ class Form(Page):
             run.stop()
 
     def changed(self, names: set[str]) -> None:
-        self.app.safely("form", self.fill)
+        safely(self, "form", self.fill)
         self.update("top", "foot")
-        self.app.safely("dry", self.show_dry)
+        safely(self, "dry", self.show_dry)
 
     # -- rows: launch settings first, then the script's options by panel
 
@@ -95,7 +100,7 @@ class Form(Page):
 
     def choices(self, key: str) -> list[str]:
         if key == "script":
-            return [s.path.name for s in self.app.scripts()[0]]
+            return [s.path.name for s in self.state.scripts()[0]]
         if key == "preset":
             return list(self.script.presets)
         if key == "wait":
@@ -188,13 +193,13 @@ class Form(Page):
     def fill(self) -> None:
         table = self.query_one(Table)
         width, wrong = table.size.width, self.problems()
-        defaults = self.script.defaults(self.texts.get("preset", ""))
+        usual = self.usual()
         rows: list[tuple[str, Line]] = []
         value_width = max(14, min(30, width // 4))
         panel = ""
         for key, title in self.rows():
             option = self.script.options.get(key[1:]) if key.startswith("-") else None
-            changed = option and option.write(defaults.get(option.name)) != self.texts[option.name]
+            changed = option and usual[option.name] != self.texts[option.name]
             about = wrong.get(key) or (option.describe() if option else self.explain(key))
             here = option.panel if option else "Start"
             tag, panel = here if here != panel else "", here
@@ -203,8 +208,21 @@ class Form(Page):
             line.append((value, "bad" if key in wrong else "warn bold" if changed else "key"))
             line.append((f"✗ {about}", "bad") if key in wrong else (about, "dim"))
             rows.append((key, line))
-        about = "range" if width < 90 else "type and range; * = differs from the preset"
+        about = "range" if width < 90 else f"type and range; * = differs from the {'run' if self.base else 'preset'}"
         table.show([(f" {'':7}{fit('option', 18)}{fit('value', value_width + 1)}{about}", "bold")], rows)
+
+    def usual(self) -> dict[str, str]:
+        """The texts that are not marked: those of the run that is run again, or of the preset."""
+        if self.base is not None:
+            return self.base
+        defaults = self.script.defaults(self.texts.get("preset", ""))
+        return {name: o.write(defaults.get(name)) for name, o in self.script.options.items()}
+
+    def place(self) -> None:
+        """Set --runs-dir if the script's default would put the run in another folder than the one shown."""
+        root, texts = self.state.store.root.resolve(), self.texts
+        if "runs_dir" in texts and (self.script.path.parent / texts["runs_dir"]).resolve() != root:
+            texts["runs_dir"] = str(root)
 
     def explain(self, key: str) -> str:
         return {
@@ -244,11 +262,11 @@ class Form(Page):
 
     def set(self, key: str, text: str) -> None:
         if key == "script":
-            script = next(s for s in self.app.scripts()[0] if s.path.name == text)
+            script = next(s for s in self.state.scripts()[0] if s.path.name == text)
             kept = {n: t for n, t in self.texts.items() if n in script.options and n in ("dataset", "data_dir", "device")}
-            self.script, self.about = script, ""
+            self.script, self.about, self.base = script, "", None
             self.texts = {name: o.write(o.default) for name, o in script.options.items()} | kept
-            self.app.place(self.texts, script)
+            self.place()
         elif key == "preset":
             before = self.script.defaults(self.texts["preset"])
             changed = {n for n, o in self.script.options.items() if o.write(before.get(n)) != self.texts[n]}
@@ -297,20 +315,19 @@ class Form(Page):
             self.set(key, text)
             return self.problems().get(key, "")
 
-        self.app.ask(key.removeprefix("-"), self.value(key), done, hint=option.describe() if option else self.explain(key))
+        self.ask(key.removeprefix("-"), self.value(key), done, hint=option.describe() if option else self.explain(key))
 
     def action_undo(self) -> None:
         key = self.query_one(Table).key or ""
         if key.startswith("-"):
-            default = self.script.defaults(self.texts.get("preset", "")).get(key[1:])
-            self.set(key, self.script.options[key[1:]].write(default))
+            self.set(key, self.usual()[key[1:]])
 
     def action_find(self) -> None:
         def done(text: str) -> str:
             self.found = text.lower()
             return "" if not text or self.action_next() else f"no option name or help text contains {text}"
 
-        self.app.ask("find an option", "", done, hint="part of its name or help text; n for the next match")
+        self.ask("find an option", "", done, hint="part of its name or help text; n for the next match")
 
     def action_next(self) -> bool:
         table, rows = self.query_one(Table), self.rows()
@@ -322,21 +339,21 @@ class Form(Page):
         return bool(hits)
 
     def action_copy(self) -> None:
-        self.app.copy(self.command())
+        self.copy(self.command())
 
     def action_paste(self) -> None:
         def done(text: str) -> str:
             try:
-                script, values, self.start = launch.parse_command(text, self.app.scripts()[0])
+                script, values, self.start = launch.parse_command(text, self.state.scripts()[0])
             except ValueError as e:
                 return clean(e, 200)
-            self.script, self.about = script, ""
+            self.script, self.about, self.base = script, "", None
             self.texts = {name: o.write(values[name]) for name, o in script.options.items()}
             self.seeds = self.texts.get("seed", "0")
             self.edited()
             return ""
 
-        self.app.ask("command line", "", done, hint="paste a command such as python eagan.py --preset smoke")
+        self.ask("command line", "", done, hint="paste a command such as python eagan.py --preset smoke")
 
     def action_go(self) -> None:
         wrong = self.problems()
@@ -344,7 +361,7 @@ class Form(Page):
             key = (
                 next(k for k, _ in self.rows() if k in wrong) if set(wrong) & {k for k, _ in self.rows()} else next(iter(wrong))
             )
-            self.app.notify(f"{key.removeprefix('-')}: {wrong[key]}", severity="error", markup=False)
+            self.notify(f"{key.removeprefix('-')}: {wrong[key]}", severity="error", markup=False)
             for i, (k, _) in enumerate(self.rows()):
                 if k == key:
                     self.query_one(Table).go(i)
@@ -391,7 +408,7 @@ class Form(Page):
             self.app.push_screen(Choose("The dry run fails now. Queue the run?", [("y", "yes, queue it", self.confirm)]))
         elif run and run.code:
             last = clean(run.output.rpartition("\n")[2], 200)
-            self.app.notify(f"not started: the dry run fails: {last}", severity="error", markup=False)
+            self.notify(f"not started: the dry run fails: {last}", severity="error", markup=False)
         else:
             self.confirm()
 
@@ -412,10 +429,10 @@ class Form(Page):
         try:
             launch.launch_all([self.launch_of(seed) for seed in launch.seeds(self.seeds)], self.order == "together")
         except OSError as e:
-            self.app.notify(f"not all started: {e}", severity="error", markup=False)
+            self.notify(f"not all started: {e}", severity="error", markup=False)
         else:
             word = "started" if self.wait == "now" and (self.many() == 1 or self.order == "together") else "queued"
-            self.app.notify(f"{draw.count(self.many(), 'run')} {word}; quitting the UI does not stop them", markup=False)
+            self.notify(f"{draw.count(self.many(), 'run')} {word}; quitting the UI does not stop them", markup=False)
             self.app.pop_screen()
         self.state.wake.set()
 
@@ -432,3 +449,39 @@ class Form(Page):
 
     def copied(self) -> str:
         return self.command()
+
+
+class Launching(Page):
+    """Base of the screens that list or show runs: start a new one, the same again, or train a genotype that was found."""
+
+    def action_new(self) -> None:
+        self.open_form(None)
+
+    def action_rerun(self) -> None:
+        if run := self.run_now():
+            self.open_form(run, about=f"Re-run {run.name}")
+
+    def action_derive(self) -> None:
+        run = self.run_now()
+        if run and not (run.path / "genotype.json").exists():
+            self.notify("this run has no genotype.json yet", severity="warning")
+        elif run:
+            found = str((run.path / "genotype.json").resolve())
+            self.open_form(run, about=f"Train the genotype of {run.name}", genotype=found, phase="train")
+
+    def open_form(self, run: Run | None, about: str = "", **changes: str) -> None:
+        """Open the launch form with default values, or with the options of a run and some changes to them."""
+        if self.refuse():
+            return
+        found, broken = self.state.scripts()
+        for name, why in broken.items():
+            self.notify(f"{name} cannot be launched: {why}", severity="warning", markup=False)
+        script = next((s for s in found if run is None or s.path.name == run.script), None)
+        if script is None:
+            missing = f"{run.script or run.name}: no such script" if run else "no scripts"
+            self.notify(f"{missing} in {self.state.scripts_dir}", severity="error", markup=False)
+            return
+        values = launch.values_of(script, run) if run else script.defaults("")
+        values |= {k: v for k, v in changes.items() if k in script.options}
+        start = launch.Start.of(run.record if run else None)
+        self.app.push_screen(Form(self.state, script, values, start, about=about, again=run is not None and not changes))

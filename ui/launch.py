@@ -347,6 +347,21 @@ def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any
     return script, _values(script, words[at + 1 :]), Start(gpu, env, _torchrun(words[:at]))
 
 
+def values_of(script: Script, run: Run) -> dict[str, Any]:
+    """The values of a run's options: what its command line said, else the defaults; not what the script made of them."""
+    args = {k: v for k, v in run.args.items() if k in script.options}
+    asked = run.config.get("argv")
+    try:
+        values = _values(script, [str(word) for word in asked[1:]])
+        same = not values.get("resume")  # a resumed run's command line says nothing else
+    except (TypeError, ValueError):  # by another version of the script, or not there
+        same = False
+    if not same:
+        values = script.defaults(clean(args.get("preset"))) | args
+    paths = {k: v for k, v in args.items() if script.options[k].kind == "path" and values.get(k) is not None}
+    return values | paths | {k: script.options[k].default for k in ("resume", "auto_resume", "dry_run") if k in script.options}
+
+
 def _shell_words(text: str) -> list[str]:
     """Words of a shell command; `&&`, `>` and such are words. ValueError: open quotes, or what only a shell can expand."""
     unquoted = re.sub(r"'[^']*'", "''", text)

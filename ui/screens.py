@@ -12,21 +12,22 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 
 from ui import compare, draw, genotypes, pages, report
-from ui.base import ACTS, CURVES, MOVES, Choose, Page
+from ui.base import ACTS, CURVES, MOVES, Choose
 from ui.curves import LETTERS, is_score, metrics, seed_groups
 from ui.draw import Line, crop, duration, fit, human, score
 from ui.files import Log, clean, number
+from ui.form import Launching
 from ui.pair import Compare
 from ui.runs import STATES, Run, color_index
 from ui.samples import open_image, sample_at, sample_lines
 from ui.state import State
 from ui.view import View
-from ui.widgets import BAD_LINE, Doc, LogView, Table
+from ui.widgets import BAD_LINE, Doc, LogView, Table, safely
 
 # ---- all runs ---------------------------------------------------------------------------------------------------------
 
 
-class Runs(Page):
+class Runs(Launching):
     """All runs: list, overlaid curves, GPUs and host."""
 
     BINDINGS: ClassVar = [
@@ -61,7 +62,7 @@ class Runs(Page):
         yield Doc(self.host, id="host-below")
 
     def changed(self, names: set[str]) -> None:
-        self.app.safely("table", self.fill)
+        safely(self, "table", self.fill)
         host = 1 + min(3, len(self.state.machine.gpus))
         self.query_one("#host").styles.height = host
         spare = self.query_one("#left").size.height - len(self.state.listed()) - host - 3
@@ -241,7 +242,7 @@ class Runs(Page):
     def drawn(self) -> list[tuple[Run, str, str]]:
         """Runs whose curves are shown. The selected run comes last, so it is drawn on top."""
         here = self.run_now()
-        runs = [r for name in self.state.overlay if (r := self.state.store.runs.get(name))] or ([here] if here else [])
+        runs = self.marked() or ([here] if here else [])
         runs = [r for r in runs if r is not here] + ([here] if here in runs else [])
         marks = [(r, *self.state.overlay_mark(r)) for r in runs]
         return [(r, style or f"s{color_index(r.name, ())}", letter) for r, letter, style in marks]
@@ -318,10 +319,6 @@ class Runs(Page):
         if run := self.run_now():
             self.app.push_screen(OneRun(self.state, run))
 
-    def action_new(self) -> None:
-        if not self.app.refuse():
-            self.app.open_form()
-
     def action_overlay(self) -> None:
         if run := self.run_now():
             if run.name in self.state.overlay:
@@ -337,10 +334,17 @@ class Runs(Page):
 
     def action_query(self) -> None:
         hint = "words, -word, /regex/, fid<15, is>8, fid(compact)<2, state=running, tag:paper, seed=3, g_lr>1e-4"
-        self.app.ask("filter", self.state.filter_text, self.app.set_filter, hint, live=True)
+        self.ask("filter", self.state.filter_text, self.set_filter, hint, live=True)
+
+    def set_filter(self, text: str) -> str:
+        """Show only the runs that match. Returns an error message or ""."""
+        if not (wrong := self.state.set_filter(text)):
+            self.fill()
+            self.update("status", "preview", "charts")
+        return wrong
 
     def action_unfilter(self) -> None:
-        self.app.set_filter("")
+        self.state.set_filter("")
         self.update_all()
 
     def action_sort(self) -> None:
@@ -376,7 +380,7 @@ class Runs(Page):
 
     def action_pin(self) -> None:
         if run := self.run_now():
-            self.app.write_tags(run, pinned=not run.pinned)
+            self.tag([run], lambda run: {"pinned": not run.pinned})
 
     def marked(self) -> list[Run]:
         """The overlaid runs."""
@@ -398,39 +402,40 @@ class Runs(Page):
         if what not in ("stop", "resume", "trash") or self.state.readonly:
             super().action_act(what)
             return
-        self.for_marked(what, lambda runs: [self.app.act(what, run) for run in runs] and None)
+        self.for_marked(what, lambda runs: [self.act(what, run) for run in runs] and None)
 
     def action_tags(self) -> None:
-        if not self.app.refuse():
+        if not self.refuse():
             self.for_marked("tag", self.ask_tags)
+
+    def tag(self, runs: list[Run], changes: Callable[[Run], dict]) -> None:
+        self.try_to("tags.json", lambda: "".join(self.state.store.tag(run, **changes(run)) or "" for run in runs))
 
     def ask_tags(self, runs: list[Run]) -> None:
         """Edit the tags and the note of one run, or add tags to several."""
         if len(runs) > 1:
 
             def add(text: str) -> str:
-                for run in runs:
-                    self.app.write_tags(run, tags=list(dict.fromkeys([*run.labels, *text.split()])))
+                self.tag(runs, lambda run: {"tags": list(dict.fromkeys([*run.labels, *text.split()]))})
                 return ""
 
-            self.app.ask("add tags", "", add, hint=f"to {len(runs)} runs, separated by spaces")
+            self.ask("add tags", "", add, hint=f"to {len(runs)} runs, separated by spaces")
         elif run := next(iter(runs), None):
             text = " ".join(run.labels) + (f" | {clean(run.tags.get('note'))}" if run.tags.get("note") else "")
 
             def done(text: str) -> str:
                 tags, _, note = text.partition("|")
-                self.app.write_tags(run, tags=list(dict.fromkeys(tags.split())), note=note.strip())
+                self.tag([run], lambda _: {"tags": list(dict.fromkeys(tags.split())), "note": note.strip()})
                 return ""
 
-            self.app.ask("tags | note", text, done, hint=f"{run.name}: tags separated by spaces, then | and a note")
+            self.ask("tags | note", text, done, hint=f"{run.name}: tags separated by spaces, then | and a note")
 
     def action_compare(self) -> None:
-        runs = [r for name in self.state.overlay if (r := self.state.store.runs.get(name))]
-        here = self.run_now()
+        runs, here = self.marked(), self.run_now()
         if len(runs) == 1 and here and here is not runs[0]:
             runs.append(here)
         if len(runs) < 2:
-            self.app.notify("overlay two runs with space, or overlay one and select the other", severity="warning")
+            self.notify("overlay two runs with space, or overlay one and select the other", severity="warning")
         else:
             self.app.push_screen(Compare(self.state, runs[0], runs[1]))
 
@@ -438,7 +443,7 @@ class Runs(Page):
         return report.metrics_csv(self.exported())
 
     def exported(self) -> list[Run]:
-        return [r for name in self.state.overlay if (r := self.state.store.runs.get(name))] or self.state.listed()
+        return self.marked() or self.state.listed()
 
     def copied(self) -> str:
         run = self.run_now()
@@ -450,7 +455,7 @@ class Runs(Page):
 TABS = ("charts", "log", "samples", "architecture", "search", "config")
 
 
-class OneRun(Page):
+class OneRun(Launching):
     """One run: charts, log, samples, architecture, search, config."""
 
     BINDINGS: ClassVar = [
@@ -509,7 +514,7 @@ class OneRun(Page):
         if self.run.name in self.state.store.runs:
             self.run = self.state.store.runs[self.run.name]
         if self.tab == "log":
-            self.app.safely("log", self.query_one(LogView).tick)
+            safely(self, "log", self.query_one(LogView).tick)
         self.update("head", "tabs")
         if self.tab != "log" and self.run.name in names:
             self.update("content")
@@ -651,7 +656,7 @@ class OneRun(Page):
 
     def config(self, width: int, _: int) -> list[Line]:
         preset = clean(self.run.config.get("preset"))
-        script = next((s for s in self.app.scripts()[0] if s.path.name == self.run.script), None)
+        script = next((s for s in self.state.scripts()[0] if s.path.name == self.run.script), None)
         return pages.configuration(self.run, width, script.defaults(preset) if script else None, self.view.at)
 
     # -- actions
@@ -758,18 +763,18 @@ class OneRun(Page):
             log.pattern = pattern
             return self.jump(pattern, 1, start=log.number(log.top) - 1 if len(log) else -1) if pattern else ""
 
-        self.app.ask("search the log", log.pattern, done, hint="regular expression; n next, N previous")
+        self.ask("search the log", log.pattern, done, hint="regular expression; n next, N previous")
 
     def action_match(self, by: int) -> None:
         log = self.query_one(LogView)
         if log.pattern and (problem := self.jump(log.pattern, by, log.hit)):
-            self.app.notify(problem, severity="warning", markup=False)
+            self.notify(problem, severity="warning", markup=False)
 
     def action_trouble(self) -> None:
         log = self.query_one(LogView)
         problem = self.jump(BAD_LINE, 1, log.hit)
         if problem:
-            self.app.notify("no errors in this log", markup=False)
+            self.notify("no errors in this log", markup=False)
 
     def jump(self, pattern: str, by: int, start: int) -> str:
         """Go to the next or previous matching line, wrapping around. Returns an error message or ""."""
@@ -803,7 +808,7 @@ class OneRun(Page):
             self.update("tabs")
             return ""
 
-        self.app.ask("show only lines matching", log.filter, done, hint="regular expression; empty shows all lines")
+        self.ask("show only lines matching", log.filter, done, hint="regular expression; empty shows all lines")
 
     def action_line(self) -> None:
         log = self.query_one(LogView)
@@ -814,7 +819,7 @@ class OneRun(Page):
             log.show_line(int(text) - 1)
             return ""
 
-        self.app.ask("go to line", "", done)
+        self.ask("go to line", "", done)
 
     def csv(self) -> str:
         return report.metrics_csv([self.run])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ui import launch
 from ui.curves import LETTERS, Curves
 from ui.files import clean, number, parse, read_bytes
 from ui.query import ordered, query
@@ -17,14 +18,14 @@ from ui.runs import LIVE, STATES, Run, Store, color_index, fid_label
 if TYPE_CHECKING:
     from textual.widget import Widget
 
-    from ui.launch import Machine
+    from ui.launch import Machine, Script
 
 
 class State:
     """Shared by all screens. Nothing here draws, and no screen keeps a copy."""
 
-    def __init__(self, store: Store, machine: "Machine", readonly: bool = False) -> None:
-        self.store, self.machine, self.readonly = store, machine, readonly
+    def __init__(self, store: Store, machine: "Machine", scripts_dir: Path, readonly: bool = False) -> None:
+        self.store, self.machine, self.scripts_dir, self.readonly = store, machine, scripts_dir, readonly
         self.curves = Curves()
         self.images = "NO_COLOR" not in os.environ
         self.pixels: type[Widget] | None = None  # widget that shows images in full resolution; None: half blocks
@@ -38,8 +39,17 @@ class State:
         self.before: dict[str, str] = {}  # states when the UI was last closed
         self.wanted: dict[str, None] = {}  # runs to read first
         self.wake = threading.Event()  # set: look at the runs now
+        self.stopping: dict[str, float] = {}  # runs asked to stop, and when, by time.monotonic
         self.poll_seconds = 0.0
         self.shorts: dict[str, str] = {}
+        self._scripts: tuple[float, tuple] = (0.0, ([], {}))
+
+    def scripts(self) -> "tuple[list[Script], dict[str, str]]":
+        """Launchable scripts and, by name, errors in the others. Reread when a file changes."""
+        newest = max((p.stat().st_mtime for p in self.scripts_dir.glob("*.py")), default=0.0)
+        if newest != self._scripts[0]:
+            self._scripts = (newest, launch.scripts(self.scripts_dir))
+        return self._scripts[1]
 
     def want(self, run: Run) -> None:
         """Give this run priority when reading."""

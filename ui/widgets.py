@@ -6,13 +6,17 @@ They redraw only lines that changed, to save bandwidth over SSH.
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import zip_longest
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
+from textual.css.query import NoMatches
 from textual.geometry import Region
 from textual.message import Message
+from textual.message_pump import MessagePump
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -91,44 +95,49 @@ def to_strip(line: Line, width: int, base: str = "") -> Strip:
     return Strip(segments, width)
 
 
-# ---- a document -------------------------------------------------------------------------------------------------------
+# ---- lines ------------------------------------------------------------------------------------------------------------
 
 
-class Doc(Widget, can_focus=False):
-    """Scrollable lines from make(width, height). Redraws only what changed; the last row says how many lines are below."""
+class Problem(Message):
+    """An error while something was drawn or done, to be told by the app."""
 
-    def __init__(self, make: Callable[[int, int], list[Line]] | None = None, base: str = "", **kwargs: object) -> None:
+    def __init__(self, what: str, error: Exception) -> None:
+        super().__init__()
+        self.what, self.error = what, error
+
+
+def safely(on: MessagePump, what: str, do: Callable[[], Any]) -> None:
+    """Call do(). An error in one widget is reported and does not crash the UI."""
+    try:
+        do()
+    except NoMatches:
+        pass  # the screen is being opened or closed; it is drawn once it is mounted
+    except Exception as e:
+        on.post_message(Problem(what, e))
+
+
+class Lines(Widget, can_focus=False):
+    """Base of the widgets: lines of text, of which only those that changed are sent to the terminal."""
+
+    overlap, wheel, base = 2, 1, ""  # rows that stay when a page is turned, rows of a mouse wheel's step, style
+
+    def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.make, self.base = make, base
-        self.lines: list[Line] = []
         self.strips: list[Strip] = []
         self.top = 0
 
-    def rebuild(self) -> None:
-        if self.make and self.size.width and self.size.height:
-            self.show(self.make(self.size.width, self.size.height))
+    def draw(self) -> None:
+        """Lay out what is visible and `put` it."""
 
-    def show(self, lines: list[Line]) -> None:
-        self.lines = lines
-        self._draw()
+    def move(self, key: str) -> None:
+        """Scroll or move the cursor; key: as in `distance`."""
 
-    def _draw(self) -> None:
-        w, h = self.size
-        if not w or not h:
-            return
-        self.top = max(0, min(self.top, len(self.lines) - h))
-        shown = self.lines[self.top : self.top + h]
-        strips = [to_strip(line, w, self.base) for line in shown]
-        below = len(self.lines) - self.top - h
-        if below > 0 and self.top + h < len(self.lines):
-            strips[-1] = to_strip([(fit(f" ↓ {below + 1} more lines", w), "dim")], w, self.base)
+    def put(self, strips: list[Strip]) -> None:
         old, self.strips = self.strips, strips
         if len(old) != len(strips):
             self.refresh()
-            return
-        changed = [y for y, (a, b) in enumerate(zip(old, strips, strict=True)) if a != b]
-        if changed:
-            self.refresh(*(Region(0, y, w, 1) for y in changed))
+        elif changed := [Region(0, y, self.size.width, 1) for y, (a, b) in enumerate(zip(old, strips, strict=True)) if a != b]:
+            self.refresh(*changed)
 
     def render_line(self, y: int) -> Strip:
         if y < len(self.strips) and self.strips[y].cell_length == self.size.width:
@@ -136,27 +145,26 @@ class Doc(Widget, can_focus=False):
         return to_strip([], self.size.width, self.base)
 
     def on_resize(self, _: events.Resize) -> None:
-        self.strips = []
-        self.app.safely(self.id, self.rebuild if self.make else self._draw)
-        self.refresh()
+        safely(self, self.id or "", self.restyle)
 
     def restyle(self) -> None:
-        """Redraw everything after the palette changed."""
+        """Draw everything anew: the size or the palette has changed."""
         self.strips = []
-        self._draw()
+        self.draw()
         self.refresh()
 
-    def move(self, key: str) -> None:
-        page = max(1, self.size.height - 2)
-        step = {"up": -1, "down": 1, "pageup": -page, "pagedown": page, "home": -(10**9), "end": 10**9}[key]
-        self.top += step
-        self._draw()
+    def distance(self, key: str) -> int:
+        """Rows from here for up, down, pageup, pagedown, home or end."""
+        page = max(1, self.size.height - self.overlap)
+        return {"up": -1, "down": 1, "pageup": -page, "pagedown": page, "home": -(10**9), "end": 10**9}[key]
 
     def on_mouse_scroll_down(self, _: events.MouseScrollDown) -> None:
-        self.move("down")
+        for _i in range(self.wheel):
+            self.move("down")
 
     def on_mouse_scroll_up(self, _: events.MouseScrollUp) -> None:
-        self.move("up")
+        for _i in range(self.wheel):
+            self.move("up")
 
     @property
     def text(self) -> str:
@@ -164,11 +172,49 @@ class Doc(Widget, can_focus=False):
         return "\n".join(strip.text.rstrip() for strip in self.strips)
 
 
+class Doc(Lines):
+    """Scrollable lines from make(width, height). The last row says how many lines are below."""
+
+    def __init__(self, make: Callable[[int, int], list[Line]] | None = None, base: str = "", **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.make, self.base = make, base
+        self.lines: list[Line] = []
+
+    def rebuild(self) -> None:
+        if self.make and self.size.width and self.size.height:
+            self.show(self.make(self.size.width, self.size.height))
+
+    def show(self, lines: list[Line]) -> None:
+        self.lines = lines
+        self.draw()
+
+    def draw(self) -> None:
+        w, h = self.size
+        if not w or not h:
+            return
+        self.top = max(0, min(self.top, len(self.lines) - h))
+        strips = [to_strip(line, w, self.base) for line in self.lines[self.top : self.top + h]]
+        if (below := len(self.lines) - self.top - h) > 0:
+            strips[-1] = to_strip([(fit(f" ↓ {below + 1} more lines", w), "dim")], w, self.base)
+        self.put(strips)
+
+    def on_resize(self, event: events.Resize) -> None:
+        if self.make:
+            safely(self, self.id or "", self.rebuild)
+        super().on_resize(event)
+
+    def move(self, key: str) -> None:
+        self.top += self.distance(key)
+        self.draw()
+
+
 # ---- the table of runs ------------------------------------------------------------------------------------------------
 
 
-class Table(Widget, can_focus=False):
+class Table(Lines):
     """Rows under a header. rows: (key, [(text, style), ...]), with the cells already padded to the column widths."""
+
+    overlap = 3
 
     class Picked(Message):
         """The cursor moved; entered: the selected row was clicked again."""
@@ -188,9 +234,9 @@ class Table(Widget, can_focus=False):
         super().__init__(**kwargs)
         self.head: Line = []
         self.rows: list[tuple[str, Line]] = []
-        self.cursor, self.top = 0, 0
+        self.cursor = 0
         self.empty: list[Line] = []
-        self.strips: dict[int, tuple[tuple, Strip]] = {}
+        self.made: list[tuple[tuple, Strip]] = []  # (line, style, width) and strip of each row on the screen
 
     @property
     def key(self) -> str | None:
@@ -203,52 +249,38 @@ class Table(Widget, can_focus=False):
         if key is not None and (self.cursor >= len(rows) or rows[self.cursor][0] != key):
             self.cursor = next((i for i, (k, _) in enumerate(rows) if k == key), self.cursor)
         self.cursor = max(0, min(self.cursor, len(self.rows) - 1))  # also while the table is hidden, and not drawn
-        self._draw()
+        self.draw()
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
         w, h = self.size
         if not w or not h:
             return
         room = h - 1
         self.top = max(0, min(self.top, len(self.rows) - room))
         self.top = min(self.top, self.cursor) if self.cursor < self.top else max(self.top, self.cursor - room + 1)
-        changed = []
-        for y in range(h):
-            i = self.top + y - 1
-            if y == 0:
-                line, base = self.head, "bar"
-            elif i < len(self.rows):
-                line, base = self.rows[i][1], "sel" if i == self.cursor else ""
-            else:
-                line, base = self.empty[y - 1] if not self.rows and y - 1 < len(self.empty) else [], ""
+        shown = [(self.head, "bar")] + [(line, "") for _, line in self.rows[self.top : self.top + room]]
+        shown += [(line, "") for line in self.empty[:room]] if not self.rows else []
+        shown += [([], "")] * (h - len(shown))
+        if self.rows and room:
+            shown[self.cursor - self.top + 1] = (self.rows[self.cursor][1], "sel")
+        made = []
+        for (line, base), known in zip_longest(shown, self.made[:h]):
             mark = (tuple(line), base, w)
-            if y not in self.strips or self.strips[y][0] != mark:
-                self.strips[y] = (mark, to_strip(line, w, base))
-                changed.append(Region(0, y, w, 1))
-        if changed:
-            self.refresh(*changed)
-
-    def render_line(self, y: int) -> Strip:
-        strip = self.strips[y][1] if y in self.strips else to_strip([], self.size.width)
-        return strip if strip.cell_length == self.size.width else to_strip([], self.size.width)
-
-    def on_resize(self, _: events.Resize) -> None:
-        self.app.safely(self.id, self.restyle)
+            made.append(known if known and known[0] == mark else (mark, to_strip(line, w, base)))
+        self.made = made
+        self.put([strip for _, strip in self.made])
 
     def restyle(self) -> None:
-        self.strips.clear()
-        self._draw()
-        self.refresh()
+        self.made = []
+        super().restyle()
 
     def move(self, key: str) -> None:
-        page = max(1, self.size.height - 3)
-        step = {"up": -1, "down": 1, "pageup": -page, "pagedown": page, "home": -(10**9), "end": 10**9}[key]
-        self.go(self.cursor + step)
+        self.go(self.cursor + self.distance(key))
 
     def go(self, row: int) -> None:
         before = self.cursor
         self.cursor = max(0, min(row, len(self.rows) - 1))
-        self._draw()
+        self.draw()
         if self.cursor != before:
             self.post_message(self.Picked())
 
@@ -262,36 +294,27 @@ class Table(Widget, can_focus=False):
         elif row < len(self.rows):
             self.go(row)
 
-    def on_mouse_scroll_down(self, _: events.MouseScrollDown) -> None:
-        self.move("down")
-
-    def on_mouse_scroll_up(self, _: events.MouseScrollUp) -> None:
-        self.move("up")
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.strips[y][1].text.rstrip() for y in sorted(self.strips))
-
 
 # ---- a log ------------------------------------------------------------------------------------------------------------
 
 BAD_LINE = r"(?i)error|traceback|exception|failed|\bnan\b|diverged|out of memory"  # of a log
 
 
-class LogView(Widget, can_focus=False):
+class LogView(Lines):
     """Log viewer for files of any size. Follows the end until the user scrolls up; after that, only the user moves it."""
+
+    overlap, wheel = 1, 3
 
     def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.log_file: Log | None = None
-        self.follow, self.top, self.left = True, 0, 0
+        self.follow, self.left = True, 0
         self.digits = 0  # width of the line numbers; does not grow while the view is paused
         self.pattern = self.filter = ""
         self.shown: Sequence[int] | None = None  # numbers of the matching lines if a filter is on
         self.searched = 0  # number of lines already filtered
         self.seen = 0  # number of lines when the view last followed
         self.hit = -1
-        self.strips: list[Strip] = []
 
     def open(self, log: Log) -> None:
         self.log_file, self.follow, self.top, self.left, self.shown, self.filter = log, True, 0, 0, None, ""
@@ -351,36 +374,16 @@ class LogView(Widget, can_focus=False):
             strips.append(to_strip([(f"{number + 1:>{digits}} ", "dim"), (body, style)], w))
         if not strips:
             strips = [to_strip([(" the log is empty" if not self.filter else f" no lines match {self.filter}", "dim")], w)]
-        old, self.strips = self.strips, strips
-        if len(old) != len(strips):
-            self.refresh()
-        elif changed := [Region(0, y, w, 1) for y, (a, b) in enumerate(zip(old, strips, strict=True)) if a != b]:
-            self.refresh(*changed)
-
-    def render_line(self, y: int) -> Strip:
-        if y < len(self.strips) and self.strips[y].cell_length == self.size.width:
-            return self.strips[y]
-        return to_strip([], self.size.width)
-
-    def on_resize(self, _: events.Resize) -> None:
-        self.app.safely(self.id, self.restyle)
-
-    def restyle(self) -> None:
-        self.strips = []
-        self.draw()
-        self.refresh()
+        self.put(strips)
 
     def move(self, key: str) -> None:
-        page = max(1, self.size.height - 1)
-        last = max(0, len(self) - self.size.height)
         if key == "end":
             self.follow = True
         else:
-            step = {"up": -1, "down": 1, "pageup": -page, "pagedown": page, "home": -(10**9)}[key]
             if key in ("up", "pageup", "home"):
                 self.follow = False
             if not self.follow:
-                self.top = max(0, min(self.top + step, last))
+                self.top = max(0, min(self.top + self.distance(key), len(self) - self.size.height))
         self.draw()
 
     def sideways(self, by: int) -> None:
@@ -399,14 +402,6 @@ class LogView(Widget, can_focus=False):
             self.top = max(0, row - self.size.height // 3)
         self.draw()
 
-    def on_mouse_scroll_down(self, _: events.MouseScrollDown) -> None:
-        for _i in range(3):
-            self.move("down")
-
-    def on_mouse_scroll_up(self, _: events.MouseScrollUp) -> None:
-        for _i in range(3):
-            self.move("up")
-
     @property
     def status(self) -> str:
         total = len(self.log_file) if self.log_file else 0
@@ -414,7 +409,3 @@ class LogView(Widget, can_focus=False):
         only = f" · {len(self)} match {clean(self.filter, 30)}" if self.shown is not None else ""
         side = f" · from column {self.left + 1}" if self.left else ""
         return f"{mode} · {total} lines{only}{side}"
-
-    @property
-    def text(self) -> str:
-        return "\n".join(strip.text.rstrip() for strip in self.strips)
