@@ -367,6 +367,41 @@ def test_what_was_chosen_and_what_has_happened_since(live: Path, tmp_path: Path)
         assert app.state.filter_text == "seed=2"  # --filter is stronger than the remembered one
 
 
+def test_columns_are_chosen_kept_and_do_not_move(four: Path) -> None:
+    with driven(four) as (app, pilot):
+        pilot.read()
+        pilot.answer("o", text="best FID, g-lr, no_such")
+        pilot.sees("no_such")
+        pilot.press("ctrl+u", *"best FID, g-lr", "enter")
+        pilot.sees("best FID", "g_lr", "0.0002")
+        assert [spot[2] for spot in app.screen.spots] == ["name", "best FID", "g_lr"]
+        before = list(app.screen.spots)
+        app.state.columns = []
+        pilot.do(app.screen.fill)
+        automatic = list(app.screen.spots)
+        run = app.state.store.ordered()[0]
+        run.status = run.status | {"step": 1}  # a shorter text
+        pilot.do(app.screen.fill)
+        assert app.screen.spots == automatic
+        app.state.columns = ["best FID", "g_lr"]
+    with driven(four) as (app, pilot):
+        assert app.state.columns == ["best FID", "g_lr"]
+        pilot.do(app.screen.fill)
+        assert [spot[2] for spot in app.screen.spots] == [spot[2] for spot in before]
+
+
+def test_a_key_that_cannot_act_says_why(four: Path) -> None:
+    with driven(four) as (app, pilot):
+        screen = pilot.open("degas", "1")
+        pilot.press("f")
+        assert "log" in pilot.told()
+        pilot.press("2", "f")
+        assert pilot.told().count("f: ") == 1 and not screen.query_one(LogView).follow
+    with driven(four, asked="seed=77") as (app, pilot):
+        pilot.press("r")
+        assert "r: " in pilot.told() and isinstance(app.screen, Runs)
+
+
 def test_a_run_that_ends_is_announced(live: Path, tmp_path: Path) -> None:
     out = tmp_path / "told"
     with driven(tmp_path, on_finish=f'echo "$GAN_STATE $GAN_RUN" > {out}') as (_, pilot):

@@ -720,3 +720,22 @@ def test_json_lists_runs_and_its_exit_code_tells_how_they_stand(tmp_path: Path) 
 @pytest.mark.parametrize("words", [["--plain"], []])
 def test_a_query_is_not_dropped_where_it_means_nothing(tmp_path: Path, words: list[str]) -> None:
     assert tui(tmp_path, "seed=0", *words).returncode == 2
+
+
+def test_a_rerun_asks_for_what_the_run_was_asked_for(tmp_path: Path) -> None:
+    """Not for what the script made of it: --size 0 is not frozen as the size that the images had."""
+    script = launch.read_script(tmp_path / "mine.py", (TESTS / "fake_trainer.py").read_text())
+    folder = tmp_path / "mine-s3-20260101-000000"
+    folder.mkdir()
+    asked = ["mine.py", "--steps", "70", "--seed", "3", "--resume", ""]
+    config = {"script": "mine.py", "args": {"steps": 70, "seed": 3, "workers": 2, "runs_dir": "/elsewhere"}, "argv": asked[:5]}
+    (folder / "config.json").write_text(json.dumps(config))
+    run = Run(folder)
+    run.refresh()
+    values = launch.values_of(script, run)
+    assert (values["steps"], values["seed"]) == (70, 3)
+    assert values["workers"] == script.options["workers"].default != 2
+    assert values["runs_dir"] == "/elsewhere"  # a path means the folder that it meant then
+    (folder / "config.json").write_text(json.dumps(config | {"argv": [*asked[:5], "--gone", "1"]}))
+    run.refresh()
+    assert launch.values_of(script, run)["workers"] == 2  # a command line that cannot be read: the values of the run

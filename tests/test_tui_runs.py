@@ -17,7 +17,7 @@ import pytest
 from fake_trainer import append, dominates, make_run, me, now, write
 
 import common.run
-from ui import compare, genotypes, launch, pages, report, search
+from ui import columns, compare, draw, genotypes, launch, pages, report, search
 from ui.curves import Ema, metrics, points
 from ui.files import Log, Tail, clean, parse_lines
 from ui.query import ordered, query
@@ -510,3 +510,72 @@ def test_the_trash_is_known_to_later_sessions(tmp_path: Path) -> None:
     later.restore(*later.trashed()[0])
     assert [original.name for _, original in later.trashed()] == [paths[0].name]
     assert set(scanned(tmp_path).runs) == {paths[1].name}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "points_of"),
+    [
+        ("log.csv", 'epoch,loss,"a, b"\n1,0.5,7\n2,nan,8\n3,0.25,x\n', {"loss": ([1, 2, 3], [0.5, None, 0.25]), "a, b": ([1, 2, 3], [7, 8, None])}),
+        ("history.jsonl", '{"_step": 5, "fid": 30.0, "note": "x"}\nbroken\n{"_step": 9, "fid": 20}\n', {"fid": ([5, 9], [30, 20])}),
+    ],
+)  # fmt: skip
+def test_logs_of_others_are_runs_that_are_only_read(tmp_path: Path, name: str, text: str, points_of: dict) -> None:
+    folder, none = tmp_path / "theirs", tmp_path / "none"
+    for path, content in ((folder / name, text), (none / "notes.csv", "name,loss\na,1\n"), (none / "x.jsonl", "[1]\n")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    store = scanned(tmp_path)
+    assert list(store.runs) == ["theirs"]
+    run = store.runs["theirs"]
+    run.load_all()
+    assert (run.state, run.step, run.bad) == ("log", points_of[next(iter(points_of))][0][-1], text.count("broken"))
+    found = {key: points(run, key) for key in metrics(run)}
+    assert {k: (x.tolist(), [None if math.isnan(v) else v for v in y]) for k, (x, y) in found.items()} == points_of
+    write_more(folder / name, text.splitlines()[-1].replace("3", "40").replace("9", "40") + "\n")
+    run.load_all()
+    assert run.step == 40
+    for change in (lambda: store.tag(run, pinned=True), lambda: store.trash(run)):
+        with pytest.raises(ValueError, match="theirs"):
+            change()
+    assert {p.name for p in folder.iterdir()} == {name}
+    write(folder / "config.json", {})  # one of ours after all
+    assert Run(folder).foreign is None
+
+
+def test_the_columns_of_the_list_say_what_the_files_say(tmp_path: Path) -> None:
+    run = opened(make_run(tmp_path, rows=40, quality=12.0))
+    fids = [e["fid"] for e in run.evaluations()]
+    assert columns.cell("best FID", run) == (draw.score(min(fids)), min(fids))
+    assert columns.cell("FID", run)[1] == fids[-1]
+    assert columns.cell("duration", run) == ("3:20", 200.0)
+    assert columns.cell("started", run)[0] == "01-01 00:00"
+    assert columns.cell("params", run)[1] == run.config["params"]["G"]
+    assert columns.cell("g_lr", run)[0] == columns.cell("g-lr", run)[0] == "0.0002"
+    assert columns.cell("no_such", run) == ("—", None)
+    assert columns.chosen(" started, Best FID,g-lr ", ["FID"], [run]) == ["started", "best FID", "g_lr"]
+    with pytest.raises(ValueError, match="no_such"):
+        columns.chosen("seed, no_such", ["FID"], [run])
+    widths = dict.fromkeys(("method", "FID", "step", "ETA"), 9)
+    assert columns.fitting(["FID", "step", "ETA", "method"], widths, 30) == ["step", "FID", "ETA"]
+
+
+def test_the_beam_in_words(tmp_path: Path) -> None:
+    """Codes are indices into the options of each decision, in the order in which a search decides them."""
+    import autogan
+
+    vector = autogan.PUBLISHED["B"]
+    rows = [
+        {"step": cell, "reward": 1.0, "decisions": [n for n, _ in found], "options": [x for _, x in found]}
+        for cell in range(3)
+        for found in [autogan.to_decide(range(cell, cell + 1))]
+    ]
+    folder = make_run(tmp_path, "autogan", rows=10)
+    (folder / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = opened(folder).search
+    cells = found.in_words(autogan.text_of(vector)).split(" · ")
+    named = [
+        [w for w, options in zip(row, autogan.decisions(i).values(), strict=True) if len(options) > 1]
+        for i, row in enumerate(autogan.names_of(vector))
+    ]
+    assert cells == [f"{i}: {' '.join(words)}" for i, words in enumerate(named, 1)]
+    assert found.in_words("0 1 0 " * 9) == found.in_words("one") == ""

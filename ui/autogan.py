@@ -2,7 +2,7 @@
 
 from ui import draw
 from ui.curves import other_numbers
-from ui.draw import Line, Series, beside, fit, human, indent, score, table
+from ui.draw import Line, Series, beside, fit, human, indent, score, table, wrapped
 from ui.files import clean, get, number
 from ui.runs import Run, fid_label
 from ui.search import entropy, numeric_keys
@@ -61,6 +61,9 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
         lines += beside(options, beam, room)
     else:
         lines += [*options, [], *beam]
+    for i, x in enumerate(kept["beam"][:20] if kept else ()):
+        parts = wrapped(run.search.in_words(get(x, "vector")).split(" · "), width - 8, " · ")
+        lines += [[(f"   {i + 1 if k == 0 else '':>2} ", "dim"), (part, "")] for k, part in enumerate(parts) if part]
     window = row.get("window")
     if isinstance(window, dict):
         words = [f"{clean(k, 20)} {human(number(v))}" for k, v in list(window.items())[:6]]

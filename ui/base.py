@@ -112,7 +112,7 @@ class Page(Screen):
     def offered(self, binding: Binding) -> bool:
         """Whether the footer shows a key: only if it does something now."""
         run, found = self.run_now(), re.fullmatch(r"act\('(\w+)'\)", binding.action)
-        if not binding.show or (run is None and (found or binding.action in ("open", "rerun", "overlay"))):
+        if not binding.show or self.why_not(binding):
             return False
         busy = run is not None and (run.live or (run.state == "queued" and "stop" in binding.action))
         return not found or busy == (found[1] in ("stop", "pause", "terminate", "kill"))
@@ -139,6 +139,16 @@ class Page(Screen):
             for a, b, action in self.key_spots:
                 if a <= event.x < b:
                     await self.run_action(action)
+
+    def why_not(self, binding: Binding) -> str:
+        """Why a key of this screen does nothing now; "" if it does something."""
+        return ""
+
+    def on_key(self, event: events.Key) -> None:
+        found = [b for b in self.BINDINGS if event.key in b.key.split(",")]
+        reasons = [self.why_not(b) for b in found]
+        if found and all(reasons):
+            self.notify(f"{key_name(found[0].key)}: {reasons[0]}", severity="warning", markup=False)
 
     # -- charts
 
@@ -173,7 +183,9 @@ class Page(Screen):
         self.update_all()
 
     def action_sideways(self, by: int) -> None:
-        if self.state.curves.inspect is not None:
+        if self.state.curves.inspect is None:
+            self.notify("v shows values at a step; ← → then move it")
+        else:
             self.state.curves.inspect = min(1.0, max(0.0, self.state.curves.inspect + by / 100))
             self.update_all()
 

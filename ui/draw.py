@@ -342,7 +342,7 @@ class Canvas:
         if s.raw is not None:
             dots = np.zeros((H, W), bool)
             columns, rows = self.across(x), self.down(s.raw[first:])
-            inside = (columns >= 0) & (rows >= 0) & (rows < H)
+            inside = (columns >= 0) & (columns < W) & (rows >= 0) & (rows < H)  # rows may have come since x was measured
             dots[rows[inside].astype(int), columns[inside]] = True
             self.paint(dots, "faint")
         self.dropped += int((y <= 0).sum()) if self.log else 0

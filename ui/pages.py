@@ -18,11 +18,11 @@ from ui.view import View
 
 GLYPHS = {
     **{"queued": "○", "starting": "◌", "running": "●", "paused": "‖", "stalled": "⚠", "stopping": "◍"},
-    **{"done": "✓", "stopped": "■", "failed": "✗", "lost": "?"},
+    **{"done": "✓", "stopped": "■", "failed": "✗", "lost": "?", "log": "≡"},
 }
 STYLES = {
     **{"queued": "dim", "starting": "info", "running": "good", "paused": "warn", "stalled": "warn", "stopping": "warn"},
-    **{"done": "good", "stopped": "info", "failed": "bad", "lost": "bad"},
+    **{"done": "good", "stopped": "info", "failed": "bad", "lost": "bad", "log": "dim"},
 }
 TITLES = {"evolution": "Population", "probabilities": "Probabilities", "controller": "Policy"}
 

@@ -73,8 +73,8 @@ DONE, FAILED, RUNNING, NONE = 0, 1, 3, 4  # exit codes of --json; 2 is a wrong c
 
 def exit_code(runs: list[Run]) -> int:
     """NONE: no run. RUNNING: at least one is queued or running. FAILED: else, at least one is not done. DONE: all are."""
-    states = {r.state for r in runs}
-    return NONE if not runs else RUNNING if states & {"queued", *LIVE} else DONE if states == {"done"} else FAILED
+    states = {r.state for r in runs} - {"log"}
+    return NONE if not runs else RUNNING if states & {"queued", *LIVE} else DONE if states <= {"done"} else FAILED
 
 
 def runs_json(store: Store, runs: list[Run]) -> str:

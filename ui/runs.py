@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from ui import foreign
 from ui.files import Tail, clean, get, last_line, mtime, number, open_regular, parse, parse_lines, read_bytes
 from ui.search import Search
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LIVE = ("starting", "running", "paused", "stalled", "stopping")
-STATES = ("queued", *LIVE, "done", "stopped", "failed", "lost")
+STATES = ("queued", *LIVE, "done", "stopped", "failed", "lost", "log")  # log: written by another program
 
 # ---- one run ----------------------------------------------------------------------------------------------------------
 
@@ -58,7 +59,7 @@ class Evaluations:
             column.append(sys.intern(clean(value, 40)) if isinstance(value, str) else value if isinstance(value, int) else None)
 
     def __len__(self) -> int:
-        return len(self.numbers["step"])
+        return len(self.words[self.WORDS[-1]])  # what is added last: another thread may be adding
 
     def __getitem__(self, i: int) -> dict:
         if not -len(self) <= i < len(self):
@@ -101,7 +102,7 @@ class Columns:
             if "eval/fid" in row or "eval/is" in row:
                 self.evals.add(step, t, row)
             for key, value in row.items():
-                if "/" not in key or (value is not None and type(value) not in (float, int)):
+                if key in ("step", "t") or (value is not None and type(value) not in (float, int)):
                     continue
                 kind, _, name = key.partition("/")
                 if kind == "eval":
@@ -143,8 +144,9 @@ class Run:
         self.watched: float | None = None  # when status.json last changed, by this host's monotonic clock
         self.checked: tuple[object, float] = (None, 0.0)  # status "checked", and when it was last seen to change
         self.seen: dict[str, tuple] = {}
+        self.foreign = foreign.find(path) if record is None else None
         self.columns, self.search = Columns(), Search(path / "search.jsonl")
-        self.tail = Tail(path / "metrics.jsonl")
+        self.tail = Tail(self.foreign.path if self.foreign else path / "metrics.jsonl")
         self.peeked: dict | None = None  # last evaluation and step, until metrics.jsonl has been read
         self.varieties: dict[Path, float | None] = {}  # sample variety by image (ui.pages)
         self.loaded = False
@@ -162,7 +164,7 @@ class Run:
             changed |= self._object(name)
         changed |= self._exit()
         self.progress = max(
-            (m for n in ("metrics.jsonl", "search.jsonl", "log.txt") if (m := mtime(self.path / n))), default=0.0
+            (m for path in (self.tail.path, self.search.path, self.path / "log.txt") if (m := mtime(path))), default=0.0
         )
         if (mark := self.status.get("checked")) != self.checked[0]:
             self.checked = (mark, time.monotonic())
@@ -213,8 +215,10 @@ class Run:
     def peek(self) -> None:
         """Get the last evaluation from the last 8 kB of metrics.jsonl, so that the list appears before all is read."""
         self.peeked = {}
+        if self.foreign:
+            return
         try:
-            fd = open_regular(self.path / "metrics.jsonl")
+            fd = open_regular(self.tail.path)
         except OSError:
             return
         try:
@@ -245,7 +249,7 @@ class Run:
         end, new = time.perf_counter() + seconds, False
         while True:
             anew, lines = self.tail.read()
-            rows, bad = parse_lines([line for _, line in lines])
+            rows, bad = (self.foreign.rows if self.foreign else parse_lines)([line for _, line in lines])
             with self.lock:
                 if anew:
                     self.columns = Columns()
@@ -279,7 +283,7 @@ class Run:
     @property
     def method(self) -> str:
         script = clean(self.config.get("script") or get(self.record, "script"), 40).removesuffix(".py")
-        return clean(self.config.get("method"), 20) or script or self.name.split("-")[0]
+        return clean(self.config.get("method"), 20) or script or ("" if self.foreign else self.name.split("-")[0])
 
     @property
     def script(self) -> str:
@@ -504,6 +508,8 @@ def patience(run: Run) -> float:
 
 def judge(run: Run) -> tuple[str, str]:
     """(state, reason) of a run, from its files and its process."""
+    if run.foreign:
+        return "log", f"{clean(run.foreign.path.name, 60)} of another program"
     said, record = run.status.get("state"), run.record or {}
     here = identity(run.process)
     begun = record.get("run") or (here and here == identity(record.get("child", {})))
@@ -580,6 +586,7 @@ class Store:
         self.runs: dict[str, Run] = {}
         self.became: dict[str, str] = {}  # launch name -> run name, once the run directory exists
         self.problem = ""  # why the folder cannot be read
+        self.looked: dict[Path, tuple[float, bool]] = {}  # folders without a run: when changed, and whether a log is there
 
     def scan(self) -> set[str]:
         """Look for new and deleted runs. Returns their names."""
@@ -594,7 +601,7 @@ class Store:
             self.problem = "there is no such folder yet"
         except OSError as e:
             self.problem = e.strerror or str(e)
-        names = {n for n, path in found.items() if n in self.runs or is_run(path)}
+        names = {n for n, path in found.items() if n in self.runs or is_run(path) or self._is_foreign(path)}
         changed = set()
         for name in names - set(self.runs):
             self.runs[name] = Run(found[name])
@@ -625,6 +632,13 @@ class Store:
                 self.runs[name].record = record
         return changed
 
+    def _is_foreign(self, path: Path) -> bool:
+        """Whether another program's log is in a folder; looked for when the folder has changed."""
+        changed = mtime(path)
+        if self.looked.get(path, (0.0, False))[0] != changed:
+            self.looked[path] = (changed, foreign.find(path) is not None)
+        return self.looked[path][1]
+
     def refresh(self) -> set[str]:
         """Reread the small files. Returns the names of runs that changed."""
         return {name for name, run in list(self.runs.items()) if run.refresh()}
@@ -634,8 +648,13 @@ class Store:
 
     # -- writing --------------------------------------------------------------------------------------------------------
 
+    def _ours(self, run: Run) -> None:
+        if run.foreign:
+            raise ValueError(f"{run.name}: written by another program, only read here")
+
     def tag(self, run: Run, **changes: object) -> None:
-        """Change tags, note or pinned in tags.json, atomically. OSError: cannot be written."""
+        """Change tags, note or pinned in tags.json, atomically. OSError: cannot be written. ValueError: not a run of ours."""
+        self._ours(run)
         value = {k: v for k, v in {**run.tags, **changes}.items() if v not in (None, [], "", False)}
         path = run.path / "tags.json"
         tmp = path.with_name(f"tags.json.{os.getpid()}.tmp")
@@ -646,7 +665,8 @@ class Store:
         run.refresh()
 
     def trash(self, run: Run) -> Path:
-        """Move a finished run to .trash/. ValueError: it is still live or queued."""
+        """Move a finished run to .trash/. ValueError: it is still live or queued, or not a run of ours."""
+        self._ours(run)
         run.refresh()
         if run.live or run.state == "queued":
             raise ValueError(f"{run.name} is {run.state}; stop it first")

@@ -11,10 +11,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 
-from ui import compare, draw, genotypes, pages, report
+from ui import columns, compare, draw, genotypes, pages, report
 from ui.base import ACTS, CURVES, MOVES, Choose
 from ui.curves import LETTERS, is_score, metrics, seed_groups
-from ui.draw import Line, crop, duration, fit, human, score
+from ui.draw import Line, crop, fit, human
 from ui.files import Log, clean, number
 from ui.form import Launching
 from ui.pair import Compare
@@ -43,6 +43,7 @@ class Runs(Launching):
         Binding("0", "clear", "clear the overlay", show=False),
         Binding("i", "reverse", "reverse the sort order", show=False),
         Binding("u", "group", "group seeds: mean and spread", show=False),
+        Binding("o", "columns", "choose columns: best FID, started, params, any argument", show=False),
         Binding("p", "pin", "pin to the top", show=False),
         Binding("number_sign", "tags", "edit tags and note", show=False),
         Binding("h", "hide", "hide or unhide this run", show=False),
@@ -73,71 +74,42 @@ class Runs(Launching):
 
     # -- the list
 
-    def columns(self, runs: list[Run], width: int) -> list[tuple[str, int, list[str], str]]:
-        """(title, width, cells, sort key) of the columns that fit. Columns with a low rank get space first."""
-        labels = self.state.labels()
-        wanted: list[tuple[float, str, Callable[[Run], str], str]] = [  # rank, title, text, sort key
-            (0, "step", lambda r: f"{human(r.step)}/{human(r.total)}" if r.total else human(r.step), "step"),
-            (2, "ETA", self.left, "ETA"),
-            (4, "phase", lambda r: r.phase, "phase"),
-            (5, "memory", lambda r: draw.size(r.memory), "memory"),
-            (6, "steps/s", lambda r: human(r.rate) if r.rate else "—", "rate"),
-            (7, "images", lambda r: human(number(r.last.get("n"))), "images"),
-            (8, "seed", lambda r: "—" if r.seed is None else str(r.seed), "seed"),
-            (9, "method", lambda r: r.method, "method"),
-        ]
-        for k, label in enumerate(labels):
-            rank = 1 + 2 * label.startswith("IS") + (k > 0) * 0.1
-            wanted.append((rank, label, lambda r, n=label: score(r.score(n)), label))
-        room = width - 5 - min(30 if width < 100 else 44, max([len(self.state.short(r)) for r in runs] or [10]))
-        chosen = []
-        for _, title, text, key in sorted(wanted, key=lambda w: w[0]):
-            texts = [text(r) for r in runs]
-            wide = max(len(title) + (self.state.sort == key), *(len(t) for t in texts), 0)
-            if wide + 1 <= room:
-                chosen.append((title, wide, texts, key))
-                room -= wide + 1
-        order = ["method", "phase", "step", *[x for x in labels if x.startswith("IS")]]
-        order += [*[x for x in labels if x.startswith("FID")], "images", "ETA", "memory", "steps/s", "seed"]
-        return sorted(chosen, key=lambda c: order.index(c[0]))
-
-    def left(self, run: Run) -> str:
-        """The ETA column: time left, or how the run ended."""
-        if run.state in ("running", "stopping"):
-            return duration(run.eta) if run.eta is not None else run.state if run.state == "stopping" else "—"
-        if run.state == "failed":
-            return "OOM?" if "memory" in run.why + run.error.lower() else run.why or "failed"
-        return run.state
+    def columns(self, runs: list[Run], width: int) -> list[tuple[str, int, list[str]]]:
+        """(name, width, texts) of the columns: those that were chosen, else those that fit."""
+        state, labels = self.state, self.state.labels()
+        wanted = state.columns or [*labels, *(name for name in columns.FIRST if name in columns.COLUMNS)]
+        texts = {name: [columns.cell(name, run)[0] for run in runs] for name in wanted}
+        for name in wanted:
+            wide = max(len(name) + 1, *(draw.cell_len(t) for t in texts[name]), state.widths.get(name, 0))
+            state.widths[name] = min(wide, 30)
+        room = width - 5 - min(30 if width < 100 else 44, max([len(state.short(r)) for r in runs] or [10]))
+        shown = state.columns or columns.fitting(wanted, state.widths, room)
+        return [(name, state.widths[name], texts[name]) for name in shown]
 
     def fill(self) -> None:
         table = self.query_one(Table)
         runs, width = self.state.listed(), table.size.width
-        columns = self.columns(runs, width)
-        name_width = max(8, width - 5 - sum(c[1] + 1 for c in columns))
-        arrow = "▼" if self.state.falling else "▲"
-
-        def head(title: str, key: str, w: int, right: bool) -> str:
-            return fit(title + (arrow if self.state.sort == key else ""), w, right)
-
-        top = f"     {head('run', 'name', name_width, False)}" + "".join(" " + head(t, k, w, True) for t, w, _, k in columns)
+        shown = self.columns(runs, width)
+        name_width = max(8, width - 5 - sum(w + 1 for _, w, _ in shown))
+        arrow = {self.state.sort: "▼" if self.state.falling else "▲"}
+        top = f"     {fit('run' + arrow.get('name', ''), name_width)}"
         self.spots = [(5, 5 + name_width, "name")]
-        at = 5 + name_width
-        for _, w, _, key in columns:
-            self.spots.append((at, at + w + 1, key))
-            at += w + 1
+        for name, w, _ in shown:
+            at = self.spots[-1][1]
+            self.spots.append((at, at + w + 1, name))
+            top += columns.padded(name + arrow.get(name, ""), w)
         rows: list[tuple[str, Line]] = []
         for i, run in enumerate(runs):
             letter, style = self.state.overlay_mark(run)
-            pin = "^" if run.pinned else " "
             line: Line = [
                 (f"▌{letter}" if letter else "  ", style),
-                (f"{pin}{pages.GLYPHS[run.state]} ", pages.STYLES[run.state]),
+                (f"{'^' if run.pinned else ' '}{pages.GLYPHS[run.state]} ", pages.STYLES[run.state]),
                 (draw.fit_middle(self.state.short(run), name_width), "dim" if run.name in self.state.hidden else ""),
             ]
-            for title, w, texts, _ in columns:
-                tone = pages.STYLES[run.state] if title == "ETA" and run.state != "running" else ""
-                tone = "dim" if title.startswith("FID") and (number(run.last.get("n")) or 0) < 50_000 else tone
-                line.append((" " + fit(texts[i], w, True), tone))
+            for name, w, texts in shown:
+                tone = pages.STYLES[run.state] if name == "ETA" and run.state != "running" else ""
+                tone = "dim" if name.startswith("FID") and (number(run.last.get("n")) or 0) < 50_000 else tone
+                line.append((columns.padded(texts[i], w), tone))
             rows.append((run.name, line))
         table.empty = self.empty(width)
         table.show([(top, "bold")], rows, self.state.store.became)
@@ -308,6 +280,12 @@ class Runs(Launching):
 
     # -- actions
 
+    NEEDS_RUN = ("act", "open", "rerun", "derive", "overlay", "pin", "tags", "hide", "metric", "compare")
+
+    def why_not(self, binding: Binding) -> str:
+        needs = binding.action.split("(")[0] in self.NEEDS_RUN and binding.action != "act('undo')"
+        return "no run is selected" if needs and self.run_now() is None else ""
+
     def run_now(self) -> Run | None:
         key = self.query_one(Table).key
         return self.state.store.runs.get(key) if key else None
@@ -352,6 +330,19 @@ class Runs(Launching):
         self.state.sort = keys[(keys.index(self.state.sort) + 1) % len(keys)] if self.state.sort in keys else keys[0]
         self.state.reverse = False
         self.update_all()
+
+    def action_columns(self) -> None:
+        hint = f"separated by commas, empty: what fits; {', '.join(columns.COLUMNS)}, scores, arguments"
+
+        def done(text: str) -> str:
+            try:
+                self.state.columns = columns.chosen(text, self.state.labels(), self.state.store.ordered())
+            except ValueError as e:
+                return clean(e, 300)
+            self.update_all()
+            return ""
+
+        self.ask("columns", ", ".join(self.state.columns), done, hint)
 
     def action_reverse(self) -> None:
         self.state.reverse = not self.state.reverse
@@ -522,9 +513,9 @@ class OneRun(Launching):
     def run_now(self) -> Run | None:
         return self.run
 
-    def offered(self, binding: Binding) -> bool:
+    def why_not(self, binding: Binding) -> str:
         use = self.USE.get(binding.action.split("(")[0])
-        return super().offered(binding) and (use is None or self.tab in use)
+        return f"only in the tab {' or '.join(use)}" if use and self.tab not in use else ""
 
     def check_action(self, action: str, parameters: tuple) -> bool | None:
         return self.tab in self.USE.get(action, (self.tab,))
@@ -712,15 +703,18 @@ class OneRun(Launching):
             if now is None and earlier and earlier[-1] == steps[-1]:
                 earlier = earlier[:-1] or earlier
             self.view.at = earlier[-1] if earlier else now
+            if not earlier:
+                self.notify("no earlier step with data for this tab")
         else:
             self.view.at = next((s for s in steps if now is not None and s > now), None)
         self.update_all()
 
     def action_best(self) -> None:
-        best = self.run.best()
-        if best:
+        if best := self.run.best():
             self.view.at = best["step"]
             self.update_all()
+        else:
+            self.notify("not evaluated yet")
 
     def action_pick(self, by: int) -> None:
         if self.tab == "architecture":

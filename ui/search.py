@@ -22,6 +22,7 @@ class Search:
         self.kind = ""  # evolution, probabilities, controller
         self.series: dict[str, tuple[list, list]] = {}
         self.rounds: list[dict] = []
+        self.options: dict[str, list[str]] = {}  # AutoGAN: the options of each decision, in the order of a vector's codes
         self.warning, self.warned = "", -1.0  # what the search itself warned of, at which step
         self.bad = 0
         self.cache: dict[int, dict] = {}
@@ -74,6 +75,9 @@ class Search:
                     self._point(step, f"flips {net}", flips)
         elif "reward" in row or "policy" in row or "beam" in row:
             self.kind = "controller"
+            for name, words in zip(row.get("decisions") or (), row.get("options") or (), strict=False):
+                if isinstance(words, list) and len(self.options) < 100:
+                    self.options.setdefault(clean(name, 20), [clean(word, 20) for word in words])
             values = (
                 [h for v in row.get("entropy") or () if (h := number(v)) is not None]
                 if isinstance(row.get("entropy"), list)
@@ -111,6 +115,16 @@ class Search:
                 self.cache.clear()
             self.cache[i] = row
         return self.cache[i]
+
+    def in_words(self, vector: object) -> str:
+        """An AutoGAN vector as the names of its options, by cell: `1: pre none nearest yes · 2: …`; "" if not all are known."""
+        codes = str(vector).split()
+        if len(codes) > len(self.options) or not all(code.isdecimal() for code in codes):
+            return ""
+        cells: dict[str, list[str]] = {}
+        for (name, words), code in zip(self.options.items(), codes, strict=False):
+            cells.setdefault(name.partition("/")[0], []).append(words[int(code)] if int(code) < len(words) else "?")
+        return " · ".join(f"{cell}: {' '.join(words)}" for cell, words in cells.items())
 
     def at(self, step: float | None) -> int:
         """Index of the last row, or with a step of the last row at or before it; -1 if there is none."""

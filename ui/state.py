@@ -5,13 +5,13 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ui import launch
+from ui.columns import cell
 from ui.curves import LETTERS, Curves
-from ui.files import clean, number, parse, read_bytes
+from ui.files import clean, parse, read_bytes
 from ui.query import ordered, query
 from ui.runs import LIVE, STATES, Run, Store, color_index, fid_label
 
@@ -35,6 +35,8 @@ class State:
         self.show_hidden = self.group = self.reverse = self.scanned = False
         self.filter_text, self.filter = "", query("")
         self.sort = "state"
+        self.columns: list[str] = []  # of the list, as the user wants them; []: what fits
+        self.widths: dict[str, int] = {}  # of columns: they widen and never shrink, so that nothing moves while one watches
         self.since: dict[str, int] = {}
         self.before: dict[str, str] = {}  # states when the UI was last closed
         self.wanted: dict[str, None] = {}  # runs to read first
@@ -65,12 +67,7 @@ class State:
             newest = sorted(runs, key=lambda r: (r.name[len(_stem(r.name)) :], r.name), reverse=not self.reverse)
             newest.sort(key=lambda r: STATES.index(r.state) if r.state in ("queued", *LIVE) else len(STATES))
             return sorted(newest, key=lambda r: not r.pinned)
-        keys: dict[str, Callable[[Run], Any]] = {
-            **{"name": lambda r: r.name, "step": lambda r: r.step, "ETA": lambda r: r.eta, "phase": lambda r: r.phase or None},
-            **{"memory": lambda r: r.memory, "rate": lambda r: r.rate, "seed": lambda r: r.seed, "method": lambda r: r.method},
-            "images": lambda r: number(r.last.get("n")),
-        }
-        return ordered(runs, keys.get(self.sort, lambda r: r.score(self.sort)), self.falling)
+        return ordered(runs, lambda r: r.name if self.sort == "name" else cell(self.sort, r)[1], self.falling)
 
     @property
     def falling(self) -> bool:
@@ -125,6 +122,7 @@ class State:
         self.hidden = set(texts("hidden"))
         for name in texts("overlay")[:26]:
             self.lay_over(Run(self.store.root / name)) if Path(name).name == name else None
+        self.columns = texts("columns")
         if isinstance(saved.get("sort"), str):
             self.sort = saved["sort"]
         self.reverse = saved.get("reverse") is True
@@ -137,6 +135,7 @@ class State:
         if self.readonly or not self.scanned or not self.store.root.is_dir():
             return
         saved = {"hidden": sorted(self.hidden), "overlay": list(self.overlay), "sort": self.sort, "reverse": self.reverse}
+        saved["columns"] = self.columns
         saved |= {"filter": self.filter_text, "states": {r.name: r.state for r in self.store.ordered()}}
         with contextlib.suppress(OSError):
             tmp = self.store.root / f".tui.json.{os.getpid()}.tmp"
