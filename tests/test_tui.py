@@ -396,10 +396,12 @@ def test_a_key_that_cannot_act_says_why(four: Path) -> None:
         pilot.press("f")
         assert "log" in pilot.told()
         pilot.press("2", "f")
-        assert pilot.told().count("f: ") == 1 and not screen.query_one(LogView).follow
+        assert pilot.told().count("f: ") == 1
+        assert not screen.query_one(LogView).follow
     with driven(four, asked="seed=77") as (app, pilot):
         pilot.press("r")
-        assert "r: " in pilot.told() and isinstance(app.screen, Runs)
+        assert "r: " in pilot.told()
+        assert isinstance(app.screen, Runs)
 
 
 def test_a_run_that_ends_is_announced(live: Path, tmp_path: Path) -> None:

@@ -512,13 +512,17 @@ def test_the_trash_is_known_to_later_sessions(tmp_path: Path) -> None:
     assert set(scanned(tmp_path).runs) == {paths[1].name}
 
 
+CSV = 'epoch,loss,"a, b"\n1,0.5,7\n2,nan,8\n3,0.25,x\n'
+JSONL = '{"_step": 5, "fid": 30.0, "note": "x"}\nbroken\n{"_step": 9, "fid": 20}\n'
+
+
 @pytest.mark.parametrize(
     ("name", "text", "points_of"),
     [
-        ("log.csv", 'epoch,loss,"a, b"\n1,0.5,7\n2,nan,8\n3,0.25,x\n', {"loss": ([1, 2, 3], [0.5, None, 0.25]), "a, b": ([1, 2, 3], [7, 8, None])}),
-        ("history.jsonl", '{"_step": 5, "fid": 30.0, "note": "x"}\nbroken\n{"_step": 9, "fid": 20}\n', {"fid": ([5, 9], [30, 20])}),
+        ("log.csv", CSV, {"loss": ([1, 2, 3], [0.5, None, 0.25]), "a, b": ([1, 2, 3], [7, 8, None])}),
+        ("history.jsonl", JSONL, {"fid": ([5, 9], [30, 20])}),
     ],
-)  # fmt: skip
+)
 def test_logs_of_others_are_runs_that_are_only_read(tmp_path: Path, name: str, text: str, points_of: dict) -> None:
     folder, none = tmp_path / "theirs", tmp_path / "none"
     for path, content in ((folder / name, text), (none / "notes.csv", "name,loss\na,1\n"), (none / "x.jsonl", "[1]\n")):
@@ -547,7 +551,7 @@ def test_the_columns_of_the_list_say_what_the_files_say(tmp_path: Path) -> None:
     fids = [e["fid"] for e in run.evaluations()]
     assert columns.cell("best FID", run) == (draw.score(min(fids)), min(fids))
     assert columns.cell("FID", run)[1] == fids[-1]
-    assert columns.cell("duration", run) == ("3:20", 200.0)
+    assert columns.cell("duration", run) == ("3m", 200.0)
     assert columns.cell("started", run)[0] == "01-01 00:00"
     assert columns.cell("params", run)[1] == run.config["params"]["G"]
     assert columns.cell("g_lr", run)[0] == columns.cell("g-lr", run)[0] == "0.0002"
@@ -573,9 +577,9 @@ def test_the_beam_in_words(tmp_path: Path) -> None:
     (folder / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = opened(folder).search
     cells = found.in_words(autogan.text_of(vector)).split(" · ")
-    named = [
-        [w for w, options in zip(row, autogan.decisions(i).values(), strict=True) if len(options) > 1]
-        for i, row in enumerate(autogan.names_of(vector))
-    ]
-    assert cells == [f"{i}: {' '.join(words)}" for i, words in enumerate(named, 1)]
+    named = []
+    for i, row in enumerate(autogan.names_of(vector)):
+        options = autogan.decisions(i).values()
+        named.append(f"{i + 1}: {' '.join(w for w, x in zip(row, options, strict=True) if len(x) > 1)}")
+    assert cells == named
     assert found.in_words("0 1 0 " * 9) == found.in_words("one") == ""
