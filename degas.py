@@ -41,7 +41,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import gan
-from common.cells import Conv, ConvAvgPool, Cost, avg_pool_3x3, conv_cost, count_params, op_cost, params_and_macs
+from common.cells import (
+    Conv,
+    ConvAvgPool,
+    Cost,
+    avg_pool_3x3,
+    binomial,
+    conv_cost,
+    count_params,
+    op_cost,
+    params_and_macs,
+)
 from common.cli import CommonArgs, cli, opt
 from common.data import Batches, Dataset, load_dataset
 from common.files import UserError, read_json, stream
@@ -189,8 +199,7 @@ def pyramid(x: Tensor, levels: int) -> list[Tensor]:
     OURS: a band is the image minus its blur by the separable binomial [1 4 6 4 1] / 16, replicated at
     the edges; the next image is the 2x2 mean of the blur. All steps are linear. [GLO re-implementations]
     """
-    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=x.device, dtype=x.dtype) / 16
-    kernel, bands = taps.outer(taps)[None, None], []
+    kernel, bands = binomial(x.dtype, x.device), []
     for _ in range(levels):
         apart = F.pad(x.flatten(0, 1)[:, None], (2, 2, 2, 2), mode="replicate")
         low = F.conv2d(apart, kernel).view_as(x)

