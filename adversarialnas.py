@@ -36,7 +36,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from common import gan
@@ -69,6 +68,7 @@ from common.gan import Job, Pair, ema_update, fid_or_inf, frozen, latent, pair_o
 from common.metrics import Evaluator
 from common.ranks import start_ranks
 from common.run import Run
+from common.spectral import normalise_together, normalised_once
 
 # ---- arguments -----------------------------------------------------------------------------------
 
@@ -492,6 +492,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.cells = nn.ModuleList(DownCell(ch, genotype, i, merged) for i in range(4))
         self.out = spectral_norm(Linear(ch, 1, bias=False))
+        normalise_together(self)
 
     def forward(self, x: Tensor, mix: Mix | None = None) -> Tensor:
         for i, cell in enumerate(self.cells):
@@ -525,6 +526,7 @@ class SNGANDiscriminator(nn.Module):
                 layers += [spectral_norm(Conv(c_out, c_out, 4, 2, padding=1)), nn.LeakyReLU(0.1)]
         self.layers = nn.Sequential(*layers)
         self.out = spectral_norm(Linear(4 * ch * (size // 8) ** 2, 1))
+        normalise_together(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.layers(x).flatten(1))
@@ -636,7 +638,7 @@ def d_pass(job: Job, G: Net, D: Net, real: Tensor, *name: object, fake_D: Net | 
     if fake_D is None:
         of_real, of_fake = D(torch.cat([real, fake])).chunk(2)
     else:  # CODE: each pass has its own noise sample
-        with parametrize.cached():
+        with normalised_once(D.func):  # both are the same network
             of_real, of_fake = D(real), fake_D(fake)
     return d_loss(of_real.float(), of_fake.float())
 

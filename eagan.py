@@ -26,7 +26,7 @@ DEVIATES (differs from both).
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, pairwise, zip_longest
@@ -69,6 +69,7 @@ from common.gan import Job, Pair, clone, ema_update, fid_or_inf, frozen, latent,
 from common.metrics import Evaluator, Score
 from common.ranks import start_ranks
 from common.run import Run
+from common.spectral import normalise_together
 
 # ---- arguments -----------------------------------------------------------------------------------
 
@@ -302,6 +303,14 @@ class Discriminator(nn.Module):
         self.stem_skip = conv(3, ch, sn=True)
         self.cells = nn.ModuleList(DownCell(ch, genotype, i) for i in range(3))
         self.out = spectral_norm(Linear(ch, 1, bias=False))
+        normalise_together(self, Discriminator.used)
+
+    def used(self, genotype: Genotype | None = None) -> Iterator[nn.Module]:
+        """Modules on a path."""
+        yield from (self.stem1, self.stem2, self.stem_skip, self.out)
+        for cell, ops in zip(self.cells, genotype or self.genotype, strict=True):
+            first = 1 if ops[2] == ops[3] == "none" else 0  # node 1 is not used
+            yield from (edge[op] for edge, op in list(zip(cell.edges, ops, strict=True))[first:] if op != "none")
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         x = self.stem2(self.stem1(x).relu()) + self.stem_skip(F.avg_pool2d(x, 2))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from common.files import UserError, read_json
+from common.spectral import normalise_together
 
 Ints = int | tuple[int, ...]
 # name: (kernel, dilation)
@@ -259,6 +260,10 @@ class AutoGANDiscriminator(nn.Module):
         self.middle = nn.ModuleList([DBlock(ch, down=True), DBlock(ch, down=False)])
         self.last = DBlock(ch, down=False)
         self.out = spectral_norm(Linear(ch, 1, bias=False))
+        normalise_together(self, AutoGANDiscriminator.used)
+
+    def used(self, stage: int = 2) -> list[nn.Module]:
+        return [self.stem1, self.stem2, self.stem_skip, *self.middle[:stage], self.last, self.out]
 
     def forward(self, x: Tensor, stage: int = 2) -> Tensor:
         x = self.stem2(self.stem1(x).relu()) + self.stem_skip(F.avg_pool2d(x, 2))
