@@ -1,0 +1,34 @@
+"""The number of operations of a G update, which decides its speed on a GPU, does not grow unnoticed."""
+
+import importlib
+from functools import partial
+
+import pytest
+import torch
+
+import common.data
+from benchmark import speed, steps
+from common import spectral
+
+RECORDED_WITH = "2.14"  # torch; other versions split operations differently
+RECORDED = {
+    "eagan": {"training": 652, "stage 1": 552, "stage 2": 844},
+    "adversarialnas": {"training": 702, "search": 10_657},
+    "autogan": {"training": 631, "shared GAN, 32 px": 1303},
+    "degas": {"training": 966, "search": 1665},
+}
+LOOPS = [(method, loop) for method in RECORDED for loop in RECORDED[method]]
+
+
+@pytest.mark.skipif(not torch.__version__.startswith(RECORDED_WITH + "."), reason=f"recorded with torch {RECORDED_WITH}")
+@pytest.mark.parametrize(("method", "loop"), LOOPS)
+def test_operations_of_an_update(method: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.data, "shapes", partial(common.data.shapes, 256))
+    monkeypatch.setattr(spectral, "TOGETHER", {"cuda", "cpu"})  # as on a GPU
+    script = importlib.import_module(method)
+    small = {"g_ch": 4, "d_ch": 4, "search_g_ch": 4, "search_d_ch": 4, "search_ch": 4, "n_critic": 2}
+    small = {name: value for name, value in small.items() if hasattr(script.Args, name)}
+    flags = {**script.PRESETS["smoke"], "device": "cpu", "bn_batches": 0, **steps.ROWS[method][loop], **small}
+    flags = {name: value for name, value in flags.items() if hasattr(script.Args, name)}
+    found, _ = speed.counted(script, script.Args(**flags), torch.device("cpu"))
+    assert found <= 1.05 * RECORDED[method][loop]
