@@ -45,6 +45,7 @@ from common.cells import (
     Conv,
     ConvAvgPool,
     Cost,
+    ForPenalty,
     avg_pool_3x3,
     binomial,
     conv_cost,
@@ -167,7 +168,8 @@ def g_loss(fake: Tensor, real: Tensor | None = None) -> Tensor:
 def gradient_penalty(D: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
     """10 E (|grad D| - 1)^2 between real and fake images; mix: (B, 1, 1, 1) in [0, 1]. [WGAN-GP]"""
     x = torch.lerp(real, fake, mix).requires_grad_()
-    scores = D.forward(x)[0]  # not D(x): compiled code has no second derivatives
+    with ForPenalty():
+        scores = D.forward(x)[0]  # not D(x): compiled code has no second derivatives
     (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
     return GP_WEIGHT * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 

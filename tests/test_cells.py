@@ -1,6 +1,7 @@
 """The operations against their literal definitions: values, gradients, sizes, costs, initial weights."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -108,6 +109,19 @@ def test_constants_of_kernels_are_made_once() -> None:
     for make in (cells.four_places, cells.binomial):
         assert make(torch.float32, device) is make(torch.float32, device)
         assert make(torch.float64, device).dtype == torch.float64
+
+
+@pytest.mark.parametrize("layer", [Conv(3, 4, 3, padding=1), ConvAvgPool(3, 4), Conv(3, 4, 1)], ids=["3x3", "pool", "1x1"])
+def test_the_gradient_of_a_penalty_is_torchs(layer: Conv) -> None:
+    net = nn.Sequential(layer, nn.ReLU(), Conv(4, 2, 3)).double()
+    found = {}
+    for name, inside in (("torch", nullcontext), ("ours", cells.ForPenalty)):
+        x = normal(2, 3, 8, 8).requires_grad_()
+        with inside():
+            y = net(x)
+        (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        found[name] = (y, gradient, *torch.autograd.grad(gradient.square().sum(), [net[0].weight, net[2].weight]))
+    torch.testing.assert_close(found["ours"], found["torch"], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("layer", [Conv(8, 4, 3), ConvAvgPool(8, 4), cells.Linear(8, 4)], ids=lambda m: type(m).__name__)
