@@ -361,14 +361,15 @@ class Canvas:
         import numpy as np
 
         self.chars = np.where(self.bits > 0, self.bits.astype(np.int32) + 0x2800, 32)
-        for x, name in marks:
-            if not self.x0 <= x <= self.x1:
-                continue
-            column = self.column(x)
+        inside = [(self.column(x), name) for x, name in marks if self.x0 <= x <= self.x1]
+        for (column, name), (following, _) in pairwise([*inside, (self.w, "")]):
             free = self.bits[:, column] == 0
             self.chars[free, column], self.owner[free, column] = ord("┊"), -2
-            for k, letter in enumerate(name[: self.w - column - 1], column + 1):
-                if self.bits[0, k] or self.chars[0, k] != 32 or not letter.isprintable() or len(letter.encode()) > 3:
+            room = following - column - 1
+            if len(name) > room < 8:
+                continue  # a few letters of it say nothing
+            for k, letter in enumerate(name[:room], column + 1):
+                if self.bits[0, k] or not letter.isprintable() or len(letter.encode()) > 3:
                     break
                 self.chars[0, k], self.owner[0, k] = ord(letter), -2
 
