@@ -19,7 +19,7 @@ ui/state.py, ui/view.py  what the user has chosen       ui/eagan.py, ui/probabil
 ui/launch.py   script options, starting runs, GPUs      ui/compare.py  comparison of runs
 ui/report.py   --plain, CSV, Markdown, LaTeX, HTML      ui/acts.py     stop, pause, resume, kill, trash
 ui/form.py     the launch form                          ui/widgets.py, ui/base.py  widgets, keys, dialogs
-this file      the app and the command line             ui/screens.py, ui/pair.py  list, one run, two runs
+this file      the app and the command line             ui/screens.py, ui/pair.py, ui/results.py  list, run, two, all
 """
 
 import contextlib
@@ -53,6 +53,7 @@ from ui.files import clean
 from ui.form import Form
 from ui.pair import Compare
 from ui.query import ordered, query
+from ui.results import Results
 from ui.runs import Run, Store
 from ui.screens import OneRun, Runs
 from ui.state import State
@@ -73,7 +74,13 @@ def first_keys() -> str:
 def key_tables() -> str:
     """The key tables in docs/tui.md."""
     parts = []
-    for title, screen in (("Runs", Runs), ("One run", OneRun), ("Compare", Compare), ("Launch form", Form)):
+    for title, screen in (
+        ("Runs", Runs),
+        ("One run", OneRun),
+        ("Compare", Compare),
+        ("Results", Results),
+        ("Launch form", Form),
+    ):
         rows = [row for name, found in key_groups(screen) if name not in ("move", "everywhere") for row in found]
         parts.append(f"### {title}\n\n{key_table(rows)}")
     groups = dict(key_groups(Runs))
@@ -345,11 +352,12 @@ class Tui(App):
         if not hasattr(screen, "exported"):
             return
         runs = screen.exported()
+        tables = f"tables of {draw.count(len(runs), 'run')}"
         svg = self.export_screenshot(title="GAN architecture search")
         kinds = [
-            ("c", "CSV: all metrics", "csv", screen.csv),
-            ("m", f"Markdown: a table of {draw.count(len(runs), 'run')}", "md", lambda: report.markdown(runs)),
-            ("l", "LaTeX: the same table", "tex", lambda: report.latex(runs)),
+            ("c", "CSV: all values", "csv", screen.csv),
+            ("m", f"Markdown: {tables}", "md", getattr(screen, "markdown", lambda: report.markdown(runs))),
+            ("l", f"LaTeX: {tables}", "tex", getattr(screen, "latex", lambda: report.latex(runs))),
             ("s", "SVG: this screen", "svg", lambda: svg),
             (
                 "h",
@@ -367,12 +375,11 @@ class Tui(App):
         path = Path("exports") / f"{time.strftime('%Y%m%d-%H%M%S')}.{suffix}"
         try:
             for run in runs:
-                while run.load(0.5):
-                    pass
+                run.load_all()
             text = make()
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-        except OSError as e:
+        except (OSError, ValueError) as e:
             self.call_from_thread(self.notify, f"{path}: {e}", severity="error", markup=False)
             return
         self.call_from_thread(self.notify, f"wrote {path}, {draw.size(len(text))}", markup=False)

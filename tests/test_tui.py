@@ -26,10 +26,12 @@ from fake_trainer import append, evolution, make_run, me, now, write
 from rich.cells import cell_len
 from textual.widget import Widget
 
+import common.report
 import tui
 from tui import Choose, Compare, Form, Help, OneRun, Runs, Tui
 from ui import compare, launch, pages
 from ui.base import Ask
+from ui.results import Results
 from ui.runs import Run, alive
 from ui.widgets import Doc, LogView, Table
 
@@ -388,6 +390,30 @@ def test_columns_are_chosen_kept_and_do_not_move(four: Path) -> None:
         assert app.state.columns == ["best FID", "g_lr"]
         pilot.do(app.screen.fill)
         assert [spot[2] for spot in app.screen.spots] == [spot[2] for spot in before]
+
+
+def test_results_are_those_of_the_report_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(tmp_path / "runs", seed=seed, rows=20, quality=10 + seed) for seed in range(2)]
+    with driven(tmp_path / "runs", size=(160, 50)) as (app, pilot):
+        pilot.press("l")
+        screen = pilot.reaches(Results)
+        pilot.until(lambda: screen.found)
+        found = common.report.report(common.report.grouped([common.report.read(run) for run in runs]))
+        assert json.dumps(screen.found, default=str) == json.dumps(found, default=str)
+        row = next(row for row in found["scores"] if row["score"] == "fid")
+        pilot.sees(f"{row['mean']:.2f} ± {row['sd']:.2f}", "Checklist")
+        pilot.press("x", "m")
+        pilot.until(lambda: list(tmp_path.glob("exports/*.md")))
+        pilot.until(lambda: next(tmp_path.glob("exports/*.md")).read_text() == common.report.markdown(found))
+        pilot.press("escape")
+        make_run(tmp_path / "runs", seed=2, rows=20)
+        config = tmp_path / "runs" / "eagan-cifar10-s2-20260101-000002" / "config.json"
+        settings = json.loads(config.read_text())
+        write(config, settings | {"args": settings["args"] | {"g_lr": 1.0}})
+        pilot.until(lambda: len(app.state.listed()) == 3)
+        pilot.press("l")
+        pilot.sees("g_lr")
 
 
 def test_a_key_that_cannot_act_says_why(four: Path) -> None:

@@ -18,6 +18,7 @@ from ui.draw import Line, crop, fit, human
 from ui.files import Log, clean, number
 from ui.form import Launching
 from ui.pair import Compare
+from ui.results import Results
 from ui.runs import STATES, Run, color_index
 from ui.samples import open_image, sample_at, sample_lines
 from ui.state import State
@@ -38,6 +39,7 @@ class Runs(Launching):
         Binding("escape", "unfilter", "show all: clear the filter", show=False),
         Binding("s", "sort", "sort: by the next column"),
         Binding("c", "compare", "compare: two overlaid runs"),
+        Binding("l", "results", "results: tables over seeds of the overlaid or listed runs", show=False),
         *ACTS,
         *CURVES,
         Binding("0", "clear", "clear the overlay", show=False),
@@ -429,6 +431,9 @@ class Runs(Launching):
             self.notify("overlay two runs with space, or overlay one and select the other", severity="warning")
         else:
             self.app.push_screen(Compare(self.state, runs[0], runs[1]))
+
+    def action_results(self) -> None:
+        self.app.push_screen(Results(self.state, [run for run in self.exported() if not run.foreign]))
 
     def csv(self) -> str:
         return report.metrics_csv(self.exported())
