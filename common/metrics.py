@@ -1,23 +1,28 @@
-"""FID and Inception Score: feature networks, streaming statistics, cached reference statistics."""
+"""FID, Inception Score and others: feature networks, streaming statistics, cached reference statistics."""
 
 import hashlib
 import socket
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Collection, Iterator
+from copy import copy
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common import scores
 from common.data import Dataset
 from common.files import UserError, first_line, load_tensors, replacing, stream
 
 IS_SPLITS = 10  # splits of the Inception Score
+METRICS = ("fid", "is", "kid", "pr", "dc", "fid-inf", "nearest")  # names in --metrics; docs/metrics.md
+FEATURES_KEPT = 50_000  # images at most whose features are kept, of each side: 410 MB of 2,048 float32
 CACHE_VERSION = 1  # increment when the meaning of the reference statistics changes
 COMPACT_RECIPE = 1  # increment when the compact network or its training changes
 COMPACT_STEPS = (300, 2000)  # minimum and maximum training steps
@@ -307,16 +312,59 @@ def train_compact(
     return net
 
 
-def fid_label(net: str) -> str:
-    """Display name of a FID: inception-2048: FID, inception-768: FID-768, compact: FID(compact)."""
+def fid_label(net: str, score: str = "FID") -> str:
+    """Display name of a score of features: inception-2048: FID, inception-768: FID-768, compact: FID(compact)."""
     if net.startswith("inception-"):
-        return "FID" if net == "inception-2048" else f"FID-{net.removeprefix('inception-')}"
-    return f"FID({net})"
+        return score if net == "inception-2048" else f"{score}-{net.removeprefix('inception-')}"
+    return f"{score}({net})"
+
+
+def read_stats(path: Path, dims: int = 0) -> dict[str, Tensor]:
+    """Statistics of real images from an .npz with mu, (D,) or (1,D), and sigma, (D,D), as TTUR's TensorFlow code and
+    pytorch-fid write them: "mean" and "cov", float64. dims: D that is needed; 0: any.
+    UserError: cannot be read, other shapes, not finite, not symmetric, negative variances."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if not {"mu", "sigma"} <= set(arrays):
+                raise UserError(f"--fid-stats {path}: no arrays mu and sigma, only {', '.join(arrays) or 'none'}")
+            mu, sigma = (np.asarray(arrays[key]) for key in ("mu", "sigma"))
+    except UserError:
+        raise
+    except Exception as error:  # numpy raises various errors on other files
+        raise UserError(
+            f"--fid-stats {path}: not a readable .npz of plain arrays ({first_line(error)}); pass one with mu and sigma"
+        ) from error
+
+    def refuse(reason: str) -> None:
+        raise UserError(f"--fid-stats {path}: {reason}; compute the statistics again")
+
+    if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
+        refuse(f"mu is {mu.dtype} and sigma {sigma.dtype}, not floating-point numbers")
+    mu = mu[0] if mu.ndim == 2 and len(mu) == 1 else mu
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        refuse(f"mu is {mu.shape} and sigma {sigma.shape}, not (D,) and (D,D)")
+    if dims and len(mu) != dims:
+        raise UserError(f"--fid-stats {path}: of {len(mu)} features, but {dims} are compared; match --fid-dims to it")
+    mean, cov = (torch.from_numpy(x.astype(np.float64)) for x in (mu, sigma))
+    if not (mean.isfinite().all() and cov.isfinite().all()):
+        refuse("not all values are finite")
+    if (cov - cov.T).abs().max() > 1e-5 * cov.abs().max():
+        refuse("sigma is not symmetric")
+    if (cov.diagonal() < 0).any():
+        refuse("sigma has negative variances")
+    return {"mean": mean, "cov": (cov + cov.T) / 2}
+
+
+SHOWN = {"kid": "KID", "fid_inf": "FID∞"}  # names of further scores, where they differ from their keys
 
 
 @dataclass(frozen=True)
 class Score:
-    """Result of an evaluation: FID, IS and its standard deviation over splits; None: not requested."""
+    """Result of an evaluation: FID, IS and its standard deviation over splits; None: not requested.
+
+    more: further scores by name, NaN where they cannot be computed: kid and kid_se (standard error), precision, recall,
+    density, coverage, fid_inf.
+    """
 
     fid: float | None
     is_mean: float | None
@@ -324,16 +372,27 @@ class Score:
     n: int
     net: str
     ref: str
+    more: dict[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """The score as columns of metrics.jsonl."""
         columns = ("eval/fid", "eval/is", "eval/is_std", "eval/n", "eval/net", "eval/ref")
-        return dict(zip(columns, astuple(self), strict=True))
+        more = {f"eval/{name}": value for name, value in self.more.items()}
+        return {**dict(zip(columns, astuple(self)[:6], strict=True)), **more}
+
+    def result(self) -> dict[str, Any]:
+        """The score as an entry of result.json."""
+        return {"fid": self.fid, "is": self.is_mean, "is_std": self.is_std, **self.more}
 
     def __str__(self) -> str:
         parts = [] if self.fid is None else [f"{fid_label(self.net)} {self.fid:.2f}"]
         of = "(compact)" if self.net == "compact" else ""
         parts += [] if self.is_mean is None else [f"IS{of} {self.is_mean:.2f} ± {self.is_std:.2f}"]
+        for name, value in self.more.items():
+            shown = fid_label(self.net, SHOWN.get(name, name))
+            parts += [] if name.endswith("_se") else [f"{shown} {value:.4g}"]
+            if f"{name}_se" in self.more:
+                parts[-1] += f" ± {self.more[name + '_se']:.2g}"
         return f"{', '.join(parts)} on {self.n} images"
 
 
@@ -346,6 +405,9 @@ class Evaluator:
     check: called before every batch; may raise to stop.
     net, label, ref: what a score refers to, such as "inception-768", "FID-768", "cifar10 50000".
     want_fid: set to False before `prepare` to skip the reference statistics; the FID is then None.
+    more: names of METRICS; those beyond fid and is are computed where `score` is asked for them.
+    stats: file of statistics to compute the FID against, for images of the size first used, instead of the data set's.
+    other: another evaluator that compares with --eval-data; set by `against`.
     """
 
     def __init__(
@@ -359,6 +421,8 @@ class Evaluator:
         ref_n: int = 0,
         splits: int = IS_SPLITS,
         batch: int = 100,
+        more: Collection[str] = (),
+        stats: Path | None = None,
     ) -> None:
         self.device, self.cache_dir, self.ref_n = torch.device(device), cache_dir, ref_n
         self.want_is, self.want_fid, self.splits, self.batch = want_is, True, splits, batch
@@ -374,6 +438,11 @@ class Evaluator:
         else:
             raise UserError(f"--evaluator {name}: must be inception or compact")
         self.label = fid_label(self.net)
+        self.more, self.stats, self.side = frozenset(more) - {"fid", "is"}, stats, 0
+        self.other: Evaluator | None = None
+        if stats and name == "compact":
+            raise UserError(f"--fid-stats {stats}: of Inception's features; omit it, or use --evaluator inception")
+        self.given = read_stats(stats, fid_dims) if stats else None
 
     def use(self, dataset: Dataset) -> None:
         """Set the reference data set. UserError: too few images or, for compact, no labels."""
@@ -387,7 +456,10 @@ class Evaluator:
                 "class, add `labels` to the .npz, or use --evaluator inception"
             )
         self.dataset, self.ref_n = dataset, self.ref_n or size
-        self.ref = f"{dataset.name} {self.ref_n}"
+        self.side = self.side or dataset.images.shape[-1]
+        self.whole = self.side == dataset.images.shape[-1]  # not a smaller copy, of a stage of the search
+        self.from_file = self.given is not None and self.whole
+        self.ref = self.stats.name if self.stats and self.from_file else f"{dataset.name} {self.ref_n}"
 
     def prepare(self) -> None:
         """Compute the compact network and the reference statistics, or load them from the cache."""
@@ -403,27 +475,49 @@ class Evaluator:
             self.network.load_state_dict(state)
             self.network.eval().requires_grad_(False).to(self.device)
             self.network.digest = _digest(state)
-        if not self.want_fid:
-            return
-        resize = "no" if self.net == "compact" else "bilinear 299"
-        key = (
-            f"version {CACHE_VERSION}, data {self.dataset.digest}, size {size}, images {self.ref_n}, net {self.net} "
+        if self.want_fid:
+            self._prepare_reference()
+
+    def against(self, dataset: Dataset) -> "Evaluator":
+        """Once prepared: an evaluator with the same network, and all images of another data set as its reference."""
+        other = copy(self)
+        other.dataset, other.ref_n, other.from_file, other.other = dataset, len(dataset.images), False, None
+        other.ref = f"{dataset.name} {other.ref_n}"
+        other._prepare_reference()
+        return other
+
+    def _prepare_reference(self) -> None:
+        if self.from_file and self.given is not None:
+            key = f"version {CACHE_VERSION}, statistics {_digest(self.given)}"
+            reference = self._cached("reference-given", key, self._given)
+        else:
+            reference = self._cached(f"reference-{self.net}", self._key(self.ref_n), self._reference)
+        self.reference = {name: value.to(self.device) for name, value in reference.items()}
+        if self.whole and self.more - {"fid-inf"}:  # made before hours of work, read again when they are needed
+            self._real_features()
+
+    def _key(self, images: int) -> str:
+        resize, size = "no" if self.net == "compact" else "bilinear 299", tuple(self.dataset.images.shape[-2:])
+        return (
+            f"version {CACHE_VERSION}, data {self.dataset.digest}, size {size}, images {images}, net {self.net} "
             f"{self.network.digest}, resize {resize}, device {self.device.type}"  # TF32 or not
         )
-        reference = self._cached(f"reference-{self.net}", key, self._reference)
-        self.reference = {name: value.to(self.device) for name, value in reference.items()}
 
     @torch.no_grad()
-    def score(self, sample: Callable[[int], Tensor], n: int, rank: int = 0, world: int = 1) -> Score:
-        """Score n generated images. Does not fail on degenerate images, but the FID may be NaN.
+    def score(
+        self, sample: Callable[[int], Tensor], n: int, rank: int = 0, world: int = 1, more: bool = False
+    ) -> Score:
+        """Score n generated images. Does not fail on degenerate images, but scores may be NaN.
 
         sample: k -> the k-th batch, uint8 (batch,3,H,W) on the device; truncated to n images in total.
-        This rank computes batches rank, rank+world, ...; all ranks return the same Score.
+        This rank computes batches rank, rank+world, ...; all ranks return the same Score. more: see `Evaluator`.
         """
         if self.want_is and n < self.splits:
             raise UserError(f"{n} images to score: the Inception Score needs at least {self.splits}, one per split")
         moments = Moments(self.network.dims, self.device)
         inception_score = InceptionScore(n, self.splits, self.network.classes, self.device) if self.want_is else None
+        keep = bool(more and self.more - {"nearest"})
+        kept = torch.zeros(min(n, FEATURES_KEPT) if keep else 0, self.network.dims, device=self.device)
         for k in range(rank, -(-n // self.batch), world):
             self.check()
             images = sample(k)[: n - k * self.batch]
@@ -433,18 +527,56 @@ class Evaluator:
                 )
             features, logits = self._apply(images)
             moments.add(features)
+            room = kept[k * self.batch : (k + 1) * self.batch]
+            room.copy_(features[: len(room)])
             if inception_score and logits is not None:
                 inception_score.add(logits.double().softmax(1), k * self.batch)
         if world > 1:
             moments.reduce()
             if inception_score:
                 inception_score.reduce()
+            if keep:
+                dist.all_reduce(kept)  # each row is 0 on all ranks but one
         fid = None
         if self.want_fid:
             real = self.reference
             fid = frechet_distance(real["mean"], real["cov"], moments.mean, moments.cov, real["root"])
         is_mean, is_std = inception_score.result() if inception_score else (None, None)
-        return Score(fid, is_mean, is_std, n, self.net, self.ref)
+        return Score(fid, is_mean, is_std, n, self.net, self.ref, self._more(kept) if keep else {})
+
+    def _more(self, features: Tensor) -> dict[str, float]:
+        """The further scores of generated images from their features, (N,D)."""
+        found: dict[str, float] = {}
+        if self.more & {"kid", "pr", "dc"}:
+            real = self._real_features().to(self.device)
+            if "kid" in self.more:
+                found["kid"], found["kid_se"] = scores.kid(real, features)
+            if self.more & {"pr", "dc"}:
+                values = scores.neighbourhoods(real, features)
+                wanted = ("precision", "recall") * ("pr" in self.more) + ("density", "coverage") * ("dc" in self.more)
+                found |= {name: values[name] for name in wanted}
+        if "fid-inf" in self.more:
+            found["fid_inf"] = self._fid_infinity(features)
+        return found
+
+    def _fid_infinity(self, features: Tensor) -> float:
+        sizes, values, real = scores.sizes_of_fid(*features.shape), [], self.reference
+        for n in sizes:
+            self.check()
+            moments = Moments(features.shape[1], self.device)
+            order = torch.randperm(len(features), generator=stream(0, "fid-inf", n))[:n]
+            for pick in order.to(self.device).split(1000):
+                moments.add(features[pick])
+            values.append(frechet_distance(real["mean"], real["cov"], moments.mean, moments.cov, real["root"]))
+        return scores.at_infinity(sizes, values)
+
+    @torch.no_grad()
+    def nearest(self, images: Tensor, k: int) -> Tensor:
+        """Each of uint8 images (N,3,H,W), and the k real images with the nearest features: uint8 (N,k+1,3,H,W)."""
+        features = self._apply(images.to(self.device))[0]
+        _, found = scores.nearest(features, self._real_features().to(self.device), k)
+        real = self.dataset.images[self._order(FEATURES_KEPT)[found.cpu()]]
+        return torch.cat([images.cpu()[:, None], real], 1)
 
     def _apply(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(self.device.type, enabled=False):  # even inside a bf16 step
@@ -459,21 +591,47 @@ class Evaluator:
 
     @torch.no_grad()
     def _reference(self) -> dict[str, Tensor]:
-        start = said = time.monotonic()
+        start = time.monotonic()
         moments = Moments(self.network.dims, self.device)
-        order = torch.arange(self.ref_n)
-        if self.ref_n < len(self.dataset.images):
-            order = torch.randperm(len(self.dataset.images), generator=stream(0, "reference"))[: self.ref_n]
-        for pick in order.split(self.batch):
-            self.check()
-            moments.add(self._apply(self.dataset.images[pick].to(self.device))[0])
-            if time.monotonic() - said > 10:
-                said = time.monotonic()
-                left = (said - start) * (self.ref_n / moments.n - 1)
-                self.log(f"reference statistics: {moments.n} of {self.ref_n} images, {left:.0f} s left")
+        for features in self._of_real("reference statistics", self._order(self.ref_n)):
+            moments.add(features)
         root = matrix_root(moments.cov)
         self.log(f"reference statistics: {self.ref}, {self.net}, {time.monotonic() - start:.0f} s")
         return {"mean": moments.mean.cpu(), "cov": moments.cov.cpu(), "root": root.cpu()}
+
+    def _order(self, n: int) -> Tensor:
+        """Indices of the first n real images of the reference."""
+        order = torch.arange(self.ref_n)
+        if self.ref_n < len(self.dataset.images) or n < self.ref_n:
+            order = torch.randperm(len(self.dataset.images), generator=stream(0, "reference"))[: self.ref_n]
+        return order[:n]
+
+    def _of_real(self, what: str, order: Tensor) -> Iterator[Tensor]:
+        """Features of real images, a batch at a time. what: for the log."""
+        start = said = time.monotonic()
+        for done, pick in enumerate(order.split(self.batch)):
+            self.check()
+            yield self._apply(self.dataset.images[pick].to(self.device))[0]
+            if time.monotonic() - said > 10:
+                said, n = time.monotonic(), done * self.batch + len(pick)
+                left = (said - start) * (len(order) / n - 1)
+                self.log(f"{what}: {n} of {len(order)} images, {left:.0f} s left")
+
+    def _given(self) -> dict[str, Tensor]:
+        assert self.given is not None  # see __init__
+        return {**self.given, "root": matrix_root(self.given["cov"])}
+
+    @torch.no_grad()
+    def _real_features(self) -> Tensor:
+        """Features of at most FEATURES_KEPT real images, (N,D) float32 on the CPU."""
+        n = min(self.ref_n, FEATURES_KEPT)
+
+        def make() -> dict[str, Tensor]:
+            size = f"{n * self.network.dims * 4 / 1e6:.0f} MB"
+            self.log(f"features: {n:,} x {self.network.dims} of {self.dataset.name}, {size} in {self.cache_dir}")
+            return {"features": torch.cat([x.cpu() for x in self._of_real("features", self._order(n))])}
+
+        return self._cached(f"features-{self.net}", f"features, {self._key(n)}", make)["features"]
 
     def _cached(self, kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         path = self.cache_dir / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"

@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from common import metrics
+from common import metrics, scores
 from common.files import UserError, stream
 from common.metrics import Evaluator, Inception, InceptionScore, Moments, Score, frechet_distance, matrix_root, to_uint8
 from tests.conftest import REAL_DATA
@@ -403,12 +403,155 @@ def test_stopping_leaves_nothing_half_written(calls: int, written: list[str], tm
     assert [file.name.split("-")[0] for file in tmp_path.iterdir()] == written
 
 
+MORE = ("kid", "pr", "dc", "fid-inf", "nearest")
+KEYS = ["kid", "kid_se", "precision", "recall", "density", "coverage", "fid_inf"]
+
+
+def test_further_scores_are_those_of_the_features(tmp_path: Path) -> None:
+    data, fake = classes(600), classes(600, seed=4).images // 3 * 2
+    plain = ready("compact", data, tmp_path).score(batches(fake), 600)
+    evaluator = ready("compact", data, tmp_path, more=MORE)
+    assert evaluator.score(batches(fake), 600) == plain  # not asked for: as in training
+    found = evaluator.score(batches(fake), 600, more=True)
+    assert (found.fid, found.is_mean, found.is_std) == (plain.fid, plain.is_mean, plain.is_std)
+    real, features = (evaluator.network(images)[0] for images in (data.images, fake))
+    assert list(found.more) == KEYS
+    assert (found.more["kid"], found.more["kid_se"]) == pytest.approx(scores.kid(real, features), rel=1e-4)
+    assert {k: found.more[k] for k in KEYS[2:6]} == scores.neighbourhoods(real, features)
+    assert 0 < found.more["fid_inf"] < found.fid
+    assert [key for key in found.row() if key not in plain.row()] == [f"eval/{key}" for key in KEYS]
+    assert str(found).count("(compact)") == 2 + len(KEYS) - 1  # an error has no name of its own
+    only = ready("compact", data, tmp_path, more=("fid", "is", "dc")).score(batches(fake), 600, more=True)
+    assert list(only.more) == ["density", "coverage"]
+
+
+def test_fid_at_infinity_of_the_same_gaussian_is_nearer_to_0() -> None:
+    d, n = 16, 1000
+    one = torch.eye(d, dtype=torch.float64)
+    real = {"mean": torch.zeros(d, dtype=torch.float64), "cov": one, "root": one}
+    evaluator = SimpleNamespace(reference=real, device=CPU, check=lambda: None)
+    found, plain = [], []
+    for seed in range(10):
+        x = normal(n, d, seed=seed)
+        found.append(Evaluator._fid_infinity(evaluator, x))
+        plain.append(frechet_distance(real["mean"], one, x.mean(0), x.T.cov(), one))
+    assert np.mean(plain) > 0.05  # the bias of so few images
+    assert abs(np.mean(found)) < 0.1 * np.mean(plain)
+
+
+def test_further_scores_of_images_that_cannot_be_scored(tmp_path: Path) -> None:
+    evaluator = ready("compact", classes(), tmp_path, more=MORE)
+    collapsed = evaluator.score(lambda k: torch.zeros(100, 3, 8, 8, dtype=torch.uint8), 600, more=True).more
+    assert np.isfinite(list(collapsed.values())).all()
+    assert collapsed["recall"] == 0
+    few = evaluator.score(batches(pictures(12)), 12, more=True).more
+    assert [key for key in KEYS if np.isnan(few[key])] == ["kid", "kid_se", "fid_inf"]
+    evaluator.network.body[-2].bias.fill_(torch.nan)
+    broken = evaluator.score(batches(pictures(600)), 600, more=True)
+    assert all(np.isnan(value) for value in broken.more.values())
+    assert evaluator.nearest(pictures(2), 3).shape == (2, 4, 3, 8, 8)
+
+
+def test_the_nearest_real_images_of_copies_are_their_originals(tmp_path: Path) -> None:
+    data = classes()
+    evaluator = ready("compact", data, tmp_path, more=("nearest",), ref_n=200)
+    shown = evaluator.nearest(pictures(5), 3)
+    assert torch.equal(shown[:, 0], pictures(5))
+    kept = data.images[evaluator._order(200)]
+    found = evaluator.nearest(kept[-4:], 2)
+    assert torch.equal(found[:, 0], found[:, 1])
+
+
+def test_features_are_kept_once_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "FEATURES_KEPT", 120)
+    said: list[str] = []
+    first = ready("compact", classes(), tmp_path, more=("dc", "nearest"), log=said.append)
+    assert first._real_features().shape == (120, 128)
+    assert first.nearest(pictures(1), 2).shape[1] == 3
+    assert sum("120 x 128" in line for line in said) == 1
+    ready("compact", classes(), tmp_path, more=("dc", "nearest"), log=said.append).score(batches(pictures(300)), 300, more=True)
+    assert sum("120 x 128" in line for line in said) == 1
+
+
+def test_other_images_are_compared_by_the_same_network(tmp_path: Path) -> None:
+    evaluator = ready("compact", classes(), tmp_path, more=("dc",))
+    unlike = classes(90, seed=7, digest="other")
+    unlike.images, unlike.name, unlike.labels = 255 - unlike.images, "others", None
+    other = evaluator.against(unlike)
+    assert other.network is evaluator.network
+    assert other.ref == "others 90"
+    found = other.score(batches(unlike.images), 90, more=True)
+    assert found.fid == pytest.approx(0, abs=1e-6)
+    assert found.more["coverage"] == 1
+    assert evaluator.score(batches(unlike.images), 90).fid > 0.01
+
+
+# ---- statistics of others --------------------------------------------------------------------------------------------
+
+
+def statistics(d: int = 64) -> dict[str, np.ndarray]:
+    x = normal(2 * d, d)
+    return {"mu": x.mean(0).numpy(), "sigma": x.T.cov().numpy()}
+
+
+@pytest.mark.parametrize("d", [64, 2048])
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_statistics_of_others_are_read(d: int, kind: type, tmp_path: Path) -> None:
+    mu, sigma = normal(d).numpy().astype(kind), np.eye(d, dtype=kind)
+    for mean in (mu, mu[None]):  # pytorch-fid's and TensorFlow's layout
+        np.savez(tmp_path / "x.npz", mu=mean, sigma=sigma)
+        found = metrics.read_stats(tmp_path / "x.npz", d)
+        assert torch.equal(found["mean"], torch.from_numpy(mu).double())
+        assert torch.equal(found["cov"], torch.eye(d, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mu": np.zeros(3)}, {"mu": np.zeros((2, 64))}, {"sigma": np.eye(64)[:, :3]}, {"sigma": np.triu(np.ones((64, 64)))},
+        {"mu": np.full(64, np.nan)}, {"sigma": np.full((64, 64), np.inf)}, {"sigma": -np.eye(64)},
+        {"mu": np.zeros(64, int)}, {"mu": np.array([None] * 64)}, {"mu": np.zeros(32), "sigma": np.eye(32)},
+    ],
+)  # fmt: skip
+def test_statistics_that_cannot_be_right_are_refused(change: dict, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, **(statistics() | change))
+    with pytest.raises(UserError, match=rf"--fid-stats {path}"):
+        metrics.read_stats(path, 64)
+    with pytest.raises(UserError, match=r"--fid-stats"):
+        metrics.read_stats(tmp_path / "none.npz")
+    np.savez(path, images=np.zeros(3))
+    with pytest.raises(UserError, match=r"mu and sigma.*images"):
+        metrics.read_stats(path)
+
+
+def test_the_fid_against_statistics_of_others(tmp_path: Path, complete: dict[str, Tensor]) -> None:
+    file, network = tmp_path / "x.npz", tmp_path / "net.pth"
+    torch.save(complete, network)
+    options = {"weights": network, "fid_dims": 64, "want_is": False, "batch": 20}
+    data = classes(40)
+    own = ready("inception", data, tmp_path / "cache", **options)
+    np.savez(file, mu=own.reference["mean"].numpy(), sigma=own.reference["cov"].numpy())
+    other = classes(40, seed=3, digest="other")
+    given = ready("inception", other, tmp_path / "cache", stats=file, **options)
+    fake = batches(pictures(40), 20)
+    assert given.score(fake, 40).fid == pytest.approx(own.score(fake, 40).fid, rel=1e-9)
+    assert given.ref == "x.npz"
+    other.images = other.images[:, :, ::2, ::2]  # a stage of a search at half the size: its own images
+    other.digest = "half"
+    given.use(other)
+    given.prepare()
+    assert given.ref == "colours 40"
+    with pytest.raises(UserError, match=r"--fid-stats.*--evaluator inception"):
+        Evaluator("compact", CPU, tmp_path, stats=file)
+
+
 def score_on_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)  # as in the process that spawns the other: equal to the last bit
     minute = timedelta(seconds=60)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", minute, world_size=2, rank=rank)
-    evaluator = ready("compact", classes(), folder / "cache", splits=4, batch=64)
-    torch.save(vars(evaluator.score(batches(pictures(250, seed=3), 64), 250, rank, 2)), folder / f"{rank}.pt")
+    evaluator = ready("compact", classes(), folder / "cache", splits=4, batch=64, more=MORE)
+    torch.save(vars(evaluator.score(batches(pictures(250, seed=3), 64), 250, rank, 2, True)), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -418,13 +561,14 @@ def score_on_rank_1(_: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_score_as_one(tmp_path: Path) -> None:
-    evaluator = ready("compact", classes(), tmp_path / "cache", splits=4, batch=64)
-    alone = evaluator.score(batches(pictures(250, seed=3), 64), 250)
+    evaluator = ready("compact", classes(), tmp_path / "cache", splits=4, batch=64, more=MORE)
+    alone = evaluator.score(batches(pictures(250, seed=3), 64), 250, more=True)
     other = mp.spawn(score_on_rank_1, (tmp_path,), join=False)
     score_on_rank(0, tmp_path)
     other.join()
     one, two = (Score(**torch.load(tmp_path / f"{rank}.pt", weights_only=True)) for rank in (0, 1))
-    assert one == two
+    assert str(one) == str(two)  # FID∞ of so few images is NaN, which equals nothing
+    assert one.more == pytest.approx(alone.more, rel=1e-6, nan_ok=True)
     for field in ("fid", "is_mean", "is_std"):
         assert getattr(one, field) == pytest.approx(getattr(alone, field), rel=1e-6)
 
