@@ -1006,6 +1006,8 @@ def main(args: Args) -> dict | None:
     # -- all checks run before the run directory is created
     ranks = start_ranks(args.device)
     check(args, ranks.world)
+    if args.phase == "sample":
+        return gan.sample(args, ranks, Generator.saved)
     has_is = args.evaluator == "compact" or args.fid_dims == "2048"
     evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is=has_is)
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))

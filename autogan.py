@@ -1043,6 +1043,8 @@ def main(args: Args) -> dict | None:
     # -- all checks run before the run directory is created
     ranks = start_ranks(args.device)
     check(args, ranks.world)
+    if args.phase == "sample":
+        return gan.sample(args, ranks, Generator.saved)
     state, trained = State(G=read_vector(args.genotype) if args.genotype else None), None
     evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is=args.needs("is"))
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))

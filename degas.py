@@ -1123,6 +1123,9 @@ def main(args: Args) -> dict | None:
     # -- all checks run before the run directory is created
     ranks = start_ranks(args.device)
     check(args, ranks.world)
+    if args.phase == "sample":
+        make = lambda saved: Generator.saved(saved).evaluate_with(args.eval_bn)  # noqa: E731
+        return gan.sample(args, ranks, make, quantise, Generator.labelled)
     evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is=args.wants_is)
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))
     evaluator.use(data)

@@ -959,6 +959,8 @@ def main(args: Args) -> dict | None:
     # -- all checks run before the run directory is created
     ranks = start_ranks(args.device)
     check(args, ranks.world)
+    if args.phase == "sample":
+        return gan.sample(args, ranks, Generator.saved)
     evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is="is" in args.objectives.split(","))
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))
     evaluator.use(data)

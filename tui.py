@@ -390,8 +390,12 @@ class Tui(App):
 
 def main(
     runs: Annotated[str, typer.Argument(help="Directory that contains the run directories.")] = "runs",
-    asked: Annotated[str, typer.Argument(metavar="[QUERY]", help="With --json: list matching runs, as --filter does.")] = "",
-    plain: Annotated[bool, typer.Option("--plain", help="Print the status of all runs as plain text and exit.")] = False,
+    asked: Annotated[
+        str, typer.Argument(metavar="[QUERY]", help="With --json: list matching runs, as --filter does.")
+    ] = "",
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print the status of all runs as plain text and exit.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print runs as JSON. Exit code: 0 done, 1 failed, 3 running, 4 no such run.")
     ] = False,
@@ -400,12 +404,16 @@ def main(
     ] = False,
     theme: Annotated[
         Literal["dark", "light", "colour-blind", "ansi"] | None,
-        typer.Option(help="Colours; ansi uses the terminal's own 16. Default: light or dark as COLORFGBG says, else dark."),
+        typer.Option(
+            help="Colours; ansi uses the terminal's own 16. Default: light or dark as COLORFGBG says, else dark."
+        ),
     ] = None,
     filter: Annotated[
         str, typer.Option(help="Show matching runs only, e.g. 'cifar10 fid<15 state=running'; see docs/tui.md.")
     ] = "",
-    scripts: Annotated[Path | None, typer.Option(help="Directory of the scripts to launch; default: that of tui.py.")] = None,
+    scripts: Annotated[
+        Path | None, typer.Option(help="Directory of the scripts to launch; default: that of tui.py.")
+    ] = None,
     on_finish: Annotated[
         str, typer.Option(help="Shell command to execute when a run ends, with GAN_RUN and GAN_STATE set.")
     ] = "",

@@ -33,11 +33,13 @@ class CommonArgs:
     preset: Literal["paper", "quick", "smoke"] = opt(
         "paper", "Set of defaults; explicit flags win. quick: minutes on a GPU; smoke: two CPU cores. [ours]", "Run"
     )
-    phase: Literal["all", "search", "train", "eval"] = opt(
-        "all", "Phase to run; train needs --genotype, eval needs --weights. [ours]", "Run"
+    phase: Literal["all", "search", "train", "eval", "sample"] = opt(
+        "all", "Phase to run; train needs --genotype, eval and sample need --weights. [ours]", "Run"
     )
     genotype: str | None = opt(None, "Skip the search and train this genotype: a name or file. [paper]", "Run")
-    weights: Path | None = opt(None, "weights.pt of a run, for --phase eval. [ours]", "Run")
+    weights: Path | None = opt(None, "weights.pt of a run, for --phase eval or sample. [ours]", "Run")
+    sample_n: int = opt(50_000, "Images that --phase sample writes. [ours]", "Run", min=1)
+    out: Path | None = opt(None, "Where --phase sample writes: a new folder, an .npz, or G as .onnx. [ours]", "Run")
     resume: Path | None = opt(None, "Resume this run directory. [ours]", "Run")
     auto_resume: Path | None = opt(
         None, "Resume this run directory, or start it if there is none: for jobs that are queued again. [ours]", "Run"
@@ -75,6 +77,13 @@ class CommonArgs:
     )
     inception_weights: Path | None = opt(None, "Inception weights file; default: download. [ours]", "Eval")
     fid_dims: Literal["64", "192", "768", "2048"] = opt("2048", "Inception feature dimensions. [pytorch-fid]", "Eval")
+    metrics: str = opt(
+        "fid,is", "Scores of the last and the best weights: any of kid,pr,dc,fid-inf,nearest as well. [ours]", "Eval"
+    )
+    fid_stats: Path | None = opt(None, "Compute the FID against the mu and sigma of this .npz. [ours]", "Eval")
+    eval_data: str | None = opt(
+        None, "Score the last and the best weights against these images, too; as --dataset. [ours]", "Eval"
+    )
     ref_n: int = opt(0, "Real images in the reference; 0: all. [authors' code]", "Eval", min=0)
     eval_n: int = opt(50_000, "Generated images per evaluation. [paper]", "Eval", min=2)
     eval_every: int = opt(5, "Epochs between evaluations. [authors' code]", "Eval", min=1)

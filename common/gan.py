@@ -5,18 +5,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.util import find_spec
 from math import inf, isfinite
 from shutil import which
 from statistics import stdev
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from common.cells import Cost
-from common.data import Batches, Dataset
-from common.files import UserError, first_line, load_tensors, stream
-from common.metrics import IS_SPLITS, Evaluator, Score, to_uint8
+from common.data import Batches, Dataset, load_dataset
+from common.files import UserError, first_line, load_tensors, replacing, stream
+from common.metrics import IS_SPLITS, METRICS, Evaluator, Score, to_uint8
 from common.ranks import Ranks, free_memory, measured_flops
 from common.run import Run, duration
 
@@ -79,6 +83,8 @@ class Progress:
     evaluated: int = -1  # step of the last evaluation
     last: dict | None = None  # scores of the last evaluation during training
     best: dict | None = None  # scores of the evaluation with the lowest FID
+    evaluations: int = 0  # of which it is the best
+    final: dict[str, dict] = field(default_factory=dict)  # scores against --eval-data, by their names in result.json
 
     def next_stage(self) -> None:
         self.stage, self.began = self.stage + 1, self.step
@@ -213,9 +219,11 @@ def evaluating(G: nn.Module) -> Iterator[None]:
 
 
 def score(
-    job: Job, G: nn.Module, n: int, generate: Generate | None = None, split: bool = True, draw: str = "eval"
-) -> Score:
-    """Score n images of G in eval mode, always from the same latents of this `draw`; split: evaluate in parallel."""
+    job: Job, G: nn.Module, n: int, generate: Generate | None = None, split: bool = True, draw: str = "eval",
+    evaluator: Evaluator | None = None, more: bool = False,
+) -> Score:  # fmt: skip
+    """Score n images of G in eval mode, always from the same latents of this `draw`; split: evaluate in parallel.
+    more: also by the further scores of --metrics."""
     generate, batch = generate or only_latents(G), job.evaluator.batch
 
     def images(k: int) -> Tensor:
@@ -224,7 +232,8 @@ def score(
         return job.to_bytes(generate(z if job.eval_bn == "batch" else z[: n - k * batch], k))
 
     with evaluating(G):
-        return job.evaluator.score(images, n, *((job.ranks.rank, job.ranks.world) if split else (0, 1)))
+        ranks = (job.ranks.rank, job.ranks.world) if split else (0, 1)
+        return (evaluator or job.evaluator).score(images, n, *ranks, more=more)
 
 
 def grid(job: Job, G: nn.Module, generate: Generate | None = None) -> Tensor:
@@ -263,7 +272,7 @@ def evaluate_if_due(
     if what == "untrained":
         noise = evaluator.score(lambda k: noise_images(job, k), args.eval_n, ranks.rank, ranks.world)
         row |= {"noise/fid": noise.fid, "noise/is": noise.is_mean}
-    s = score(job, G_ema, args.eval_n, generate)
+    s = score(job, G_ema, args.eval_n, generate, more=last)
     run.evaluated(state.step, s.row(), **row)
     run.samples(state.step, grid(job, G_ema, generate))
     run.print(f"step {state.step:,} ({what}): {s}")
@@ -271,13 +280,52 @@ def evaluate_if_due(
     weights = {"G": G_ema.state_dict(), "step": state.step, "score": s.row(), **widths, **about}
     run.weights("weights.pt", weights)
     about = {"n": s.n, "net": s.net, "ref": s.ref}
-    state.last = {"fid": s.fid, "is": s.is_mean, "is_std": s.is_std, "step": state.step, **about}
+    state.last = {**s.result(), "step": state.step, **about}
+    state.evaluations += what != "untrained"
     best = state.best if state.best and about.items() <= state.best.items() else None  # only like with like
     if what != "untrained" and (best is None or fid_or_inf(s.fid) < fid_or_inf(best["fid"])):
         state.best = state.last
         run.weights("weights.best.pt", weights)
+    if last:
+        final_scores(job, state, G_ema, generate)
     state.evaluated = state.step
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
+
+
+NEAREST = 5  # training images beside a sample in nearest.png
+
+
+def final_scores(job: Job, state: Progress, G: nn.Module, generate: Generate | None = None) -> None:
+    """After the last evaluation, of the weights in G: what --metrics asks for beyond one pass, and --eval-data."""
+    evaluator = job.evaluator
+    if "nearest" in evaluator.more:
+        shown = evaluator.nearest(job.to_bytes(grid(job, G, generate)[:16]), NEAREST)
+        job.run.picture("nearest.png", shown.flatten(0, 1).float() / 127.5 - 1, 1 + NEAREST)
+    state.final = {}
+    against(job, state, "last", G, generate)
+    if state.best is None:
+        return
+    if state.best["step"] == state.step:  # the same weights
+        state.best = state.last
+        state.final |= {k.replace("last", "best", 1): v for k, v in state.final.items()}
+    elif evaluator.other or evaluator.more - {"nearest"}:
+        last = {k: v.clone() for k, v in G.state_dict().items()}
+        G.load_state_dict(load_tensors(job.run.dir / "weights.best.pt", job.ranks.device)["G"])
+        if evaluator.more - {"nearest"}:
+            job.run.begin("eval", "evaluation (best)", state.step, "finish")
+            state.best |= score(job, G, job.args.eval_n, generate, more=True).result()
+        against(job, state, "best", G, generate)
+        G.load_state_dict(last)
+
+
+def against(job: Job, state: Progress, name: str, G: nn.Module, generate: Generate | None) -> None:
+    """Score weights against the images of --eval-data, if it is given."""
+    if other := job.evaluator.other:
+        job.run.begin("eval", f"evaluation ({name}, --eval-data)", state.step, "finish")
+        s = score(job, G, job.args.eval_n, generate, evaluator=other, more=True)
+        about = {"n": s.n, "net": s.net, "ref": s.ref, "ema": job.args.ema > 0, "bn": job.eval_bn}
+        state.final[f"{name} against {job.args.eval_data}"] = {**s.result(), **about}
+        job.run.print(f"{name} weights against {job.args.eval_data}: {s}")
 
 
 def until_evaluation(job: Job, state: Progress) -> str:
@@ -317,7 +365,7 @@ def load_weights(args: Any, device: torch.device, make: Callable[[dict], nn.Modu
         raise UserError(f"--weights {args.weights}: {e.strerror if isinstance(e, OSError) else e}") from None
     except Exception as e:
         raise UserError(f"--weights {args.weights}: not a weights.pt of this method ({first_line(e)})") from None
-    if widths["size"] != args.size:
+    if args.phase != "sample" and widths["size"] != args.size:
         raise UserError(f"--weights {args.weights}: generates {widths['size']} px; use --size {widths['size']}")
     return replace(args, **widths, ema=float(saved.get("ema", args.ema))), G.to(device)
 
@@ -326,11 +374,69 @@ def evaluate_weights(job: Job, G: nn.Module, generate: Generate | None = None) -
     """Run --phase eval: score the generator from --weights and save a sample grid."""
     args = job.args
     job.run.begin("eval", "evaluation", 0, "finish")
-    s = score(job, G, args.eval_n, generate)
+    s = score(job, G, args.eval_n, generate, more=True)
     job.run.evaluated(0, s.row(), **{"eval/ema": args.ema > 0, "eval/bn": job.eval_bn, "eval/what": str(args.weights)})
     job.run.samples(0, grid(job, G, generate))
     job.run.print(f"{args.weights}: {s}")
-    job.run.result(last={"fid": s.fid, "is": s.is_mean, "is_std": s.is_std}, n=s.n, net=s.net, ref=s.ref)
+    state = Progress(last=s.result() | {"step": 0, "n": s.n, "net": s.net, "ref": s.ref})
+    final_scores(job, state, G, generate)
+    job.run.result(last=s.result(), n=s.n, net=s.net, ref=s.ref, **state.final)
+
+
+SAMPLED = 100  # images at a time
+
+
+def sample(
+    args: Any, ranks: Ranks, make: Callable[[dict], nn.Module], to_bytes: Callable[[Tensor], Tensor] = to_uint8,
+    labelled: Callable[[Any, Job], Generate] | None = None,
+) -> None:  # fmt: skip
+    """Run --phase sample: --sample-n images of the generator from --weights as PNG files in a folder, or as `images` of an
+    .npz, uint8 (N, H, W, 3); or the generator itself as .onnx. Makes no run. make: as in `load_weights`; labelled: of a
+    generator with classes, how it makes images. UserError: --out cannot be written."""
+    out = args.out
+    args, G = load_weights(args, ranks.device, make)
+    if ranks.rank:
+        return
+    nothing: Any = SimpleNamespace(batch=SAMPLED)  # neither images nor an evaluator
+    job = Job(args, ranks, nothing, nothing, to_bytes=to_bytes)
+    generate, made = labelled(G, job) if labelled and G.classes else None, []
+    try:
+        if out.suffix == ".onnx":
+            export_onnx(job, G, generate)
+            return
+        if out.suffix != ".npz":
+            out.mkdir(parents=True)
+        with evaluating(G):
+            for k in range(-(-args.sample_n // SAMPLED)):
+                images = (generate or only_latents(G))(fixed_latent(job, SAMPLED, "sample", k), k)
+                made.append(to_bytes(images)[: args.sample_n - k * SAMPLED].permute(0, 2, 3, 1).cpu().numpy())
+                if out.suffix != ".npz":
+                    for i, image in enumerate(made.pop(), k * SAMPLED):
+                        Image.fromarray(image).save(out / f"{i:06d}.png")
+        if made:
+            with replacing(out) as tmp, open(tmp, "wb") as file:
+                np.savez(file, images=np.concatenate(made))
+    except OSError as e:
+        raise UserError(f"--out {out}: {e.strerror}; pass another place") from None
+    print(f"{out}: {args.sample_n:,} images of {args.weights}")
+
+
+def export_onnx(job: Job, G: nn.Module, generate: Generate | None = None) -> None:
+    """The generator as a graph from latents `z`, (N, z_dim), to `images` in [-1, 1], (N, 3, H, W)."""
+    if generate:
+        raise UserError(f"--out {job.args.out}: a generator of classes has no graph of latents alone; use an .npz")
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise UserError(
+            f"--out {job.args.out}: needs the package {' and '.join(missing)}; pip install {' '.join(missing)}"
+        )
+    z = fixed_latent(job, 2, "grid")
+    shapes = {"z": {0: torch.export.Dim("n", min=1)}}
+    with evaluating(G), replacing(job.args.out) as tmp:
+        program = torch.onnx.export(
+            G, (z,), input_names=["z"], output_names=["images"], dynamic_shapes=shapes, dynamo=True
+        )
+        program.save(tmp)  # type: ignore[union-attr]
+    print(f"{job.args.out}: G of {job.args.weights}, (N, {job.args.z_dim}) -> (N, 3, {job.args.size}, {job.args.size})")
 
 
 # ---- signs of life of a search -------------------------------------------------------------------
@@ -433,12 +539,17 @@ def check_flags(args: Any, world: int, skips_search: str, published: str) -> Non
         raise UserError(f"--phase train: requires --genotype, {published}")
     if args.phase == "search" and skips_search:
         raise UserError(f"{skips_search}: skips the search, so it conflicts with --phase search; omit one of them")
-    if args.phase == "eval" and not args.weights:
-        raise UserError("--phase eval: requires --weights, the weights.pt of a run")
-    if args.phase == "eval" and args.genotype:
-        raise UserError(f"--genotype {args.genotype}: --phase eval reads it from --weights; omit --genotype")
-    if args.weights and args.phase != "eval":
-        raise UserError(f"--weights {args.weights}: requires --phase eval; to train, use --genotype")
+    given = args.phase in ("eval", "sample")
+    if given and not args.weights:
+        raise UserError(f"--phase {args.phase}: requires --weights, the weights.pt of a run")
+    if given and args.genotype:
+        raise UserError(f"--genotype {args.genotype}: --phase {args.phase} reads it from --weights; omit --genotype")
+    if args.weights and not given:
+        raise UserError(f"--weights {args.weights}: requires --phase eval or sample; to train, use --genotype")
+    if (args.phase == "sample") != (args.out is not None):
+        raise UserError(f"--out {args.out}: where --phase sample, and no other phase, writes; give both or neither")
+    if args.out and args.out.exists():
+        raise UserError(f"--out {args.out}: exists; pass a new name")
 
 
 def check_splits(**counts: int) -> None:
@@ -452,7 +563,11 @@ def check_splits(**counts: int) -> None:
 def evaluator_options(args: Any, ranks: Ranks) -> dict:
     """Arguments of Evaluator from the common flags."""
     found = {"name": args.evaluator, "device": ranks.device, "cache_dir": args.data_dir / "cache"}
-    return found | {"weights": args.inception_weights, "fid_dims": int(args.fid_dims), "ref_n": args.ref_n}
+    more = args.metrics.split(",")
+    if unknown := [name for name in more if name not in METRICS]:
+        raise UserError(f"--metrics {args.metrics}: {unknown[0]!r} is no metric; use any of {', '.join(METRICS)}")
+    found |= {"weights": args.inception_weights, "fid_dims": int(args.fid_dims), "ref_n": args.ref_n}
+    return found | {"more": more, "stats": args.fid_stats}
 
 
 def update_macs(args: Any, g: float, d: float, n_critic: int) -> float:
@@ -513,6 +628,9 @@ def start(job: Job, state: Progress, lines: list[str]) -> None:
     job.evaluator.log, job.evaluator.check = job.run.print, job.run.check
     job.run.begin(job.run.status["phase"], "preparing the evaluator", state.step, "the first stage")
     job.ranks.first(job.evaluator.prepare)
+    if job.args.eval_data:
+        data = job.ranks.first(lambda: load_dataset(job.args.eval_data, job.args.data_dir, job.args.size))
+        job.evaluator.other = job.ranks.first(lambda: job.evaluator.against(data))
 
 
 def finish(job: Job, state: Progress, genotype: dict) -> dict | None:
@@ -521,5 +639,9 @@ def finish(job: Job, state: Progress, genotype: dict) -> dict | None:
     if state.last:
         net, ref = job.evaluator.net, job.evaluator.ref
         scores = {"last": state.last, "best": state.best, "n": state.last["n"], "net": net, "ref": ref}
+        scores |= state.final
+        if state.best:
+            chosen = f"the lowest FID of {state.evaluations} evaluations against the training images"
+            scores["best"] = {**state.best, "chosen": chosen}
     job.run.result(**scores, genotype=genotype)
     return state.best

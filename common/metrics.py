@@ -1,7 +1,10 @@
 """FID, Inception Score and others: feature networks, streaming statistics, cached reference statistics."""
 
+import argparse
 import hashlib
+import json
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -17,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import scores
-from common.data import Dataset
-from common.files import UserError, first_line, load_tensors, replacing, stream
+from common.data import Dataset, load_dataset
+from common.files import UserError, finite, first_line, load_tensors, replacing, stream
 
 IS_SPLITS = 10  # splits of the Inception Score
 METRICS = ("fid", "is", "kid", "pr", "dc", "fid-inf", "nearest")  # names in --metrics; docs/metrics.md
@@ -666,3 +669,65 @@ def _digest(state: dict[str, Tensor]) -> str:
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()
+
+
+# ---- python -m common.metrics --------------------------------------------------------------------
+
+
+def compare(a: str, b: str, options: dict[str, Any], data_dir: Path, device: str = "auto") -> Score:
+    """Score the images of `a` against those of `b`, or against the statistics of an .npz with mu and sigma.
+
+    Folders, .zip, .npz and the data sets' names are read as by --dataset. options: of Evaluator. UserError: no images,
+    two sizes of images."""
+    device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    images = load_dataset(a, data_dir)
+    given = b.endswith(".npz") and is_stats(Path(b))
+    evaluator = Evaluator(device=device, cache_dir=data_dir / "cache", stats=Path(b) if given else None, **options)
+    reference = images if given else load_dataset(b, data_dir)
+    if reference.images.shape[-1] != images.images.shape[-1]:
+        sides = f"{images.images.shape[-1]} and {reference.images.shape[-1]} px"
+        raise UserError(f"{a}, {b}: images of {sides}; resize one of them, as FIDs depend on how")
+    evaluator.use(reference)
+    evaluator.prepare()
+
+    def batch(k: int) -> Tensor:
+        return images.images[k * evaluator.batch : (k + 1) * evaluator.batch].to(device)
+
+    return evaluator.score(batch, len(images.images), more=True)
+
+
+def is_stats(path: Path) -> bool:
+    """Whether an .npz holds statistics, not images."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {"mu", "sigma"} <= set(arrays)
+    except Exception:  # the loader of images says what is wrong with it
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Score images against others: folders, .zip, .npz or statistics.")
+    parser.add_argument("a", metavar="A", help="images to score")
+    parser.add_argument("b", metavar="B", help="images to compare with, or an .npz with their mu and sigma")
+    parser.add_argument("--metrics", default="fid,is", help=f"any of {', '.join(sorted(set(METRICS) - {'nearest'}))}")
+    parser.add_argument("--evaluator", choices=("inception", "compact"), default="inception")
+    parser.add_argument("--inception-weights", type=Path, help="weights file; default: download")
+    parser.add_argument("--fid-dims", choices=("64", "192", "768", "2048"), default="2048")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="directory of cached statistics")
+    parser.add_argument("--device", default="auto")
+    asked = parser.parse_args()
+    more = asked.metrics.split(",")
+    try:
+        if unknown := [name for name in more if name not in METRICS]:
+            raise UserError(f"--metrics {asked.metrics}: {unknown[0]!r} is no metric; use any of {', '.join(METRICS)}")
+        options = {"name": asked.evaluator, "weights": asked.inception_weights, "fid_dims": int(asked.fid_dims)}
+        options |= {"more": more, "want_is": "is" in more}
+        found = compare(asked.a, asked.b, options, asked.data_dir, asked.device)
+    except UserError as e:
+        sys.exit(f"error: {e}")
+    print(found)
+    print(json.dumps(finite({**found.result(), "n": found.n, "net": found.net, "ref": found.ref})))
+
+
+if __name__ == "__main__":
+    main()

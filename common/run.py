@@ -32,7 +32,7 @@ from common.metrics import fid_label
 from common.ranks import Ranks, device_name, gpu_id
 
 SCHEMA = 1  # schema version of config.json
-CHECKPOINT = 3  # schema version of checkpoint.pt
+CHECKPOINT = 4  # schema version of checkpoint.pt
 DIVERGED = "training diverged; lower the learning rates and start again"
 WATCH = 25.0  # seconds to watch a run of another host before it is taken over
 FIRST_SAVE = 60.0  # seconds of a stage until its first checkpoint, if --save-minutes is longer
@@ -42,6 +42,7 @@ OWN = {"lock", "source", "status.json", "status.json.tmp", "STOP"}  # all that a
 ON_RESUME = {  # flags that may change on --resume: only the device, with its own random streams, changes results
     "resume", "auto_resume", "preset", "dry_run", "device", "dataset", "runs_dir", "data_dir", "inception_weights",
     "save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs", "compile",
+    "metrics", "eval_data", "sample_n", "out",
 }  # fmt: skip
 
 
@@ -493,12 +494,16 @@ class Run:
 
     def samples(self, step: int, images: torch.Tensor) -> None:
         """Write samples/<step>.png, 8 images per row. images: (64, 3, H, W) in [-1, 1]."""
+        self.picture(f"samples/{step:06d}.png", images, 8)
+
+    def picture(self, name: str, images: torch.Tensor, per_row: int) -> None:
+        """Write a grid of images, (N, 3, H, W) in [-1, 1], into a file below the run directory."""
         if self.main:
             from torchvision.utils import save_image
 
-            (self.dir / "samples").mkdir(exist_ok=True)
-            with replacing(self.dir / "samples" / f"{step:06d}.png") as tmp:
-                save_image(images.float().cpu(), tmp, format="png", nrow=8, normalize=True, value_range=(-1, 1))
+            (self.dir / name).parent.mkdir(exist_ok=True)
+            with replacing(self.dir / name) as tmp:
+                save_image(images.float().cpu(), tmp, format="png", nrow=per_row, normalize=True, value_range=(-1, 1))
 
     def weights(self, name: str, things: dict) -> None:
         """Write weights.pt or weights.best.pt: everything needed for sampling."""
