@@ -390,9 +390,9 @@ def sample(
     args: Any, ranks: Ranks, make: Callable[[dict], nn.Module], to_bytes: Callable[[Tensor], Tensor] = to_uint8,
     labelled: Callable[[Any, Job], Generate] | None = None,
 ) -> None:  # fmt: skip
-    """Run --phase sample: --sample-n images of the generator from --weights as PNG files in a folder, or as `images` of an
-    .npz, uint8 (N, H, W, 3); or the generator itself as .onnx. Makes no run. make: as in `load_weights`; labelled: of a
-    generator with classes, how it makes images. UserError: --out cannot be written."""
+    """Run --phase sample: --sample-n images of the generator from --weights as PNG files in a folder, or as `images` of
+    an .npz, uint8 (N, H, W, 3); or the generator itself as .onnx. Makes no run. make: as in `load_weights`; labelled:
+    of a generator with classes, how it makes images. UserError: --out cannot be written."""
     out = args.out
     args, G = load_weights(args, ranks.device, make)
     if ranks.rank:
