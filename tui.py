@@ -431,15 +431,7 @@ def main(
     if asked and not as_json:
         refuse(f"{asked}: one directory of runs at a time; a query needs --json or --filter")
     if plain or as_json:
-        store = read_all(root)
-        found = ordered((r for r in store.ordered() if chosen(r) and also(r)), lambda r: r.name)
-        if as_json:
-            print(report.runs_json(store, found))
-            raise typer.Exit(report.exit_code(found))
-        machine = launch.Machine(root)
-        machine.ask_once()
-        for line in report.plain_lines(store, found, machine):
-            print(clean(line, 2000))
+        tell(read_all(root), lambda run: chosen(run) and also(run), as_json)
         return
     if "TEXTUAL_DRIVER" not in os.environ and not all(os.isatty(fd) for fd in (0, 1, 2)):  # a driver: textual-serve
         refuse("not in a terminal: use --plain for text or --json for programs")
@@ -449,6 +441,18 @@ def main(
         app.state.set_filter(filter)
     end_with_the_terminal()
     app.run()
+
+
+def tell(store: Store, chosen: Callable[[Run], bool], as_json: bool) -> None:
+    """Print the runs as text, or as JSON with an exit code."""
+    found = ordered(filter(chosen, store.ordered()), lambda r: r.name)
+    if as_json:
+        print(report.runs_json(store, found))
+        raise typer.Exit(report.exit_code(found))
+    machine = launch.Machine(store.root)
+    machine.ask_once()
+    for line in report.plain_lines(store, found, machine):
+        print(clean(line, 2000))
 
 
 def theme_of_terminal() -> str:

@@ -356,15 +356,18 @@ def noise_images(job: Job, k: int) -> Tensor:
 def load_weights(args: Any, device: torch.device, make: Callable[[dict], nn.Module]) -> tuple[Any, nn.Module]:
     """Load --weights: args with the generator's widths, and the generator. make: file contents -> network.
     UserError: not weights of this method, or trained for a different image size than args.size."""
+    saved: dict = {}
     try:
         saved = load_tensors(args.weights, device)
         widths = {k: int(saved[k]) for k in ("g_ch", "z_dim", "size")}
         G = make(saved)
         G.load_state_dict(saved["G"])
-    except (OSError, UserError) as e:
-        raise UserError(f"--weights {args.weights}: {e.strerror if isinstance(e, OSError) else e}") from None
+    except OSError as e:
+        raise UserError(f"--weights {args.weights}: {e.strerror}") from None
     except Exception as e:
-        raise UserError(f"--weights {args.weights}: not a weights.pt of this method ({first_line(e)})") from None
+        whose = f" (it is of {saved['method']}; use that script)" if isinstance(saved.get("method"), str) else ""
+        why = str(e) if isinstance(e, UserError) else f"not a weights.pt of this method, {first_line(e)}"
+        raise UserError(f"--weights {args.weights}: {why}{whose}") from None
     if args.phase != "sample" and widths["size"] != args.size:
         raise UserError(f"--weights {args.weights}: generates {widths['size']} px; use --size {widths['size']}")
     return replace(args, **widths, ema=float(saved.get("ema", args.ema))), G.to(device)

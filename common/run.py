@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from common.data import SIZES
 from common.files import UserError, finite, first_line, load_tensors, read_json, replacing, write_json
 from common.metrics import fid_label
 from common.ranks import Ranks, device_name, gpu_id
@@ -38,12 +39,13 @@ WATCH = 25.0  # seconds to watch a run of another host before it is taken over
 FIRST_SAVE = 60.0  # seconds of a stage until its first checkpoint, if --save-minutes is longer
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)  # USR1: SLURM's warning
 ROWS = ("metrics.jsonl", "search.jsonl")
-OWN = {"lock", "source", "status.json", "status.json.tmp", "STOP"}  # all that a run has before its config.json
+OWN = {"lock", "source", "status.json", "STOP"}  # all that a run has before its config.json, but for .tmp files
 ON_RESUME = {  # flags that may change on --resume: only the device, with its own random streams, changes results
     "resume", "auto_resume", "preset", "dry_run", "device", "dataset", "runs_dir", "data_dir", "inception_weights",
     "save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs", "compile",
     "metrics", "eval_data", "sample_n", "out",
 }  # fmt: skip
+KEPT = ON_RESUME - {"resume", "auto_resume", "preset", "dry_run", "device", "runs_dir", "compile"}  # by later resumes
 
 
 class Stopped(BaseException):
@@ -119,13 +121,15 @@ class Run:
     ) -> None:  # fmt: skip
         script = Path(script)
         self.args: dict[str, Any] = {k: jsonable(v) for k, v in args.items()}
+        if (images := self.args.get("dataset")) and images not in SIZES and Path(images).exists():
+            self.args["dataset"] = str(Path(images).absolute())  # to be resumed from any folder
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
         self.stopping, self.interrupted, self.lock = False, False, threading.Lock()
         self.tracked: tuple[Any, dict[str, Any]] | None = None  # contents of a checkpoint: see track()
         self.to_restore: dict[str, Any] = {}  # read by load(), restored by the first track()
         self.bad: torch.Tensor | None = None  # whether a loss since the last row or save was not finite
-        self.changed = ""  # what differs from the run so far
+        self.changed = self.flags_changed = ""  # what differs from the run so far
         self.id: str | None = uuid.uuid4().hex  # of a new run; its checkpoints carry it, and the arguments:
         self.fixed = {"method": method} | {k: v for k, v in self.args.items() if k not in ON_RESUME}
         self.seconds: dict[str, float] = {}  # per stage, before and after resuming
@@ -168,10 +172,10 @@ class Run:
             try:
                 self._lock()
                 if self.resumed:
-                    self._check_resumable(digest, config)
+                    self._keep_flags(self._check_resumable(digest, config), script)
                 else:
                     source = self.dir / "source" / "common"
-                    source.mkdir(parents=True)
+                    source.mkdir(parents=True, exist_ok=True)  # of a start that was cut off
                     for file in imported_from(script.parent) | {script}:
                         shutil.copy(file, source.parent)
                     for file in Path(__file__).parent.glob("*.py"):
@@ -207,7 +211,7 @@ class Run:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 created = made(path)
-                others = {f.name for f in path.iterdir()} - OWN
+                others = {f.name for f in path.iterdir() if f.suffix != ".tmp"} - OWN
             except OSError as e:
                 raise UserError(f"--auto-resume {path}: cannot be written ({e.strerror}); use another one") from None
             if "config.json" in others:
@@ -237,8 +241,19 @@ class Run:
             if json.loads((self.dir / "status.json").read_text("utf-8"))["updated"] != updated:
                 raise UserError(f"--resume {self.dir}: still running on {host}; stop it first")
 
-    def _check_resumable(self, digest: str, today: dict) -> None:
-        """Refuse what cannot be resumed; note what differs from the run so far. today: config.json of a new run."""
+    def _keep_flags(self, config: dict, script: Path) -> None:
+        """Put the flags that this resume changes into config.json: the next one, without flags, goes on with them."""
+        kept = {k: self.args[k] for k in KEPT if k in self.args and k in config["args"]}
+        if changed := {k: v for k, v in kept.items() if config["args"][k] != v}:
+            told = ", ".join(f"--{k.replace('_', '-')} {config['args'][k]} -> {v}" for k, v in changed.items())
+            config["args"] |= changed
+            config["command"] = command_line(script, config["args"], config["world_size"])
+            write_json(self.dir / "config.json", config)
+            self.flags_changed = f"from now on {told}"
+
+    def _check_resumable(self, digest: str, today: dict) -> dict:
+        """Refuse what cannot be resumed; note what differs from the run so far. today: config.json of a new run.
+        Returns the config.json of the run."""
         config = read_json(self.dir / "config.json", "--resume")
         self.id = config.get("id")
         if config.get("schema") != SCHEMA:
@@ -268,6 +283,7 @@ class Run:
             for c in (config, today)
         )
         self.changed = ", ".join(f"{k} {before[k]} -> {after[k]}" for k in before if before[k] != after[k])
+        return config
 
     def __enter__(self) -> "Run":
         text = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # wrap in a narrow terminal
@@ -439,7 +455,7 @@ class Run:
         """Print to the terminal and log.txt."""
         if self.main:
             self.console.print(text, markup=False)
-            with open(self.dir / "log.txt", "a", encoding="utf-8") as f:
+            with open(self.dir / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as f:
                 f.write(text + "\n")
 
     # -- output files ------------------------------------------------------------------------------
@@ -534,10 +550,16 @@ class Run:
         saved = self._read_checkpoint(state.state_dict().keys() if state else ())
         if self.main:
             for name, length in saved["files"].items():
-                if (missing := length - size(self.dir / name)) > 0:
-                    self.print(f"WARNING: {self.dir / name}: {missing} bytes of rows were lost")
-                elif missing < 0:
-                    os.truncate(self.dir / name, length)
+                path = self.dir / name
+                if (missing := length - size(path)) > 0:
+                    self.print(f"WARNING: {path}: {missing} bytes of rows were lost")
+                    length = (
+                        path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+                    )  # no row is appended to half a row
+                if size(path) > length:
+                    os.truncate(path, length)
+                if bad := unreadable_rows(path):
+                    self.print(f"WARNING: {path}: {bad} damaged rows")
             for old in (*self.dir.glob("genotypes/*.json"), *self.dir.glob("samples/*.png")):
                 if old.stem.isdigit() and int(old.stem) > saved["step"]:
                     old.unlink()
@@ -546,7 +568,9 @@ class Run:
             for left_over in self.dir.rglob("*.tmp"):  # the heartbeat may be writing one
                 left_over.unlink(missing_ok=True)
             where = f"resumed at step {saved['step']:,}" if saved["step"] >= 0 else "no checkpoint yet: starting again"
-            self.print(f"{where} · {self.dir}")
+            self.print(f"{where} · {self.dir}" + (f" · {self.flags_changed}" if self.flags_changed else ""))
+            if (asked := sum(n for _, n, _ in self.plan)) < saved["step"]:
+                self.print(f"{saved['step']:,} updates are done, more than the {asked:,} that are asked for now")
             if self.changed:
                 self.print(f"WARNING: not as when the run began: {self.changed}; its results may differ from then")
         self.seconds, self.to_restore = saved["seconds"], saved["parts"]
@@ -599,7 +623,9 @@ class Run:
                     os.replace(path, before)
         except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
             if not self.dir.is_dir():
-                raise UserError(f"{self.dir}: the run directory is gone; restore it or start a new run") from None
+                raise UserError(
+                    f"{self.dir}: the run directory is gone; resume it where it is now, or start a new run"
+                ) from None
             left = shutil.disk_usage(self.dir).free / 1e6
             kept = ", the previous file is kept" if path.exists() or (before and before.exists()) else ""
             raise UserError(
@@ -665,6 +691,17 @@ def made(path: Path) -> bool:
 
 def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def unreadable_rows(path: Path) -> int:
+    """Lines of a .jsonl that are no JSON; 0 for a file that does not exist."""
+    bad = 0
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            json.loads(line)
+        except ValueError:
+            bad += 1
+    return bad
 
 
 def command_line(script: Path, args: dict, world: int) -> str:

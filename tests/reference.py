@@ -44,11 +44,12 @@ class FakeEvaluator:
     """Scores a generator by its first images, so that equal weights score equal and others do not."""
 
     net, label, ref, batch = "fake", "FID(fake)", "none", 8
+    more, other = frozenset(), None
 
     def __init__(self) -> None:
         self.scores: list[float] = []
 
-    def score(self, images: Callable[[int], Tensor], n: int, _rank: int = 0, _world: int = 1) -> Score:
+    def score(self, images: Callable[[int], Tensor], n: int, _rank: int = 0, _world: int = 1, more: bool = False) -> Score:
         x = images(0).double()
         self.scores.append(x.std().item() + x.mean().item() / 7)
         return Score(self.scores[-1], x.mean().item() / 100, 0.0, n, self.net, self.ref)

@@ -453,7 +453,7 @@ def test_a_candidate_is_scored_by_all_processes_and_with_its_own_batch_norm_if_a
     G, seen, job = Generator(SHARED, 4, 6, 16), [], job_of(replace(TINY, bn_batches=bn_batches))
     job.ranks = SimpleNamespace(rank=1, world=2, device=torch.device("cpu"))
 
-    def score(_images: object, n: int, rank: int, world: int) -> Score:
+    def score(_images: object, n: int, rank: int, world: int, more: bool = False) -> Score:
         seen.append((n, rank, world, G.bn.num_batches_tracked.item()))
         return Score(4.0, 6.0, 0.1, n, "x", "y")
 
