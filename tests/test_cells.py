@@ -97,10 +97,15 @@ def test_relu_can_be_left_out_and_spectral_norm_asked_for() -> None:
     assert not hasattr(Normal("conv_3x3", 6).conv, "parametrizations")
 
 
-def test_conv_avg_pool_is_a_convolution_and_a_pool() -> None:
-    layer, x = ConvAvgPool(5, 7).double(), normal(2, 5, 8, 8)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_conv_avg_pool_is_a_convolution_and_a_pool(layout: torch.memory_format) -> None:
+    layer, x = ConvAvgPool(5, 7).double().to(memory_format=layout), normal(2, 5, 8, 8).to(memory_format=layout)
     want = F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1), 2)
-    torch.testing.assert_close(layer(x), want, rtol=0, atol=1e-12)
+    found, weights = layer(x), [layer.weight, layer.bias]
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
+    assert found.is_contiguous(memory_format=layout)  # dropout draws its masks in the order of memory
+    gradients = [torch.autograd.grad(y.square().sum(), weights) for y in (found, want)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
 def test_constants_of_kernels_are_made_once() -> None:
