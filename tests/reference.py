@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import product
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def edges_of(*several: Genotype) -> list[tuple[str, ...]]:
 def distance(a: Genotype, b: Genotype) -> int:
     """In how many edges two genotypes differ."""
     return sum(x != y for x, y in edges_of(a, b))
+
+
+def valid_rows(space: Space, cell: int = 0) -> list[tuple[tuple[str, ...], ...]]:
+    """Of each edge of a cell only "none" or only all the others, wherever such rows are valid."""
+    choices = []
+    for edge in space.edges_of(cell):
+        others = tuple(op for op in edge.ops if op != "none")
+        choices.append([others, ("none",)] if "none" in edge.ops else [others])
+    return [row for row in product(*choices) if not space.row_error(tuple(ops[0] for ops in row))]
 
 
 def counted(net: nn.Module, x: Tensor) -> Cost:

@@ -171,35 +171,6 @@ def stop_and_resume(
     return run
 
 
-def kill_and_resume(script: ModuleType, tiny: dict, runs: Path, save: int) -> Path:
-    """A run that is killed with that save of a checkpoint half written, resumed to its end; returns its directory."""
-    name = Path(script.__file__).stem
-    code = f"""
-import os, signal, sys, torch
-import common.cli, common.run
-calls, save = [], torch.save
-def torn(state, path):
-    save(state, path)
-    if path.name.startswith("checkpoint"):
-        calls.append(path)
-        if len(calls) == {save}:
-            os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-common.run.torch.save = torn
-torch.set_num_threads(1)
-import {name}
-sys.exit(common.cli.cli({name}.main, {name}.Args, {name}.PRESETS))
-"""
-    words = flags({**tiny, "runs_dir": runs, "save_minutes": 0})
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    (run,) = runs.glob(f"{name}-*")
-    assert list(run.glob("*.tmp"))
-    assert command(script, ["--resume", str(run)]) == 0
-    assert not list(run.glob("*.tmp"))
-    return run
-
-
 def refused(script: ModuleType, capsys: pytest.CaptureFixture, folder: Path, words: list[str]) -> str:
     """The one line on stderr of a command that made nothing in the folder."""
     before = sorted(folder.rglob("*"))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, replace
 from itertools import combinations, pairwise, product
-from math import inf, isfinite, nan, sqrt
+from math import inf, isfinite, nan, prod, sqrt
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ from common.run import Run, Stopped
 from eagan import D_SPACE, G_SPACE, PUBLISHED, Args, Discriminator, Generator, Individual, State, mutate, sample
 from tests import reference as ref
 from tests.reference import job_of
-from tests.runs import command, flags
+from tests.runs import command, flags, rows, tiny_flags
 
 G_STAR, ADVNAS_G = (named(name, G_SPACE, PUBLISHED) for name in ("eagan-g", "adversarialnas-g"))
 D_C, D_S, AUTOGAN_D = (named(name, D_SPACE, PUBLISHED) for name in ("eagan-d-cifar10", "eagan-d-stl10", "autogan-d"))
@@ -75,20 +75,6 @@ def test_costs_of_the_published_networks(name: str, size: int, params: int, macs
     assert ref.normed(net) == layers
 
 
-def test_params_of_each_part():
-    """Of both supernets, and of the cells of G*."""
-    G, D = Generator(None), Discriminator(None)
-    assert count_params(G) == Generator.cost(None).params == 72_776_963
-    assert [count_params(linear) for linear in G.latent] == [167_936, 671_744, 2_686_976]
-    assert [count_params(cell) for cell in G.cells] == [23_015_168, 23_080_960, 23_146_752]
-    assert count_params(G.bn) + count_params(G.to_rgb) == 7_427
-    assert count_params(D) == Discriminator.cost(None).params == 23_806_592
-    assert sum(map(count_params, (D.stem1, D.stem2, D.stem_skip))) == 151_680
-    assert [count_params(cell) for cell in D.cells] == [7_884_928] * 3
-    assert count_params(D.out) == 128
-    assert [count_params(cell) for cell in Generator(G_STAR).cells] == [787_456, 1_377_536, 1_443_328]
-
-
 def test_g_star_has_one_dead_branch():
     G = Generator(G_STAR)
     G(normal(2, 120).float()).sum().backward()
@@ -106,24 +92,6 @@ def test_g_star_makes_the_authors_images():
     found = [y.mean(), y.std(), *y[0, :, 0, 0], y[1, 2, 31, 31], y[1, 0, 15, 16]]
     want = [0.046931039, 0.008789933, 0.056669351, 0.042319486, 0.042616894, 0.054096920, 0.053869136]
     assert [v.item() for v in found] == pytest.approx(want, abs=1e-9)
-
-
-def test_dry_run_prints_what_the_networks_cost(tiny_data: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Parameters and multiply-adds of networks of these widths; and it makes nothing."""
-
-    def told(**widths: object) -> set[str]:
-        words = flags({**tiny_data, "size": 32, "runs_dir": tmp_path / "runs", "data_dir": tmp_path / "data", **widths})
-        assert command(eagan, [*words, "--dry-run"]) == 0
-        return {word.strip(",") for word in capsys.readouterr().out.split()}
-
-    costs = [Generator.cost(G_STAR, 10, 9, 32), Discriminator.cost(AUTOGAN_D, 12)]
-    pair = {f"{n:,}" for cost in costs for n in (cost.params, cost.macs)}
-    supernets = {f"{net.params:,}" for net in (Generator.cost(None, 10, 9, 32), Discriminator.cost(None, 12))}
-    assert pair | supernets <= told(g_ch=10, d_ch=12, z_dim=9, population=5)  # G as if it were EAGAN's
-    given = told(g_ch=10, d_ch=12, z_dim=9, genotype="eagan-g", d_genotype="autogan-d")
-    assert pair <= given
-    assert not supernets & given
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("net", "name"), [(net, name) for net in PUBLISHED for name in PUBLISHED[net]])
@@ -156,60 +124,88 @@ def test_a_file_without_a_d_of_this_space_is_trained_against_the_default_d(tmp_p
         eagan.first_state(args)
 
 
+def edited(rows: list, cell: int, changes: dict[int, object]) -> list[list]:
+    """The rows of a genotype, or its codes, with other values in some columns of a cell."""
+    made = [list(row) for row in rows]
+    for column, value in changes.items():
+        made[cell - 1][column] = value
+    return made
+
+
+G_CODES, D_CODES = PUBLISHED["G"]["eagan-g"], PUBLISHED["D"]["eagan-d-cifar10"]
+
+
+@pytest.mark.parametrize(
+    ("space", "bad", "parts"),
+    [
+        (G_SPACE, edited(G_CODES, 2, {2: 7}), ["cell 2", "1->3", "7", "0..6"]),
+        (G_SPACE, edited(G_CODES, 1, {0: 3}), ["cell 1", "0->1", "3", "0..2"]),
+        (G_SPACE, edited(G_CODES, 3, {6: -1}), ["cell 3", "3->4", "-1"]),
+        (G_SPACE, edited(G_CODES, 1, {2: 0, 3: 0}), ["cell 1", "node 3", "1->3", "2->3"]),
+        (G_SPACE, edited(G_CODES, 3, {4: 0, 5: 0, 6: 0}), ["cell 3", "node 4", "1->4", "2->4", "3->4"]),
+        (D_SPACE, edited(D_CODES, 1, {0: 0}), ["cell 1", "0->1", "0", "1..6"]),
+        (D_SPACE, edited(D_CODES, 2, {5: 6, 6: 0}), ["cell 2", "2->4", "6", "-1..5"]),
+        (D_SPACE, edited(D_CODES, 2, {1: 0, 2: 0}), ["cell 2", "node 2", "0->2", "1->2"]),
+        (D_SPACE, edited(D_CODES, 3, {3: 0, 4: 0}), ["cell 3", "node 3", "1->3", "0->3"]),
+        (D_SPACE, edited(D_CODES, 1, {5: -1}), ["cell 1", "2->4", "3->4", "none"]),
+        (D_SPACE, edited(D_CODES, 2, {5: 0}), ["cell 2", "2->4", "3->4", "none"]),
+        (G_SPACE, np.zeros((3, 6), int), ["(3, 7)", "(3, 6)"]),
+        (G_SPACE, np.zeros((2, 7), int), ["(3, 7)", "(2, 7)"]),
+        (G_SPACE, np.zeros(21, int), ["(3, 7)", "(21,)"]),
+        (G_SPACE, np.ones((3, 7)), ["(3, 7)", "float64"]),
+        (G_SPACE, np.array([[None] * 7] * 3), []),
+        (G_SPACE, {"G": edited(G_STAR, 2, {3: "conv_7x7"})}, ["cell 2", "2->3", "conv_7x7"]),
+        (G_SPACE, {"G": edited(G_STAR, 1, {0: "avg_pool"})}, ["cell 1", "0->1", "avg_pool", "nearest"]),
+        (G_SPACE, {"G": edited(G_STAR, 1, {0: 3})}, ["cell 1", "0->1", "3"]),
+        (G_SPACE, {"G": edited(G_STAR, 3, {2: "none", 3: "none"})}, ["cell 3", "node 3", "1->3", "2->3"]),
+        (G_SPACE, {"G": [*G_STAR[:2], G_STAR[2][:6]]}, ["cell 3", "7"]),
+        (G_SPACE, {"G": [(*G_STAR[0], "none"), *G_STAR[1:]]}, ["cell 1", "7"]),
+        (G_SPACE, {"G": [*G_STAR[:2], "bilinear"]}, ["cell 3", "7", "bilinear"]),
+        (G_SPACE, {"G": G_STAR[:2]}, ["3"]),
+        (G_SPACE, {"G": {"0": G_STAR[0]}}, ["3"]),
+        (G_SPACE, {"G": D_C}, ["cell 1", "0->1", "conv_3x3"]),
+        (G_SPACE, {"D": D_C}, ["--genotype"]),
+        (D_SPACE, {"G": G_STAR}, ["--genotype"]),
+    ],
+)
+def test_bad_codes_and_rows_of_a_genotype_file_are_refused(space: Space, bad: object, parts: list[str], tmp_path: Path):
+    """In one line that names file, cell, edge or node, the value and what may stand there."""
+    file = tmp_path / ("bad.json" if isinstance(bad, dict) else "bad.npy")
+    file.write_text(json.dumps(bad)) if isinstance(bad, dict) else np.save(file, np.array(bad))
+    with pytest.raises(UserError) as error:
+        named(str(file), space, PUBLISHED, "--genotype")
+    assert all(part in str(error.value) for part in [*parts, str(file)]), error.value
+    assert "\n" not in str(error.value)
+
+
 # ---- the search space and its networks (§3) --------------------------------------------------------------------------
 
-PARAMS_256, PARAMS_128 = (
-    {"none": 0} | {op: op_cost(make, ch, 1).params for ops in tables for op, make in ops.items()}
-    for ch, tables in ((256, (OPS_UP, OPS_NORMAL)), (128, (OPS_NORMAL, OPS_DOWN)))
+
+@pytest.mark.parametrize(
+    ("space", "net", "rows", "networks", "smallest", "largest"),
+    [
+        (G_SPACE, Generator, 147_744, 3.225e15, ([0, 0, 1, 0, 1, 0, 0], 4_126_211), ([2, 2, 4, 4, 4, 4, 4], 28_718_339)),
+        (D_SPACE, Discriminator, 511_488, 1.338e17, ([1, 1, 0, 0, 1, -1, -1], 151_808), ([4, 4, 4, 4, 4, 3, 3], 8_756_096)),
+    ],
+    ids=["G", "D"],
 )
+def test_every_network_counted_and_sized(space: Space, net: type, rows: int, networks: float, smallest: tuple, largest: tuple):
+    """How many there are, and the codes and parameters of the smallest and the largest."""
+    valid = ref.valid_rows(space)
+    assert sum(prod(map(len, row)) for row in valid) == rows
+    assert rows**3 == pytest.approx(networks, rel=5e-4)
+    ch = 256 if space is G_SPACE else 128
+    params = {op: op_cost(make, ch, 1).params for op, make in {**OPS_UP, **OPS_NORMAL, **OPS_DOWN}.items()} | {"none": 0}
+    for extreme, (codes, found) in ((min, smallest), (max, largest)):
+        cell = extreme(
+            ([extreme(ops, key=params.get) for ops in row] for row in valid), key=lambda row: sum(map(params.get, row))
+        )
+        assert net.cost((tuple(cell),) * 3).params == net.cost(space.from_codes([codes] * 3)).params == found
 
 
-def rows_of(space: Space) -> list[tuple[str, ...]]:
-    """Every valid row of a cell."""
-    return [row for row in product(*(edge.ops for edge in space.edges)) if not space.row_error(row)]
-
-
-def test_every_generator_counted_and_sized():
-    rows = rows_of(G_SPACE)
-    count = len(rows) ** 3
-    assert (len(rows), count) == (147_744, 3_224_998_809_206_784)
-
-    near, names = 1, np.array(rows)
-    for base in ADVNAS_G:
-        near = np.convolve(near, np.bincount((names != np.array(base)).sum(1)).astype(object))
-    assert near[:5].sum() == 3_036_775  # at most 4 edges from AdversarialNAS's
+def test_distances_of_the_published_genotypes():
     assert ref.distance(G_STAR, ADVNAS_G) == 4
-
-    low, high = (G_SPACE.from_codes([row] * 3) for row in ([0, 0, 1, 0, 1, 0, 0], [2, 2, 4, 4, 4, 4, 4]))
-    smallest, largest, star = (Generator.cost(g).params for g in (low, high, G_STAR))
-    sizes = Counter(sum(PARAMS_256[op] for op in row) for row in rows)
-    total = Counter({smallest - 3 * min(sizes): 1})
-    for _ in range(3):
-        longer = Counter()
-        for (a, n), (b, m) in product(total.items(), sizes.items()):
-            longer[a + b] += n * m
-        total = longer
-    assert (min(total), max(total)) == (smallest, largest) == (4_126_211, 28_718_339)
-
-    ordered = sorted(total)
-    below = np.cumsum([total[size] for size in ordered], dtype=object) / count
-    each = list(sizes.elements())
-    assert round(smallest + 3 * (np.mean(each) - min(each))) == 13_920_793  # the mean
-    assert sqrt(3) * np.std(each) / 1e6 == pytest.approx(2.58, abs=0.005)
-    assert ordered[np.argmax(below >= 0.5)] == 13_828_611
-    assert below[ordered.index(star)] == pytest.approx(0.001585, abs=5e-7)
-
-
-def test_every_discriminator_counted_and_sized():
-    rows = rows_of(D_SPACE)
-    assert len(rows) == 511_488
-    assert len(rows) ** 3 == pytest.approx(1.338e17, rel=5e-4)
     assert [ref.distance(d, AUTOGAN_D) for d in (D_C, D_S)] == [1, 2]
-    sizes = [sum(PARAMS_128[op] for op in row) for row in rows]
-    for extreme, codes, params in ((min, [1, 1, 0, 0, 1, -1, -1], 151_808), (max, [4, 4, 4, 4, 4, 3, 3], 8_756_096)):
-        row = rows[sizes.index(extreme(sizes))]
-        assert Discriminator.cost((row,) * 3).params == params
-        assert Discriminator.cost(D_SPACE.from_codes([codes] * 3)).params == params
 
 
 def paper_discriminator(D: Discriminator, genotype: Genotype, x: Tensor) -> tuple[Tensor, int]:
@@ -237,6 +233,7 @@ def test_generators_are_their_definition(size: int):
     supernet, z = Generator(None, *shape).double().eval(), normal(2, 9, seed=1)
     supernet.bn.running_mean.copy_(normal(6))
     supernet.bn.running_var.copy_(normal(6).square())
+    assert count_params(supernet) == Generator.cost(None, *shape).params
     for g in [G_STAR, ADVNAS_G, POLLUTED, *genotypes(G_SPACE, 8)]:
         definition = ref.paper_generator(supernet, g, z)
         assert definition[0].shape == (2, 3, size, size)
@@ -246,15 +243,10 @@ def test_generators_are_their_definition(size: int):
 @torch.no_grad()
 def test_discriminators_are_their_definition():
     supernet, x = Discriminator(None, 6).double().eval(), normal(2, 3, 32, 32)
+    assert count_params(supernet) == Discriminator.cost(None, 6).params
     for d in [D_C, D_S, AUTOGAN_D, *genotypes(D_SPACE, 12)]:
         definition = paper_discriminator(supernet, d, x)
         ref.assert_defined(definition, supernet, d, Discriminator(d, 6), x, Discriminator.cost(d, 6))
-
-
-@torch.no_grad()
-def test_cost_of_the_plain_discriminator():
-    cost = eagan.cost_of(Args(size=32, d_ch=8), D_SPACE, "plain")
-    assert cost == ref.counted(eagan.PlainDiscriminator(8), normal(2, 3, 32, 32).float())
 
 
 # ---- evolution (§4.3) ------------------------------------------------------------------------------------------------
@@ -346,15 +338,6 @@ def test_rates_of_variation():
     assert shares == {how: pytest.approx(p, abs=0.05) for how, p in want.items()}
 
 
-@SPACES
-def test_seeds_choose_the_architectures(space: Space):
-    """In the authors' code only CUDA is seeded."""
-    born = [eagan.births(replace(TINY, seed=seed), space, State(), 4, []) for seed in (0, 0, 1)]
-    first, again, other = ([x.genotype for x in population] for population in born)
-    assert first == again
-    assert not set(first) & set(other)
-
-
 IS, FID, SIZE = [8, 7.5, 7, 6.5, 6, 5], [20, 18, 25, 30, 15, 60], [9, 7, 8, 5, 6, 20]
 BY_IS, BY_FID = [1 / v for v in IS], [1 / v for v in FID]
 
@@ -423,6 +406,22 @@ def test_first_front_begins_with_the_lowest_fid():
     assert [x.id for x in eagan.select(TINY, State(population=unusable), 1)[1]] == ["b", "a"]
 
 
+@pytest.mark.usefixtures("quick_compact")
+def test_an_own_objective_selects(tiny_data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A line in OBJECTIVES, and --objectives knows its name: here networks are to be large."""
+    monkeypatch.setitem(eagan.OBJECTIVES, "large", lambda x: -x.params)
+    words = {"runs_dir": tmp_path, "objectives": "large", "phase": "search", "rounds": 1}
+    assert command(eagan, flags({**tiny_flags("eagan", tiny_data), **words})) == 0
+    found = rows(next(tmp_path.iterdir()), "search.jsonl")
+    assert [row["stage"] for row in found] == ["1", "2"]
+    for row in found:
+        params = {x["id"]: x["params"] for x in row["population"]}
+        best, second, *_ = sorted(params.values(), reverse=True)
+        assert [params[x] for x in row["kept"]] == [best, second]
+        assert {params[x] for x in (*row["front"], row["best"])} == {best}
+        assert all(x["is"] is None and x["fid"] > 0 for x in row["population"])
+
+
 def test_cars_reaches_every_subset():
     """The authors' selection may keep the one that is worst in everything."""
     for keep in range(1, 6):
@@ -433,20 +432,6 @@ def test_cars_reaches_every_subset():
         found = eagan.select_cars(many, keep, random.Random(0))
         assert found == sorted(set(found))
         assert len(found) == keep
-
-
-def test_pressure_of_the_selections():
-    """8 of 64 individuals whose IS and FID are correlated: how often the best FID is among them."""
-    rng, kept = np.random.default_rng(0), Counter()
-    for trial in range(40):
-        quality = rng.normal(size=64)
-        iss, fids = 6.5 + 0.5 * quality + rng.normal(0, 0.15, 64), 35 - 8 * quality + rng.normal(0, 2.5, 64)
-        scores = points((1 / iss).tolist(), fids.tolist(), rng.uniform(4, 29, 64).tolist())
-        best = int(fids.argmin())
-        kept["cars"] += best in eagan.select_cars(scores, 8, random.Random(trial))
-        kept["nsga2"] += best in eagan.select_nsga2([s[:2] for s in scores], fids.tolist(), 8)
-    assert 0.25 < kept["cars"] / 40 < 0.53  # 39 % in 400 trials
-    assert kept["nsga2"] == 40
 
 
 # ---- steps and schedule (§5.1) ---------------------------------------------------------------------------------------
@@ -520,14 +505,6 @@ def test_a_path_is_scored_with_its_own_batch_norm(error: type[BaseException] | N
             raise error
     assert equal(before, clone(G))
     assert G.bn.momentum == momentum
-
-
-def test_plan_of_the_papers_schedule():
-    job = ref.job_of_paper(Args(size=32), 50_000)
-    plan = {stage: steps for stage, steps, _ in eagan.plan_of(job)}
-    assert plan == {"search-g": 287_500, "search-d": 57_500, "train": 150_000}  # D batches: 287,500 twice, 750,000
-    assert job.args.rounds == 18  # the authors' code has 16 and 15 in 200 epochs
-    assert job.args.search_epochs(job.args.rounds) == 230
 
 
 @pytest.mark.parametrize(("images", "d_batch", "epoch", "updates"), [(50_000, 40, 1_250, 150_000), (105_000, 128, 821, 98_520)])

@@ -1,4 +1,4 @@
-"""What a run of every method does: its files, seeds, stop and resume in every phase, bad flags, the plan of a dry run."""
+"""What a run of every method does: its files, seeds, stop and resume in every phase, bad input, the plan of a dry run."""
 
 import errno
 import json
@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+import adversarialnas
+import autogan
 import common.run
-from common import gan
+import degas
 from common.files import UserError
 from common.run import Run, all_finite
 from tests.runs import (
@@ -28,7 +30,6 @@ from tests.runs import (
     assert_same_run,
     command,
     flags,
-    kill_and_resume,
     load,
     parsed,
     read,
@@ -37,12 +38,13 @@ from tests.runs import (
     start,
     stop_and_resume,
     tiny_flags,
+    two_processes,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
 
 ONE_BY_DEFAULT = pytest.mark.parametrize("method", ["eagan", *map(slow, METHODS[1:])], indirect=True)  # all in common/run.py
-WITH_EPOCHS = pytest.mark.parametrize("method", ["eagan", "adversarialnas", slow("autogan")], indirect=True)
+WITH_EPOCHS = pytest.mark.parametrize("method", ["eagan", slow("adversarialnas"), slow("autogan")], indirect=True)
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -154,6 +156,89 @@ def test_weights_are_evaluated_alone(method: ModuleType, tiny: dict, whole: Path
     assert read(run, "result.json")["last"]["fid"] == read(whole, "result.json")["last"]["fid"]
 
 
+# ---- variants of the paper ------------------------------------------------------------
+
+VARIANTS = {
+    "eagan": ["--stages coupled --objectives fid,size --no-weight-reset"],
+    "autogan": ["--search random --random-n 2 --proxy-n 0 --phase search"],
+}
+SLOW_VARIANTS = {
+    "eagan": [
+        *("--stages coupled", "--objectives fid,size", "--dbar plain --size 32", "--dbar d_c", "--stages g"),
+        *("--genotype eagan-g --stages d", "--mu-plus-lambda", "--selection cars", "--amp", "--bn-batches 0"),
+        *("--genotype eagan-g --size 48 --grad-clip 50", "--init-g eagan-g --init-d autogan-d"),
+        *("--genotype adversarialnas-g --d-genotype plain --size 32", "--cycles 2 --phase search"),
+    ],
+    "adversarialnas": [
+        *("--gumbel log", "--gumbel off", "--mixed plain", "--amp", "--ref-ema-overwrite", "--size 48 --chunks 2"),
+        *("--grad-clip 50 --search-eval-every 0", "--genotype mmd-g", "--genotype animation-g --d-genotype animation-d"),
+        *("--fixed-d super", "--fixed-d sngan", "--fixed-d autogan", "--d-genotype searched"),
+        *("--g-params 2e4", "--g-params 2e4 --search random --candidates 1"),
+    ],
+    "autogan": [
+        *("--search random --random-n 2 --proxy-n 0", "--search slas", "--search random-shared", "--no-dedupe", "--amp"),
+        *("--reward fid --ctrl-batch 2", "--reward is-cost --cost macs", "--controller-loss reference", "--bn-batches 2"),
+        *("--no-dynamic-reset", "--derive-epochs 0 --proxy-n 0", "--size 24", "--cells 1 --grow=", "--cells 2 --grow 2"),
+        *("--cells 4 --size 32 --grow 1,2,3 --iterations 4", "--genotype A --size 48", "--genotype B", "--genotype C"),
+        *("--genotype sngan", "--genotype 1,1,2,1,1,1,2,1,1,1,1,2,1,3"),
+    ],
+    "degas": [
+        *("--n 2 --prune-score softmax", "--search-size 16 --size 32 --normal-ops 7", "--search-size 32 --size 48"),
+        *("--z-init pca --z-grad batch", "--loss-reduction sum --w-lr 1e-5 --lap-levels 1", "--eval-bn running --random-arch"),
+        *("--search-images 16 --search-batch 16", "--genotype baseline --conditional --size 48", "--amp --ema 0.9"),
+        "--n 3 --random-arch",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [*each(VARIANTS), *each(SLOW_VARIANTS, pytest.mark.slow)], indirect=["method"]
+)  # fmt: skip
+def test_every_variant_of_the_papers_runs(method: ModuleType, tiny: dict, tmp_path: Path, words: str) -> None:
+    run = start(method, tiny, tmp_path, words)
+    args, result, found = read(run, "config.json")["args"], read(run, "result.json"), rows(run, "search.jsonl")
+    if args["phase"] != "search":
+        assert result["last"]["fid"] > 0
+        assert (result["last"]["is"] is None) == ("fid,size" in words)  # EAGAN's Table 5: without the IS as an objective
+    assert bool(found) == (args.get("stages") == "d" or not (args["genotype"] or args.get("random_arch")))
+    CHECKS.get(method.__name__, lambda *_: None)(run, args, found)
+
+
+def check_eagan(_run: Path, args: dict, found: list[dict]) -> None:
+    if args["cycles"] > 1:
+        assert [row["stage"] for row in found] == ["1", "1", "2", "2"] * args["cycles"]
+
+
+def check_adversarialnas(run: Path, args: dict, found: list[dict]) -> None:
+    genotype = read(run, "result.json")["genotype"]
+    if args["fixed_d"] != "none":  # paper Table 3: only G is searched
+        assert found[-1]["genotype"].keys() == {"G"}
+        assert genotype["D"] is None
+    if args["d_genotype"] == "searched":
+        assert "cells.0.edges.0" in next(iter(load(run, "checkpoint.pt")["parts"]["D"]))
+    if args["g_params"]:
+        cost = adversarialnas.Generator.cost(genotype["G"], load(run, "weights.pt")["g_ch"], args["z_dim"], args["size"])
+        assert cost.params == genotype["params"]["G"] == pytest.approx(args["g_params"], rel=0.1)
+
+
+def check_autogan(run: Path, args: dict, found: list[dict]) -> None:
+    vector, kinds = autogan.read_vector(read(run, "result.json")["genotype"]["vector"]), {row["kind"] for row in found}
+    assert len(autogan.names_of(vector)) == args["cells"]
+    assert ("controller" in kinds, "derive" in kinds) == (bool(found) and args["search"] in ("mlas", "slas"), bool(found))
+    if args["genotype"]:
+        assert vector == autogan.read_vector(args["genotype"])
+
+
+def check_degas(_run: Path, args: dict, found: list[dict]) -> None:
+    for row in found:
+        shares = row["probabilities"]["G"]
+        assert list(shares) == [f"{c.stage}/{c.name}" for c in degas.Space(args["n"]).connections]
+        assert {len(p) for name, p in shares.items() if "->N" in name} == {int(args["normal_ops"])}
+
+
+CHECKS = {"eagan": check_eagan, "adversarialnas": check_adversarialnas, "autogan": check_autogan, "degas": check_degas}
+
+
 # ---- seeds, evaluation ------------------------------------------------------------
 
 FIRST_ROUND = {  # no more of a search than it takes to see what was drawn
@@ -180,13 +265,6 @@ def drawn(run: Path) -> object:
     return found[0]["probabilities"]
 
 
-@pytest.mark.parametrize("method", ["eagan", slow("adversarialnas"), "autogan", "degas"], indirect=True)
-def test_one_seed_is_one_run(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
-    torch.manual_seed(123)  # whatever the global generators were
-    np.random.seed(123)  # noqa: NPY002
-    assert_same_run(whole, start(method, tiny, tmp_path))
-
-
 def test_another_seed_is_another_run(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
     other = start(method, tiny, tmp_path, seed=1, phase="search", **FIRST_ROUND[method.__name__])
     assert drawn(whole) != drawn(other)
@@ -206,7 +284,7 @@ def test_evaluation_and_samples_do_not_change_training(
 
 # ---- stop and resume ------------------------------------------------------------
 
-STAGES = {  # where SIGINT arrives: the stage, and which of its safe points
+STAGES = {  # where SIGINT arrives: the stage, which of its safe points, and flags of the run
     "eagan": [("stage 1 round 1/2 scoring", 3), ("training", 3)],
     "adversarialnas": [("search", 2)],
     "autogan": [("stage 1 iteration 2/3 candidates", 3)],
@@ -218,9 +296,13 @@ SLOW_STAGES = {
         *(("preparing", 1), ("stage 1 warm-up", 2), ("stage 1 round 2/2", 2), ("stage 1, final choice", 2)),
         *(("stage 2 warm-up", 1), ("stage 2 round 1/2 scoring", 4), ("stage 2 round 2/2", 1), ("stage 2, final choice", 1)),
         *EVALUATED,
+        # children are born before the scoring and survivors drawn after it: the draws must not depend on each other
+        ("stage 1 round 2/2 scoring", 1, dict(mu_plus_lambda=True, selection="cars", stages="g")),
     ],
     "adversarialnas": [
         *(("preparing", 1), ("search", 4), ("search evaluation", 1), ("training", 2), ("training", 4)),
+        *((stage, call, dict(search="random")) for stage, call in (("candidate 1", 1), ("candidate 2", 2))),
+        ("candidate 1 scoring", 1, dict(search="random")),
         *EVALUATED,
     ],
     "autogan": [
@@ -228,46 +310,28 @@ SLOW_STAGES = {
         *(("stage 1 iteration 2/3", 2), ("stage 2 iteration 3/3", 1), ("stage 2 iteration 3/3 controller", 1)),
         *(("stage 2 iteration 3/3 candidates", 2), ("proxy", 1), ("finalist 1/3 scoring", 1), ("finalist 2/3", 2)),
         *(("finalist 3/3", 1), ("training", 3), *EVALUATED),
-    ],
-    "degas": [("preparing", 1), ("search", 1), ("search", 4), ("search", 6), ("training", 1), ("training", 7), *EVALUATED],
-}
-RESUMED_VARIANTS = {
-    # children are born before the scoring and survivors drawn after it: the draws must not depend on each other
-    "eagan": [(dict(mu_plus_lambda=True, selection="cars", stages="g"), "stage 1 round 2/2 scoring", 1)],
-    "adversarialnas": [
-        (dict(search="random"), stage, call)
-        for stage, call in (("candidate 1", 1), ("candidate 2", 2), ("candidate 1 scoring", 1))
-    ],
-    "autogan": [
-        (dict(search="random", random_n=2, proxy_n=0), "finalist 2/2", 2),
-        (dict(search="random-shared", bn_batches=1), "stage 2 iteration 3/3 candidates", 6),
-        (dict(controller_loss="reference"), "stage 0 iteration 1/3 controller", 3),
+        ("finalist 2/2", 2, dict(search="random", random_n=2, proxy_n=0)),
+        ("stage 2 iteration 3/3 candidates", 6, dict(search="random-shared", bn_batches=1)),
+        ("stage 0 iteration 1/3 controller", 3, dict(controller_loss="reference")),
     ],
     "degas": [
-        (dict(z_init="pca"), "search", 3),
-        (dict(ema=0.9, n=2), "search", 3),
-        (dict(conditional=True, random_arch=True), "training", 4),
+        *(("preparing", 1), ("search", 1), ("search", 4), ("search", 6), ("training", 1), ("training", 7), *EVALUATED),
+        *(("search", 3, dict(z_init="pca")), ("search", 3, dict(ema=0.9, n=2))),
+        ("training", 4, dict(conditional=True, random_arch=True)),
     ],
 }
 
 
 @pytest.mark.parametrize(("method", "where"), [*each(STAGES), *each(SLOW_STAGES, pytest.mark.slow)], indirect=["method"])
 def test_stopped_in_any_phase_and_resumed_equals_undisturbed(
-    method: ModuleType, tiny: dict, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[str, int]
+    method: ModuleType, undisturbed: Callable, tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple
 ) -> None:
-    assert_same_run(whole, stop_and_resume(method, tiny, tmp_path, monkeypatch, *where))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "case"), each(RESUMED_VARIANTS), indirect=["method"])
-def test_variants_stopped_and_resumed_equal_undisturbed(
-    method: ModuleType, tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple
-) -> None:
-    variant, stage, call = case
-    values = {**tiny, **variant}
-    assert_same_run(
-        start(method, values, tmp_path / "a"), stop_and_resume(method, values, tmp_path / "b", monkeypatch, stage, call)
-    )
+    stage, call, *variant = where
+    changes = variant[0] if variant else {}
+    torch.manual_seed(123)  # whatever the global generators were
+    np.random.seed(123)  # noqa: NPY002
+    resumed = stop_and_resume(method, {**tiny, **changes}, tmp_path, monkeypatch, stage, call)
+    assert_same_run(undisturbed(method.__name__, **changes), resumed)
 
 
 @ONE_BY_DEFAULT
@@ -305,28 +369,6 @@ def test_a_stop_file_stops_a_run(method: ModuleType, tiny: dict, tmp_path: Path)
     assert (run / "checkpoint.pt").exists()
 
 
-@pytest.mark.slow
-def test_kill_during_a_checkpoint_leaves_one_that_resumes(
-    method: ModuleType, tiny: dict, whole: Path, tmp_path: Path
-) -> None:  # fmt: skip
-    assert_same_run(whole, kill_and_resume(method, tiny, tmp_path, save=6))
-
-
-@pytest.mark.slow
-def test_a_broken_checkpoint_falls_back_to_the_one_before(
-    method: ModuleType, tiny: dict, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    run = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], save_minutes=0)
-    (run / "checkpoint.pt").write_bytes(b"torn")
-    assert command(method, ["--resume", str(run)]) == 0
-    assert str(run / "checkpoint.pt") in capsys.readouterr().out
-    assert_same_run(trained, run)
-    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
-        (run / name).write_bytes(b"torn")
-    assert command(method, ["--resume", str(run)]) == 2
-    assert f"--resume {run}" in capsys.readouterr().err
-
-
 @ONE_BY_DEFAULT
 def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(
     method: ModuleType, tiny: dict, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
@@ -356,28 +398,13 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(
 
 @WITH_EPOCHS
 def test_a_finished_run_can_be_trained_longer(method: ModuleType, tiny: dict, trained: Path, tmp_path: Path) -> None:
-    short = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], train_epochs=1)
-    assert command(method, ["--resume", str(short), "--train-epochs", str(tiny["train_epochs"])]) == 0
-    assert_equal(load(short, "checkpoint.pt")["parts"], load(trained, "checkpoint.pt")["parts"])
-
-
-@WITH_EPOCHS
-def test_the_best_score_is_of_as_many_images_as_the_last(method: ModuleType, tiny: dict, tmp_path: Path) -> None:
-    run = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], train_epochs=2)
-    more = ["--eval-n", str(tiny["eval_n"] + 10), "--train-epochs", "4"]
+    """And its best score is of as many images as its last one, whatever the run had before."""
+    run = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], train_epochs=1)
+    more = ["--eval-n", str(tiny["eval_n"] + 10), "--train-epochs", str(tiny["train_epochs"])]
     assert command(method, ["--resume", str(run), *more]) == 0
+    assert_equal(load(run, "checkpoint.pt")["parts"], load(trained, "checkpoint.pt")["parts"])
     result = read(run, "result.json")
     assert result["best"]["n"] == result["last"]["n"] == tiny["eval_n"] + 10
-
-
-def test_images_may_move(tiny_data: dict, tmp_path: Path) -> None:
-    """The digest tells that they are the same."""
-    images = Path(shutil.copy(tiny_data["dataset"], tmp_path / "tiny.npz"))
-    eagan = import_module("eagan")
-    run = start(eagan, {**tiny_flags("eagan", tiny_data), "dataset": str(images)}, tmp_path / "runs", genotype="eagan-g")
-    moved = images.rename(tmp_path / "moved.npz")
-    assert command(eagan, ["--resume", str(run)]) == 2
-    assert command(eagan, ["--resume", str(run), "--dataset", str(moved), "--train-epochs", "7"]) == 0
 
 
 @WITH_EPOCHS
@@ -391,7 +418,7 @@ def test_a_run_that_is_resumed_with_less_to_do_ends_at_once(method: ModuleType, 
 
 @pytest.mark.parametrize("reader", METHODS)
 @pytest.mark.parametrize("writer", METHODS)
-def test_eagan_and_adversarialnas_exchange_generators_and_no_other_pair_does(
+def test_only_generators_of_one_search_space_are_exchanged(
     writer: str, reader: str, undisturbed: Callable, tiny_data: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     file = undisturbed(writer) / "genotype.json"
@@ -415,27 +442,25 @@ DIVERGING = {
 DIVERGING_SEARCH = {"autogan": [dict(g_lr=1e30, d_lr=1e30)]}
 
 
+@pytest.mark.parametrize("quiet", [False, True], ids=["", "quiet"])
 @pytest.mark.parametrize(
     ("method", "rates"), [*each(DIVERGING), *each(DIVERGING_SEARCH, pytest.mark.slow)], indirect=["method"]
 )
-def test_a_diverged_run_fails_with_the_step(method: ModuleType, tiny: dict, tmp_path: Path, capsys, rates: dict) -> None:
-    assert command(method, flags({**tiny, "runs_dir": tmp_path, **rates})) == 2
-    (run,) = tmp_path.iterdir()
-    assert read(run, "status.json")["state"] == "failed"
-    last = rows(run, "metrics.jsonl")[-1]
-    loss = next(k for k, v in last.items() if k.startswith("loss/") and v is None)
-    assert re.match(rf"error: {loss}\b.*\b{last['step']}\b", capsys.readouterr().err)
-    assert "NaN" not in (run / "metrics.jsonl").read_text()
-
-
-@pytest.mark.parametrize(("method", "rates"), each(DIVERGING), indirect=["method"])
-def test_a_run_that_logs_nothing_does_not_end_with_nan(method: ModuleType, tiny: dict, tmp_path: Path, rates: dict) -> None:
-    quiet = {"log_every": 10**6, "eval_every": 10**6, "save_minutes": 0}
-    assert command(method, flags({**tiny, "runs_dir": tmp_path, **rates, **quiet})) == 2
+def test_a_diverged_run_fails_and_saves_no_nan(
+    method: ModuleType, tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture, rates: dict, quiet: bool
+) -> None:
+    """It names loss and step; a run that logs nothing notices, too."""
+    quieter = {"log_every": 10**6, "eval_every": 10**6, "save_minutes": 0} if quiet else {}
+    assert command(method, flags({**tiny, "runs_dir": tmp_path, **rates, **quieter})) == 2
     (run,) = tmp_path.iterdir()
     assert read(run, "status.json")["state"] == "failed"
     for file in run.glob("*.pt"):
         assert all_finite(load(run, file.name)), file.name
+    if not quiet:
+        last = rows(run, "metrics.jsonl")[-1]
+        loss = next(k for k, v in last.items() if k.startswith("loss/") and v is None)
+        assert re.match(rf"error: {loss}\b.*\b{last['step']}\b", capsys.readouterr().err)
+        assert "NaN" not in (run / "metrics.jsonl").read_text()
 
 
 # ---- bad input ------------------------------------------------------------
@@ -529,13 +554,43 @@ def test_bad_flags_are_refused_before_anything_is_made(refuse: Callable, case: s
 
 
 def test_compile_without_a_compiler_is_refused(refuse: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gan, "which", lambda _: None)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
     assert "--compile" in refuse("--compile")
 
 
-def test_weights_of_another_network_or_size_are_refused(refuse: Callable, trained: Path, tmp_path: Path) -> None:
+# Contents of a genotype file, the words of its refusal, and the flag; of EAGAN's and AdversarialNAS's codes: test_eagan.py.
+BAD_GENOTYPES = {
+    "eagan": [("[1]", []), ("{", []), ('{"D": []}', []), ('{"D": []}', [], "--init-g"), ('{"G": []}', [], "--init-d")],
+    "adversarialnas": [("[1]", []), ("{", []), ('{"G": [["nearest"]]}', ["3"])],
+    "autogan": [
+        *(("[]", []), ("{", []), ('{"method": "eagan", "G": []}', ["vector"]), ('{"vector": [1, 0, 1, 1]}', ["vector"])),
+        *(('{"vector": "1 0 1 1 2 0 0 1 1"}', ["5", "2/conv"]), ('{"vector": "__import__(1)"}', [])),
+    ],
+    "degas": [('{"nodes": {"N1": []}, "n": 1}', ["nodes", "1"]), ('{"G": [["a"]]}', ["nodes"]), ("[1]", []), ("{", [])],
+}
+
+
+@pytest.mark.parametrize(("method", "case"), each(BAD_GENOTYPES), indirect=["method"])
+def test_bad_genotype_files_are_refused(refuse: Callable, tmp_path: Path, case: tuple) -> None:
+    text, parts, *flag = case
+    (tmp_path / "g.json").write_text(text)
+    line = refuse(*(flag or ["--genotype"]), tmp_path / "g.json")
+    assert all(part in line for part in [*parts, *flag, "g.json"]), line
+
+
+BAD_WEIGHTS = {
+    "eagan": [{}],
+    "adversarialnas": [{}],
+    "autogan": [{}, {"genotype": {"G": [["pre", "none", "nearest", "maybe", "none"]]}}, {"tap": "before"}],
+    "degas": [{}, {"g_ch": "x"}, {"genotype": {"N1": 3}}, {"genotype": 3}, {"G": {}}],
+}
+
+
+@pytest.mark.parametrize(("method", "change"), each(BAD_WEIGHTS), indirect=["method"])
+def test_weights_of_another_network_or_size_are_refused(refuse: Callable, trained: Path, tmp_path: Path, change: dict) -> None:
     other, right = tmp_path / "w.pt", trained / "weights.pt"
-    torch.save({"hello": 1}, other)
+    torch.save(load(trained, "weights.pt") | change if change else {"hello": 1}, other)
     assert f"--weights {other}" in refuse("--phase", "eval", "--weights", other)
     assert re.search(rf"--weights {right}\b.*--size 16\b", refuse("--phase", "eval", "--weights", right, "--size", 32))
 
@@ -569,9 +624,9 @@ def test_a_run_of_another_script_or_live_or_of_other_images_is_refused_on_resume
     run = Path(shutil.copytree(trained, tmp_path / trained.name))
     config, status = read(run, "config.json"), read(run, "status.json")
 
-    def resume() -> str:
+    def resume(*more: object) -> str:
         before = contents(run)
-        assert command(method, ["--resume", str(run)]) == 2
+        assert command(method, ["--resume", str(run), *map(str, more)]) == 2
         assert contents(run) == before
         return capsys.readouterr().err
 
@@ -594,6 +649,11 @@ def test_a_run_of_another_script_or_live_or_of_other_images_is_refused_on_resume
     parent = {"pid": os.getppid(), "start_time": common.run.kernel_start_time(os.getppid())}
     write("status.json", {**status, "process": {**status["process"], **parent}})
     assert re.search(rf"\b{os.getppid()}\b", resume())
+    write("status.json", status)
+    moved = shutil.copy(config["args"]["dataset"], tmp_path / "moved.npz")  # the digest tells that they are the same
+    write("config.json", {**config, "args": {**config["args"], "dataset": str(tmp_path / "gone.npz")}})
+    assert str(tmp_path / "gone.npz") in resume()
+    assert command(method, ["--resume", str(run), "--dataset", str(moved)]) == 0
 
 
 # ---- the command line, the plan ------------------------------------------------------------
@@ -601,17 +661,22 @@ def test_a_run_of_another_script_or_live_or_of_other_images_is_refused_on_resume
 
 def test_flags_beat_presets_and_presets_beat_defaults(method: ModuleType) -> None:
     smoke = method.PRESETS["smoke"]
-    args = vars(parsed(method, ["--preset", "smoke", "--train-epochs" if "train_epochs" in smoke else "--iters", "7"]))
-    assert 7 in (args.get("train_epochs"), args.get("iters"))
-    assert {k: v for k, v in args.items() if k in smoke.keys() - {"train_epochs", "iters"}} == {
-        k: v for k, v in smoke.items() if k not in ("train_epochs", "iters")
-    }
-    assert args["z_dim"] == smoke.get("z_dim", method.Args().z_dim)
+    args = vars(parsed(method, ["--preset", "smoke", "--g-ch", "7"]))
+    assert {k: args[k] for k in smoke} == {**smoke, "g_ch": 7}
+    assert args["ref_n"] == method.Args().ref_n
     for values in method.PRESETS.values():
         method.check(method.Args(**values), 1)
+    if method is autogan:
+        method.check_size(method.Args(**smoke, size=32))
 
 
 PAPER = {  # at the paper's widths: G updates of every stage; parameters and multiply-adds of every network
+    "eagan": [
+        ("", [460, 92, 240], [7142403, 1891621888, 1053824, 272498816, 72776963, 23806592]),  # G as if it were EAGAN's
+        ("--dbar plain", [460, 92, 240], [7142403, 1891621888, 921920, 14707456, 72776963, 23806592]),
+        ("--stages coupled", [460, 240], [7142403, 1891621888, 72776963, 23806592]),
+        ("--genotype eagan-g --d-genotype autogan-d", [240], [7142403, 1891621888, 1053824, 272498816]),
+    ],
     "adversarialnas": [
         ("", [10, 240], [8846851, 2680478720, 1053824, 272498816, 29265443, 11049120]),
         ("--fixed-d autogan", [10, 240], [8846851, 2680478720, 1053824, 272498816, 29265443, 412880]),
@@ -624,27 +689,29 @@ PAPER = {  # at the paper's widths: G updates of every stage; parameters and mul
     ],
     "autogan": [
         ("", [75, 90, 105, 30, 64], [4405251, 1765015552, 1053824, 272072832, 2994691, 264768, 68927552]),
-        ("--genotype A", [64], [4405251, 1765015552, 1053824, 272072832]),
+        ("--genotype A", [64], [4405251, 1765015552, 1053824, 272072832], "1 0 1 1 1 0 0 1 1 1 0 1 0 3"),
         ("--search random", [16380, 64], [4405251, 1765015552, 1053824, 272072832]),
     ],
     "degas": [
         ("", [50, 99999], [1204483, 422704128, 1053825, 272498817, 9224835, 1389188096, 8192]),
         ("--genotype baseline --conditional", [99999], [1206019, 422704128, 1054083, 272499075]),
+        ("--genotype baseline --conditional", [99999], [1206019, 422704128, 1054083, 272499075], "baseline"),
     ],
-}  # of eagan: test_eagan.py
+}
 
 
 @pytest.mark.parametrize(("method", "case"), each(PAPER), indirect=["method"])
 def test_dry_run_makes_nothing_and_tells_exact_sizes(method: ModuleType, tiny_data: dict, tmp_path: Path, capsys, case) -> None:
-    more, updates, sizes = case
+    more, updates, sizes, *genotype = case
     words = ["--dataset", tiny_data["dataset"], "--size", "32", "--evaluator", "compact", "--dry-run", *more.split()]
     words += ["--search-batch", "32"] if method.__name__ == "adversarialnas" else []
     assert command(method, [*words, "--runs-dir", str(tmp_path / "r"), "--data-dir", str(tmp_path)]) == 0
-    plan, *networks = capsys.readouterr().out.splitlines()
+    plan, *networks = out = capsys.readouterr().out.splitlines()
     assert [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) \(", plan)] == updates
     assert "FLOP" in plan
     numbers = re.findall(r"\d{1,3}(?:,\d{3})+", "\n".join(networks))
     assert [int(n.replace(",", "")) for n in numbers] == sizes
+    assert all(any(text in line for line in out) for text in genotype)
     assert not list(tmp_path.iterdir())
 
 
@@ -655,3 +722,30 @@ def test_dry_run_makes_nothing_and_tells_exact_sizes(method: ModuleType, tiny_da
 def test_a_batch_that_two_processes_cannot_share_is_refused(method: ModuleType, flag: str) -> None:
     with pytest.raises(UserError, match=rf"^{flag} 33\b.*\b2\b"):
         method.check(parsed(method, [flag, "33"]), 2)
+
+
+def first(run: Path, name: str, key: str) -> object:
+    return next(row[key] for row in rows(run, name) if key in row)
+
+
+AS_ONE = {  # numbers after a step or two, and how near BatchNorm on half a batch lets them be
+    "eagan": [(lambda run: first(run, "metrics.jsonl", "loss/d"), 0.5)],
+    "adversarialnas": [(lambda run: rows(run, "search.jsonl")[1]["probabilities"]["G"]["1/1->3"]["conv_3x3"], 0.07)],
+    "autogan": [
+        (lambda run: autogan.read_vector(first(run, "search.jsonl", "scored")[0]["vector"]), 0),
+        (lambda run: first(run, "search.jsonl", "reward"), 0.1),
+    ],
+    "degas": [
+        (lambda run: first(run, "metrics.jsonl", "loss/zw"), 0.3),
+        (lambda run: first(run, "search.jsonl", "loss/rec"), 1e-5),
+    ],
+}
+
+
+@pytest.mark.slow
+def test_two_processes_share_batches_and_scoring(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
+    shared = two_processes(method, tiny, tmp_path)
+    assert method is autogan or drawn(shared) == drawn(whole)
+    for number, rel in AS_ONE[method.__name__]:
+        assert number(shared) == pytest.approx(number(whole), rel=rel)
+    assert None not in [x["fid"] for row in rows(shared, "search.jsonl") for x in row.get("population", [])]
