@@ -6,12 +6,13 @@ is tested in test_cells.py.
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise, product
 from math import inf, log, nan, prod
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,10 @@ from common.gan import Job, Pair, adam
 from common.metrics import Score
 from common.ranks import Ranks
 from common.run import Run
-from tests.runs import assert_equal, command, flags, rows, slow, start
+from tests.conftest import REAL_DATA
+from tests.runs import assert_equal, command, load, read, rows, slow, start
+
+pytestmark = pytest.mark.usefixtures("quick_compact")
 
 A, B, C, SNGAN = (PUBLISHED[name] for name in ("A", "B", "C", "sngan"))
 DECONV = read_vector("1 1 2 1 1 1 2 1 1 1 1 2 1 3")
@@ -37,6 +41,11 @@ SHARED = (None, None, None)  # in place of a genotype of three cells: the weight
 OPTIONS = [[2, 3, 3, 2], [2, 3, 3, 2, 2], [2, 3, 3, 2, 4]]  # of the decisions about each cell, in their order
 WIDTHS = dict(search_g_ch=4, search_d_ch=4, g_ch=4, d_ch=4, z_dim=6, g_batch=4, d_batch=4, n_critic=2)
 TINY = Args(size=16, **WIDTHS)
+
+
+@pytest.fixture
+def method() -> ModuleType:
+    return autogan
 
 
 def job_of(args: Args, images: Tensor | None = None) -> Job:
@@ -78,59 +87,30 @@ def test_a_code_is_the_place_of_its_name_among_the_options() -> None:
         assert read_vector(autogan.text_of(vector)) == vector
 
 
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("D", "sngan"),
-        ("1 0 1", ""),
-        ("1 0 3 1", "1/up"),
-        ("1 0 1 1 1 0 0 1 1 1 0 1 0 4", "3/skips"),
-        ("1 0 -1 1", ""),
-        ("", ""),
-    ],
-)
-def test_vectors_that_are_none_are_refused(text: str, part: str) -> None:
-    with pytest.raises(UserError) as error:
-        read_vector(text)
-    assert f"--genotype {text!r}" in str(error.value)
-    assert part in str(error.value)
-
-
 # ---- sizes of the networks -------------------------------------------------------------------------------------------
 
-PARAMS = {  # (channels, z_dim, size) -> of each architecture; measured on the authors' networks
-    (256, 128, 32): {A: 4_405_251, B: 4_471_043, C: 4_406_275, SNGAN: 4_276_739},
-    (256, 128, 48): {A: 5_065_731, B: 5_131_523, C: 5_066_755},
-    (256, 128, 16): {A[:9]: 3_093_507},
-    (256, 128, 8): {A[:4]: 1_781_763},
-    (128, 128, 32): {A: 1_235_971, B: 1_252_483, C: 1_236_483, SNGAN: 1_204_483},
-    (128, 128, 16): {A[:9]: 907_779},
-    (128, 128, 8): {A[:4]: 579_587},
-    (16, 32, 32): {A: 24_195, B: 24_467, C: 24_259, SNGAN: 23_843, DECONV: 35_059},
-    (8, 16, 32): {A: 6_275, B: 6_347, C: 6_307, SNGAN: 6_227, DECONV: 9_083},
-}
-MEGA_MACS = {  # likewise, multiply-adds in millions; §4.2: 1.77 G
-    (256, 128, 32): {A: 1_765.016, B: 1_832.124, C: 1_765.016, SNGAN: 1_681.129},
-    (256, 128, 48): {A: 3_971.285},
-    (128, 128, 32): {A: 443.154},
-    (128, 128, 16): {A[:9]: 105.0},
-    (128, 128, 8): {A[:4]: 20.4},
-}
 
-
-def test_sizes_of_the_published_architectures() -> None:
-    for shape, found in PARAMS.items():
-        for vector, params in found.items():
-            genotype = names_of(vector)
-            assert count_params(Generator(genotype, *shape)) == Generator.cost(genotype, *shape).params == params
-    for shape, found in MEGA_MACS.items():
-        for vector, millions in found.items():
-            digits = 5e-4 if millions > 110 else 0.05
-            assert Generator.cost(names_of(vector), *shape).macs / 1e6 == pytest.approx(millions, abs=digits)
-    of_d = [autogan.d_cost(ch, *shape).macs / 1e6 for ch in (128, 64) for shape in ((8, 0), (16, 1), (32, 2))]
-    assert of_d == pytest.approx([14.4, 63.3, 272.1, 3.7, 16.1, 68.9], abs=0.06)
-    assert autogan.d_cost(128, 32) == Cost(1_053_824, 272_072_832)
-    assert autogan.d_cost(128, 48).macs / 1e6 == pytest.approx(612.2, abs=0.05)
+@pytest.mark.parametrize(
+    ("vector", "shape", "params", "macs"),
+    [
+        (A, (256, 128, 32), 4_405_251, 1_765.016),
+        (B, (256, 128, 32), 4_471_043, 1_832.124),
+        (C, (256, 128, 32), 4_406_275, 1_765.016),
+        (SNGAN, (256, 128, 32), 4_276_739, 1_681.129),
+        (A, (256, 128, 48), 5_065_731, 3_971.285),
+        (B, (256, 128, 48), 5_131_523, None),
+        (A, (128, 128, 32), 1_235_971, 443.154),
+        (A[:9], (128, 128, 16), 907_779, 105.0),
+        (A[:4], (128, 128, 8), 579_587, 20.4),
+        (DECONV, (16, 32, 32), 35_059, None),
+    ],
+)
+def test_sizes_of_the_published_architectures(vector: Vector, shape: tuple, params: int, macs: float | None) -> None:
+    """(channels, latent, side); macs: millions, measured on the authors' networks, of which §4.2 has 1.77 G."""
+    genotype = names_of(vector)
+    cost = Generator.cost(genotype, *shape)
+    assert count_params(Generator(genotype, *shape)) == cost.params == params
+    assert macs is None or cost.macs / 1e6 == pytest.approx(macs, abs=5e-4 if macs > 110 else 0.05)
 
 
 def test_range_of_the_sizes_and_size_of_the_shared_weights() -> None:
@@ -604,7 +584,7 @@ class Watched:
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch, quick_compact: None, tiny_data: dict, tmp_path: Path):
+def watched(monkeypatch: pytest.MonkeyPatch, tiny_data: dict, tmp_path: Path):
     return lambda **changes: Watched(monkeypatch, tiny_data, tmp_path, **changes)
 
 
@@ -681,23 +661,86 @@ def test_searches_of_one_stage(search: str, watched, monkeypatch: pytest.MonkeyP
         assert not controlled
 
 
-def test_a_reward_of_a_users_own_is_one_line(tiny_data: dict, tmp_path: Path, quick_compact: None, monkeypatch) -> None:
-    """It sees both scores, genotype and price, from the first stage to the choice of what is trained."""
-    seen = []
+# ---- what a run leaves, what it refuses ------------------------------------------------------------------------------
 
-    def mine(score: Score, genotype: Genotype, price: float) -> float:
-        seen.append((len(genotype), price))
-        return score.is_mean / (1 + score.fid)
 
-    monkeypatch.setitem(autogan.REWARDS, "mine", mine)
-    values = QUICK | dict(reward="mine", cost_weight=2.0, iterations=3, grow="1,2", ctrl_steps=1, derive_epochs=1, final_n=20)
-    assert command(autogan, flags({**tiny_data, **WIDTHS, **values, "runs_dir": tmp_path})) == 0
-    assert {cells for cells, _ in seen} == {1, 2, 3}
-    assert all(0 < price <= 2 for _, price in seen)
-    (run,) = tmp_path.glob("autogan-*")
-    found = rows(run, "search.jsonl")
-    for row in found:
-        for x in row["scored" if row["kind"] == "controller" else "beam"]:
-            assert x["score"] == x["is"] / (1 + x["fid"])
-    scores = [x["score"] for x in found[-1]["beam"]]
-    assert (found[-1]["kind"], scores) == ("derive", sorted(scores, reverse=True))
+def test_search_rows_show_controller_beam_reset_and_choice(whole: Path) -> None:
+    found = rows(whole, "search.jsonl")
+    kinds = {kind: [r for r in found if r["kind"] == kind] for kind in ("controller", "beam", "reset", "derive")}
+    turn = ["controller", "controller", "beam"]
+    assert [r["kind"] for r in found if r["kind"] != "reset"] == [*turn, *turn, *turn, "derive"]
+    assert all(row["stage"] in (0, 1, 2) for row in found)
+    for row in kinds["controller"]:
+        assert len(row["decisions"]) == len(row["options"]) == len(row["policy"]) == len(row["entropy"])
+        for options, policy in zip(row["options"], row["policy"], strict=True):
+            assert len(options) == len(policy)
+            assert sum(policy) == pytest.approx(1)
+        assert row["reward"] == pytest.approx(np.mean([x["score"] for x in row["scored"]]))
+        assert row["baseline"] > 0
+    for row in kinds["beam"]:
+        assert {len(read_vector(x["vector"])) for x in row["beam"]} == {(4, 9, 14)[row["stage"]]}
+    (reset,) = kinds["reset"]
+    assert reset["stage"] == 1
+    assert min(reset["window"]["var_g"], reset["window"]["var_d"]) < 9
+    (derive,) = kinds["derive"]
+    assert [x["how"] for x in derive["beam"]].count("proxy") == 1
+    assert all(x["shared"] > 0 and x["score"] > 0 for x in derive["beam"])
+    assert derive["spearman"] is None or -1 <= derive["spearman"]["rho"] <= 1
+
+
+def test_the_best_finalist_is_trained(whole: Path) -> None:
+    finalists = [x for x in rows(whole, "search.jsonl")[-1]["beam"] if x["how"] == "beam"]
+    best = max(finalists, key=lambda x: x["score"])["vector"]
+    genotype, weights = read(whole, "genotype.json"), load(whole, "weights.pt")
+    assert genotype["vector"] == best
+    assert weights["genotype"]["G"] == names_of(read_vector(best))
+    assert [c["conv"] for c in genotype["cells"]] == [row[0] for row in names_of(read_vector(best))]
+    assert genotype["params"]["G"] == count_params(Generator(names_of(read_vector(best)), 4, 6, 16))
+
+
+@pytest.mark.parametrize("log_every", [1, 10**6])
+def test_a_finalist_that_diverges_is_out_and_the_others_go_on(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    step = autogan.gan_step
+
+    def diverging(job: gan.Job, state: autogan.State, nets: gan.Pair, *rest: object) -> list:
+        losses = step(job, state, nets, *rest)
+        if job.run.status["stage"].startswith("finalist 1"):
+            job.run.watch(torch.tensor(float("nan")))
+        return losses
+
+    monkeypatch.setattr(autogan, "gan_step", diverging)
+    run = start(autogan, {**tiny, "log_every": log_every}, tmp_path, phase="search")
+    (row,) = (r for r in rows(run, "search.jsonl") if r["kind"] == "derive")
+    assert [x["score"] > 0 for x in row["beam"]] == [True] * (len(row["beam"]) - 1) + [False]
+    assert "finalist 1" in (run / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_weights_of_a_version_that_knew_tap_are_evaluated(tiny: dict, whole: Path, tmp_path: Path) -> None:
+    saved = load(whole, "weights.pt")
+    torch.save({**saved, "tap": "after"}, tmp_path / "w.pt")
+    run = start(autogan, tiny, tmp_path / "runs", phase="eval", weights=tmp_path / "w.pt", g_ch=99)
+    assert read(run, "result.json")["last"]["fid"] == read(whole, "result.json")["last"]["fid"]
+    assert read(run, "config.json")["params"] == {"G": Generator.cost(saved["genotype"]["G"], 4, 6, 16).params}
+
+
+def test_is_without_the_layers_that_it_needs_is_refused_at_once(refuse: Callable, tmp_path: Path, tiny_data: dict) -> None:
+    weights = REAL_DATA / "inception-2015-12-05-upto-Mixed_7a.pth"
+    if not weights.exists():
+        pytest.skip(f"no {weights.name} in GAN_NAS_DATA")
+    words = ["--evaluator", "inception", "--inception-weights", str(weights), "--fid-dims", "768"]
+    line = refuse(*words)
+    assert "Mixed_7b" in line
+    assert "--reward" in line
+    words += ["--reward", "fid", "--dry-run", "--preset", "smoke", "--dataset", tiny_data["dataset"]]
+    assert command(autogan, [*words, "--data-dir", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("without", [{"genotype": "A"}, {"phase": "eval", "weights": Path("weights.pt")}], ids=str)
+def test_flags_of_a_search_are_not_checked_where_there_is_none(without: dict) -> None:
+    odd = {"beam": 9, "candidates": 1, "grow": "x", "controller_loss": "reference", "ctrl_batch": 2, "proxy_n": 1}
+    autogan.check(Args(**odd, derive_epochs=0, **without), 1)
+    with pytest.raises(UserError):
+        autogan.check(Args(**odd, derive_epochs=0), 1)

@@ -4,12 +4,14 @@ Paper: arXiv 1912.00606. Where it is silent: DARTS, GLO, CT-GAN, and docs/degas.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from math import log, prod, sqrt
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,9 @@ from common.data import Dataset, shapes
 from common.files import UserError, stream
 from common.ranks import Ranks
 from degas import OPS, OPS_NORMAL, Alpha, Args, Critic, Generator, Search, Space, SuperG, prune
+from tests.runs import assert_equal, load, parsed, read, rows, slow, start
+
+pytestmark = pytest.mark.usefixtures("quick_compact")
 
 NORMAL = tuple(OPS_NORMAL)
 EXAMPLE = {  # alpha of connections of a worked example
@@ -68,6 +73,17 @@ def random_genotypes(count: int, n: int = 1) -> list[degas.Genotype]:
 def job_of(args: Args, images: Tensor) -> gan.Job:
     ranks, data = Ranks(torch.device("cpu")), Dataset("x", images, None, "0")
     return gan.Job(args, ranks, SimpleNamespace(batch=100), data, to_bytes=degas.quantise)
+
+
+@pytest.fixture
+def method() -> ModuleType:
+    return degas
+
+
+@pytest.fixture
+def labelled(undisturbed: Callable) -> Path:
+    """A training with labels, on the genotype of random alpha."""
+    return undisturbed("degas", conditional=True, random_arch=True)
 
 
 # ---- search space (§3) -----------------------------------------------------------------------------------------------
@@ -122,14 +138,6 @@ def test_pruning_ends_in_as_many_networks_as_the_paper_counts(args: Args, of_a_s
     assert prod(found) == networks
 
 
-@pytest.mark.parametrize("size", [16, 32, 48])
-def test_images(size: int):
-    z, p = normal(2, 6).float(), Alpha(Space(), 0, 1.0).probabilities()
-    for image in (SuperG(Space(), 4, 6, size)(z, p), Generator(FOUND, 4, 6, size)(z)):
-        assert image.shape == (2, 3, size, size)
-        assert image.abs().max() <= 1
-
-
 def test_sizes_at_the_papers_width():
     of_ops = {
         **{"conv_1x1": 16_768, "conv_3x3": 147_840, "max_pool_3x3": 0, "avg_pool_3x3": 0, "skip_connect": 0},
@@ -142,15 +150,11 @@ def test_sizes_at_the_papers_width():
     for genotype, size, classes, params in (
         (FOUND, 32, 0, 2_177_667),
         (FOUND, 32, 10, 2_196_099),
-        ("baseline", 32, 0, 1_204_483),
         ("baseline", 48, 0, 1_534_723),
     ):
         shape = 128, 128, size, classes
         assert count_params(Generator(genotype, *shape)) == Generator.cost(genotype, *shape).params == params
-    for classes, params in ((0, 1_053_825), (10, 1_055_115)):
-        assert count_params(Critic(128, classes)) == Critic.cost(128, 32, classes).params == params
-    assert Critic.cost().macs == 272_498_817
-    assert SuperG.cost(Space(), 128, 128, 32).macs == 1_389_188_096  # without the biases 1.387 and 3.121 G
+    assert count_params(Critic(128, 10)) == Critic.cost(128, 32, 10).params == 1_055_115
     assert SuperG.cost(Space(), 128, 128, 48).macs / 1e9 == pytest.approx(3.121, abs=0.005)
 
 
@@ -708,18 +712,6 @@ def test_the_class_losses_are_those_of_ac_gan(monkeypatch: pytest.MonkeyPatch):
     assert g["g_class"].item() == pytest.approx(0.1 * log(2), abs=0.05)
 
 
-def test_steps_are_functions_of_seed_and_step_whatever_was_drawn_before():
-    found = []
-    for seed in (0, 99):
-        job, nets, labels = networks()
-        torch.manual_seed(seed)
-        degas.critic_step(job, nets, labels, 0)
-        torch.manual_seed(seed)
-        degas.generator_step(job, nets, 0)
-        found.append(copy_of(nets.G, nets.D))
-    assert same(*found)
-
-
 @torch.no_grad()
 def test_evaluations_draw_labels_for_whole_batches_and_grids_have_a_class_a_row():
     job, G, seen = job_of(TINY, random_images(8)), Generator(FOUND, 4, 6, 16, 3), []
@@ -736,3 +728,126 @@ def test_evaluations_draw_labels_for_whole_batches_and_grids_have_a_class_a_row(
     G.classes = 0
     generate(z, 7)
     assert seen[-1] is None
+
+
+# ---- runs, and what they refuse --------------------------------------------------------------------------------------
+
+
+def test_search_rows_show_how_alpha_stands(whole: Path) -> None:
+    found = rows(whole, "search.jsonl")
+    assert [(r["step"], r["epoch"]) for r in found] == [(0, 0), (3, 1), (6, 2)]
+    names = [f"{c.stage}/{c.name}" for c in degas.Space().connections]
+    for row in found:
+        shares, entropy = row["probabilities"]["G"], row["entropy"]["G"]
+        assert list(shares) == list(entropy) == names
+        assert all(sum(p.values()) == pytest.approx(1) for p in shares.values())
+        assert list(shares["1/U0->U1"]) == ["none", *degas.OPS_UP]
+        assert len(shares["1/U0->N1"]) == 9
+        ops = [op for stage in row["genotype"]["G"] for op in stage]
+        assert row["counts"]["skip"] == ops.count("skip_connect")
+        assert row["counts"]["pool"] == ops.count("max_pool_3x3") + ops.count("avg_pool_3x3")
+        assert row["counts"]["none leads"] == sum(max(p, key=p.get) == "none" for p in shares.values())
+        assert row["loss/rec"] > 0
+    assert entropy["2/N2->U2"] == pytest.approx(-sum(p * np.log(p) for p in shares["2/N2->U2"].values()))
+    leading = [[max(p, key=p.get) for p in row["probabilities"]["G"].values()] for row in found]
+    changes = [sum(a != b for a, b in zip(*pair, strict=True)) for pair in pairwise(leading)]
+    assert [row["flips"]["G"] for row in found] == [0, changes[0], sum(changes)]
+    assert sum(changes) > 0
+    assert len({row["loss/mean_image"] for row in found}) == 1
+    assert found[-1]["genotype"]["G"] == read(whole, "genotype.json")["G"]
+
+
+def test_a_search_shows_reconstructions_below_their_targets_and_keeps_the_latents(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = []
+    monkeypatch.setattr(degas.Run, "samples", lambda _run, step, images: pictures.append(images))
+    run = start(degas, tiny, tmp_path, phase="search", search_epochs=1, save_minutes=0)
+    latents = load(run, "checkpoint.pt")["parts"]["latents"]
+    assert latents.shape == (64, 6)
+    assert (latents.norm(dim=1) <= 1 + 1e-6).all()
+    with np.load(tiny["dataset"]) as npz:
+        images = torch.from_numpy(npz["images"]).permute(0, 3, 1, 2)
+    grid = pictures[-1].unflatten(0, (4, 2, 8))  # pairs of rows
+    targets, made = grid[:, 0].flatten(0, 1), grid[:, 1].flatten(0, 1)
+    assert targets.shape == made.shape == (32, 3, 16, 16)
+    known = {degas.scaled(image).numpy().tobytes() for image in images}
+    assert all(target.contiguous().numpy().tobytes() in known for target in targets)
+    assert not (made == targets).any(dim=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("share", [0.01, slow(99.0)])
+def test_a_search_that_never_left_the_mean_image_says_so_before_it_prunes(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    monkeypatch.setattr(degas, "LEFT_MEAN", share)
+    run = start(degas, tiny, tmp_path, phase="search", search_epochs=1, epoch_batches=1)
+    result, log = read(run, "result.json"), (run / "log.txt").read_text()
+    assert ("WARNING" in log) == (share == 0.01)
+    assert log.find("WARNING") < log.rindex(result["genotype"]["text"])
+    assert result["genotype"]["nodes"]
+
+
+def test_five_critic_steps_and_one_g_step_but_in_the_first_iteration(tiny: dict, tmp_path: Path) -> None:
+    """CT-GAN's schedule (paper §4): rates fall linearly to 0."""
+    run = start(degas, tiny, tmp_path, genotype="baseline", n_critic=5, iters=4, d_lr=1e-3)
+    parts = load(run, "checkpoint.pt")["parts"]
+    updates = [{x["step"].item() for x in parts[name]["state"].values()} for name in ("d_opt", "g_opt")]
+    assert updates == [{4 * 5}, {3}]
+    assert [parts[name]["param_groups"][0]["lr"] for name in ("d_opt", "g_opt")] == pytest.approx([0.25e-3, 0.5e-4])
+    assert [r["lr/g"] for r in rows(run, "metrics.jsonl") if "lr/g" in r] == pytest.approx([1.5e-4, 1e-4, 0.5e-4])
+    assert read(run, "status.json")["step"] == 3
+    assert read(run, "result.json")["genotype"]["nodes"] == "baseline"
+
+
+def test_a_training_with_labels_logs_what_the_critic_recognises(tiny: dict, labelled: Path, tmp_path: Path) -> None:
+    trained = [r for r in rows(labelled, "metrics.jsonl") if "loss/d" in r]
+    assert all({"loss/d_class", "loss/g_class", "accuracy/real", "accuracy/fake"} <= r.keys() for r in trained)
+    assert all(0 <= r["accuracy/real"] <= 1 for r in trained)
+    weights = load(labelled, "weights.pt")
+    assert weights["classes"] == 2
+    assert read(labelled, "genotype.json")["nodes"] == json.loads(json.dumps(weights["genotype"]))
+    alone = start(degas, tiny, tmp_path, phase="eval", weights=labelled / "weights.pt", g_ch=99)
+    assert read(alone, "result.json")["last"]["fid"] == read(labelled, "result.json")["last"]["fid"]
+
+
+@pytest.mark.slow
+def test_counting_recognised_classes_does_not_change_training(tiny: dict, labelled: Path, tmp_path: Path) -> None:
+    run = start(degas, tiny, tmp_path, conditional=True, random_arch=True, log_every=100)
+    assert_equal(load(run, "checkpoint.pt")["parts"], load(labelled, "checkpoint.pt")["parts"])
+
+
+def test_flags_of_a_search_bind_no_training() -> None:
+    few = Dataset("few", torch.zeros(24, 3, 16, 16, dtype=torch.uint8), None, "0")
+    with pytest.raises(UserError, match=r"^--search-batch 64\b.*\b24\b"):
+        degas.resolve(degas.Args(), few)
+    assert degas.resolve(degas.Args(genotype="baseline", d_batch=8), few).size == 16
+
+
+def test_labels_that_are_missing_are_refused(refuse: Callable, tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", images=np.zeros((40, 16, 16, 3), np.uint8), labels=np.arange(40) % 3 - 1)
+    line = refuse("--dataset", tmp_path / "some.npz", "--conditional")
+    assert all(part in line for part in ("--conditional", "14", "40", "some")), line
+
+
+def test_the_plan_counts_each_stage_and_what_an_update_costs() -> None:
+    args = degas.Args(
+        dataset="x", evaluator="compact", size=16, search_size=16, search_images=64, search_batch=32, search_epochs=2,
+        search_ch=4, g_ch=4, d_ch=4, z_dim=6, g_batch=4, d_batch=8, n_critic=2, iters=7, eval_n=30, eval_every=1,
+        epoch_batches=4,
+    )  # fmt: skip
+    data = Dataset("x", torch.zeros(64, 3, 16, 16, dtype=torch.uint8), None, "0")
+    costs = degas.costs_of(args, degas.State())
+    supernet = degas.SuperG.cost(degas.Space(), 4, 6, 16)
+    g, d = degas.Generator.cost("baseline", 4, 6, 16), degas.Critic.cost(4, 16)
+    assert list(costs.values())[:3] == [g, d, supernet]
+    search, train = degas.plan_of(degas.Job(args, degas.start_ranks("cpu"), None, data), costs)
+    assert search == ("search", 2 * 4, 6 * 32 * supernet.macs)
+    step = 2 * 8 * (g.macs + 15 * d.macs) + 4 * (3 * g.macs + 2 * d.macs)
+    assert train[:2] == ("train", 6)
+    assert train[2] == pytest.approx(step + 5 * 30 * g.macs / 6)  # the untrained G, three times in training, the end
+
+
+def test_a_search_batch_that_two_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^--search-batch 33\b.*\b2\b"):
+        degas.check(parsed(degas, ["--search-batch", "33"]), 2)

@@ -522,6 +522,7 @@ BAD = {
         *(("--search random --derive-epochs 0", "--search random --derive-epochs 1"), "--search random --proxy-n 3"),
         *(("--proxy-n 3 --derive-epochs 0", "--proxy-n 3 --derive-epochs 1"), ("--reward-n 5", "--reward-n 5 10")),
         *(("--genotype D", "--genotype 'D' A, B, C, sngan"), ("--genotype 1,0,1,7", "4, 1/shortcut 7 0..1 no, yes")),
+        *(("--genotype 1,0,3,1", "1/up"), ("--genotype 1,0,1,1,1,0,0,1,1,1,0,1,0,4", "3/skips"), "--genotype 1,0,-1,1"),
         *(("--genotype 1,0,1", "--genotype 3"), "--genotype A --phase search"),
         ("--train-epochs 1 --epoch-batches 2 --n-critic 3", "--n-critic 3 --train-epochs"),
     ],
