@@ -393,6 +393,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(
     assert f"--resume {run}" in line
     assert read(run, "status.json")["state"] == "failed"
     assert command(method, ["--resume", str(run)]) == 0
+    assert not list(run.rglob("*.tmp"))
     assert_same_run(trained, run)
 
 
