@@ -216,27 +216,24 @@ def test_a_partial_file_names_what_it_lacks(dims: int, want_is: bool) -> None:
 def test_files_that_are_not_the_network_are_refused(tmp_path: Path, complete: dict[str, Tensor]) -> None:
     path = tmp_path / "weights.pth"
     first = {k: v for k, v in complete.items() if k.startswith(("Conv2d_1a", "Conv2d_2"))}
-
-    def refused(*parts: str) -> None:
-        with pytest.raises(UserError) as error:
-            Inception(path, 64, False)
-        text = str(error.value)
-        assert "\n" not in text
-        assert all(part in text for part in (f"--inception-weights {path}", *parts)), text
-
-    refused()
-    for content in (b"text", pickle.dumps(Path("x"), protocol=2)):
-        path.write_bytes(content)
-        refused()
     for content, *parts in (
+        (None,),
+        (b"text",),
+        (pickle.dumps(Path("x"), protocol=2),),
         ([1, 2],),
         ({"step": 3},),
         (first | {"AuxLogits.fc.bias": torch.zeros(1)}, "AuxLogits.fc.bias"),
         (first | {"Conv2d_2b_3x3.bn.bias": torch.zeros(3)}, "Conv2d_2b_3x3.bn.bias", "(3,)", "(64,)"),
         ({k: v for k, v in first.items() if k != "Conv2d_2a_3x3.bn.bias"}, "Conv2d_2a_3x3"),
     ):
-        torch.save(content, path)
-        refused(*parts)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            torch.save(content, path)
+        with pytest.raises(UserError) as error:
+            Inception(path, 64, False)
+        assert "\n" not in str(error.value)
+        assert all(part in str(error.value) for part in (f"--inception-weights {path}", *parts)), error.value
 
 
 def test_without_network_or_pytorch_fid_the_compact_evaluator_is_named(complete: dict[str, Tensor]) -> None:
@@ -366,27 +363,28 @@ def test_bad_choices_are_refused(tmp_path: Path) -> None:
         ready("compact", classes(), tmp_path / "file")
 
 
-def test_the_cache_is_read_keyed_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    for name in ("_train", "_reference"):
-        method = getattr(Evaluator, name)
-        monkeypatch.setattr(Evaluator, name, lambda e, name=name, method=method: made.append(name) or method(e))
+def test_the_cache_is_read_keyed_and_mended(tmp_path: Path) -> None:
+    said: list[str] = []
 
     def score(data: SimpleNamespace, **options: int) -> tuple[Score, list[str]]:
-        """A score with this data and options, and what had to be made for it."""
-        made.clear()
-        return ready("compact", data, tmp_path, **options).score(batches(classes().images), 300), list(made)
+        """A score with this data and options, and what was computed and written for it."""
+        before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+        found = ready("compact", data, tmp_path, said.append, **options).score(batches(classes().images), 300)
+        return found, sorted(f.name.split("-")[0] for f in tmp_path.iterdir() if before.get(f) != f.stat().st_mtime_ns)
 
     first, new = score(classes())
-    assert new == ["_train", "_reference"]
+    assert new == ["compact", "reference"]
     files = sorted(tmp_path.iterdir())
-    assert len(files) == 2
     assert score(classes()) == (first, [])
-    assert score(classes(), ref_n=50)[1] == ["_reference"]
-    assert score(classes(digest="two"))[1] == ["_train", "_reference"]
+    assert score(classes(), ref_n=50)[1] == ["reference"]
+    assert score(classes(digest="two"))[1] == ["compact", "reference"]
     for file in files:
-        file.write_bytes(file.read_bytes()[:1000])
-    assert score(classes()) == (first, ["_train", "_reference"])
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    said.clear()
+    assert score(classes()) == (first, ["compact", "reference"])
+    assert [any(str(file) in line for line in said) for file in files] == [True, True]
     assert score(classes()) == (first, [])
 
 
@@ -578,20 +576,19 @@ def test_a_compact_score_names_its_network() -> None:
     assert "compact" not in str(Score(1.0, 2.0, 0.1, 10, "inception-2048", "x"))
 
 
-def test_a_damaged_cache_is_noticed_and_one_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
-    tensors, said = {"x": torch.arange(64.0)}, []
-    evaluator = SimpleNamespace(cache_dir=tmp_path / "cache", log=said.append)
-    assert Evaluator._cached(evaluator, "k", "key", lambda: tensors) is tensors
-    (path,) = evaluator.cache_dir.iterdir()
-    content = path.read_bytes()
-    at = content.index(tensors["x"].numpy().tobytes())
-    path.write_bytes(content[: at + 9] + bytes([content[at + 9] ^ 1]) + content[at + 10 :])
-    assert Evaluator._cached(evaluator, "k", "key", lambda: tensors) is tensors
-    assert [str(path) in line for line in said] == [True]
-    assert path.read_bytes() == content
-    evaluator.cache_dir = path / "below a file"
-    assert Evaluator._cached(evaluator, "k", "key", lambda: tensors) is tensors
-    assert str(path) in said[-1]
+def test_a_cache_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
+    """The folder becomes a file as soon as the training begins."""
+    folder, said = tmp_path / "cache", []
+
+    def log(line: str) -> None:
+        said.append(line)
+        if folder.is_dir():
+            folder.rmdir()
+            folder.touch()
+
+    evaluator = ready("compact", classes(), folder, log)
+    assert evaluator.score(batches(classes().images), 300).fid == pytest.approx(0, abs=1e-6)
+    assert sum(str(folder) in line for line in said) == 3  # where it would be cached; that neither of two files can be
 
 
 def test_a_broken_file_in_the_hubs_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
