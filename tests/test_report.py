@@ -29,14 +29,7 @@ def made(folder: Path, seed: int, fid: float | None = 2.0, **more: object) -> Pa
     path.mkdir(parents=True)
     own = {name: more.pop(name, {}) for name in ("config", "result", "last", "row")}
     args = {"seed": seed, "phase": "all", "search": "ours", "g_lr": 1e-3, "runs_dir": str(folder), **more}
-    config = {
-        "script": "nas.py",
-        "dataset": "tiny",
-        "data_digest": "d1",
-        "seed": seed,
-        "args": args,
-        "command": "python nas.py",
-    }
+    config = {"script": "nas.py", "dataset": "tiny", "data_digest": "d1", "seed": seed, "args": args, "command": "python"}
     config |= {"git": {"sha": "abc", "dirty": False}, "versions": {"torch": "2.11"}, "device": "CPU", "world_size": 1}
     write(path / "config.json", {**config, **own["config"]})
     last = {"fid": fid, "is": 1.5, "is_std": 0.1, "step": 8, "n": 100, "net": "compact", "ref": "tiny 64", **own["last"]}
@@ -93,12 +86,9 @@ def test_a_comparison_has_welchs_interval_and_a_sign_that_means_better() -> None
     worse = report.comparison([4.0, 4.1, 4.2], [1.0, 1.1, 1.2])
     assert worse["decided"]
     assert worse["interval"][1] < 0
-
-
-def test_without_any_spread_or_with_a_mean_of_zero_nothing_is_decided_or_divided() -> None:
-    same = report.comparison([1.0, 1.0], [1.0, 1.0])
+    same = report.comparison([1.0, 1.0], [1.0, 1.0])  # without any spread nothing is decided
     assert (same["interval"], same["decided"], same["improvement"]) == (None, False, 0)
-    assert report.comparison([1.0, 2.0], [-1.0, 1.0])["improvement"] is None
+    assert report.comparison([1.0, 2.0], [-1.0, 1.0])["improvement"] is None  # a mean of zero
 
 
 def test_from_five_seeds_on_a_mean_has_an_interval() -> None:
@@ -120,17 +110,17 @@ def test_runs_that_differ_in_the_seed_only_are_a_group_in_the_order_of_their_see
     assert [run.seed for run in group.runs] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("change", [{"g_lr": 2e-3}, {"new_flag": 1}, {"config": {"data_digest": "d2"}, "search": "ours"}])
-def test_another_difference_is_named(change: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    paths = [str(made(tmp_path, 0)), str(made(tmp_path, 1, **change))]
-    if "config" in change:  # other images: another group, not an error
-        assert [g.name for g in grouped([read(Path(p)) for p in paths])] == ["nas on tiny", "nas on tiny, images d2"]
-        return
-    assert main(paths) == 2
+@pytest.mark.parametrize("change", ["g_lr", "new_flag"])
+def test_another_difference_is_refused_by_its_name(change: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(made(tmp_path, 0)), str(made(tmp_path, 1, **{change: 2}))]) == 2
     out = capsys.readouterr()
-    assert out.err.count("\n") == 1
-    assert next(iter(change)) in out.err
-    assert not out.out
+    assert (out.out, out.err.count("\n")) == ("", 1)
+    assert change in out.err
+
+
+def test_runs_on_other_images_are_a_group_of_their_own(tmp_path: Path) -> None:
+    runs = [read(made(tmp_path, 0)), read(made(tmp_path, 1, config={"data_digest": "d2"}))]
+    assert [g.name for g in grouped(runs)] == ["nas on tiny", "nas on tiny, images d2"]
 
 
 def test_by_makes_a_group_of_each_value_and_may_differ_none(tmp_path: Path) -> None:
@@ -143,13 +133,9 @@ def test_by_makes_a_group_of_each_value_and_may_differ_none(tmp_path: Path) -> N
     assert compared == [(f"nas, g_lr {x}", f"nas (random), g_lr {x}") for x in (0.001, 0.002)]
     (group,) = grouped(runs[:1] + runs[3:], may_differ=["g_lr"])
     assert any("g_lr" in note for note in report.notes(group))
-    with pytest.raises(UserError, match="g_rl"):
-        grouped(runs, by=["g_rl"])
-
-
-def test_a_seed_that_is_there_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="seed 3"):
-        grouped([read(made(tmp_path, 3)), read(made(tmp_path, 3))])
+    for wrong, by, named in ((runs, ["g_rl"], "g_rl"), ([runs[1], runs[1]], [], "seed 1")):  # a seed that is there twice
+        with pytest.raises(UserError, match=named):
+            grouped(wrong, by=by)
 
 
 def test_the_random_arm_is_known_by_its_flags(tmp_path: Path) -> None:
@@ -192,7 +178,7 @@ def test_each_seeds_value_mean_and_comparison(tmp_path: Path) -> None:
     assert not row_of(found, "nas", "is")["against"]["decided"]  # 1.5 everywhere
 
 
-def test_scores_of_another_kind_stand_in_another_row(tmp_path: Path) -> None:
+def test_scores_of_another_kind_stand_in_another_row_and_are_not_compared(tmp_path: Path) -> None:
     changes = [
         {},
         {"last": {"n": 50}},
@@ -201,20 +187,19 @@ def test_scores_of_another_kind_stand_in_another_row(tmp_path: Path) -> None:
         {"row": {"eval/bn": "batch"}},
     ]
     changes += [{"last": {"net": "inception-768"}}, {"result": {"best": {"fid": 1.0, "n": 100, "net": "compact", "step": 4}}}]
-    found = of([made(tmp_path, seed, **change) for seed, change in enumerate(changes)])
+    found = of([made(tmp_path / "ours", seed, **change) for seed, change in enumerate(changes)])
     rows = [row for row in found["scores"] if row["score"] == "fid"]
     assert [row["n"] for row in rows] == [2, 1, 1, 1, 1, 1, 1]
     assert {row["label"] for row in rows} == {"FID(compact)", "FID-768"}
-
-
-def test_other_kinds_are_not_compared(tmp_path: Path) -> None:
-    paths = [made(tmp_path, i) for i in range(3)] + [made(tmp_path, i, 9.0, search="random", last={"n": 50}) for i in range(3)]
-    assert all(row["against"] is None for row in of(paths)["scores"])
+    arms = [made(tmp_path, i, 1.0 + 8 * random, search="random" if random else "ours", last={"n": 100 - 50 * random})
+            for random in (False, True) for i in range(3)]  # fmt: skip
+    assert all(row["against"] is None for row in of(arms)["scores"])
 
 
 def test_whatever_numeric_score_there_is_is_taken(tmp_path: Path) -> None:
     last = {"kid": 0.0123, "kid_se": 0.001, "coverage": 0.5, "novelty": 3, "chosen": "last", "averaged": True}
-    (values,) = scores(read(made(tmp_path, 0, last=last))).values()
+    others = {"genotype": {"params": {"G": 7}, "n": 2}, "limits": {"low": 1.0}}  # of result.json: no scores
+    (values,) = scores(read(made(tmp_path, 0, last=last, result=others))).values()
     assert values == {"fid": 2.0, "is": 1.5, "kid": 0.0123, "coverage": 0.5, "novelty": 3.0}
     arms = [made(tmp_path, i, last={"kid": 0.01 * i, "novelty": i, "coverage": i}) for i in (1, 2)]
     arms += [made(tmp_path, i, last={"kid": 1.0 * i, "novelty": i, "coverage": 3 * i}, search="random") for i in (1, 2)]
@@ -238,30 +223,13 @@ def test_a_score_that_is_not_finite_or_missing_is_said_and_decides_nothing(tmp_p
         assert text(found)
 
 
-def test_a_search_alone_has_no_scores_but_seconds(tmp_path: Path) -> None:
+def test_a_search_alone_has_seconds_and_warnings_but_no_scores(tmp_path: Path) -> None:
     path = made(tmp_path, 0, phase="search", result={"last": None})
-    found = of([path])
-    assert found["scores"] == []
-    assert found["groups"][0]["runs"][0]["seconds"]["search"] == 10
-    assert report.markdown(found)
-
-
-def test_warnings_of_a_search_are_noted(tmp_path: Path) -> None:
-    path = made(tmp_path, 0)
     (path / "search.jsonl").write_text('{"warning": "alpha has no gradient"}\n{"step": 2}\n')
-    (note,) = report.notes(grouped([read(path)])[0])
-    assert "1 of 2" in note
-    assert "alpha has no gradient" in note
-
-
-def test_other_numbers_of_result_json_are_no_scores(tmp_path: Path) -> None:
-    path = made(tmp_path, 0, result={"genotype": {"params": {"G": 7}, "n": 2}, "limits": {"low": 1.0}})
-    assert len(scores(read(path))) == 1
-
-
-def test_weights_that_were_given_are_named(tmp_path: Path) -> None:
-    path = made(tmp_path, 0, phase="eval", weights="runs/a/weights.best.pt")
-    assert [kind.weights for kind in scores(read(path))] == ["weights.best.pt"]
+    found = of([path])
+    assert (found["scores"], found["groups"][0]["runs"][0]["seconds"]["search"]) == ([], 10)
+    assert report.markdown(found)
+    assert ["1 of 2" in note for note in found["groups"][0]["notes"] if "alpha has no gradient" in note] == [True]
 
 
 # ---- costs and the checklist -----------------------------------------------------------------------
@@ -272,6 +240,8 @@ def test_seconds_of_search_validation_and_training(tmp_path: Path) -> None:
     expected = {"search": 10, "validation": 7, "training": 20, "preparation": 3, "sum": 40}
     assert report.seconds(run) == expected
     assert (report.size(run, "params"), report.size(run, "macs"), report.size(run, "params", "D")) == (1000, 5000, None)
+    weights = read(made(tmp_path, 1, phase="eval", weights="runs/a/weights.best.pt"))
+    assert [kind.weights for kind in scores(weights)] == ["weights.best.pt"]
     run.result["seconds"] = {"training": 20.0}
     assert report.seconds(run) == {"search": None, "validation": None, "training": 20, "preparation": None, "sum": 20}
 
@@ -314,10 +284,9 @@ def test_formats_tell_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFix
     table = list(csv.DictReader(io.StringIO(out["csv"])))
     values = [float(r["value"]) for r in table if (r["runs"], r["name"], r["statistic"]) == ("nas", "fid", "value")]
     assert values == [1, 2, 3]
-    low, high = (
-        float(r["value"]) for r in table if r["statistic"].startswith("interval of the difference") and r["name"] == "fid"
-    )
-    assert [low, high] == row["against"]["interval"]
+    ends = [r for r in table if r["statistic"].startswith("interval of the difference") and r["name"] == "fid"]
+    assert [float(r["value"]) for r in ends] == row["against"]["interval"]
+    assert [report.digits_for(x) for x in ([12.3], [1.0, None], [0.5], [0.0123], [], [0.0])] == [2, 2, 3, 4, 2, 2]
 
 
 def test_text_of_runs_cannot_break_a_table(tmp_path: Path) -> None:
@@ -328,10 +297,6 @@ def test_text_of_runs_cannot_break_a_table(tmp_path: Path) -> None:
     assert r"a\textbar{}b\_ \% \$x\$" in report.latex(found)
     assert report.tex("--phase") == "-{}-phase"  # no dash
     assert r"a\|b" in report.markdown(found)
-
-
-def test_small_scores_keep_three_figures() -> None:
-    assert [report.digits_for(x) for x in ([12.3], [1.0, None], [0.5], [0.0123], [], [0.0])] == [2, 2, 3, 4, 2, 2]
 
 
 def test_lines_that_are_cut_off_are_left_out_and_bad_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -350,24 +315,16 @@ def test_lines_that_are_cut_off_are_left_out_and_bad_files_are_named(tmp_path: P
 
 def test_a_band_ends_where_a_seed_has_no_finite_score_and_kinds_are_apart(tmp_path: Path) -> None:
     paths = [made(tmp_path, seed, fid) for seed, fid in enumerate((2.0, 4.0))]
-    with open(paths[0] / "metrics.jsonl", "a") as f:
-        last = {
-            "step": 12,
-            "t": 120.0,
-            "phase": "eval",
-            **{f"eval/{k}": v for k, v in KIND._asdict().items() if k != "weights"},
-        }
-        f.write(json.dumps({**last, "eval/fid": 1.0}) + "\n")
-        f.write(json.dumps({**last, "eval/fid": 1.0, "eval/n": 5}) + "\n")
-        f.write(json.dumps({**last, "eval/fid": 1.0, "phase": "search"}) + "\n")
-    with open(paths[1] / "metrics.jsonl", "a") as f:
-        f.write(json.dumps({**last, "eval/fid": None}) + "\n")
+    last = {f"eval/{k}": v for k, v in KIND._asdict().items() if k != "weights"}
+    last |= {"step": 12, "t": 120.0, "phase": "eval", "eval/fid": 1.0}
+    for path, rows in (
+        (paths[0], [last, {**last, "eval/n": 5}, {**last, "phase": "search"}]),
+        (paths[1], [{**last, "eval/fid": None}]),
+    ):
+        with open(path / "metrics.jsonl", "a") as f:
+            f.writelines(json.dumps(row) + "\n" for row in rows)
     found = report.curves(grouped([read(p) for p in paths]))
-    assert [(phase, kind.n, key) for phase, kind, key in found] == [
-        ("eval", 100, "fid"),
-        ("eval", 5, "fid"),
-        ("search", 100, "fid"),
-    ]
+    assert [(phase, kind.n) for phase, kind, _ in found] == [("eval", 100), ("eval", 5), ("search", 100)]
     (curve,) = found["eval", KIND._replace(weights=""), "fid"]
     sd = pytest.approx(2**0.5)
     assert curve.band == [(0, 0.5, 11, sd), (4, 40.5, 7, sd), (8, 80.5, 3, sd)]
@@ -379,12 +336,7 @@ def test_a_band_ends_where_a_seed_has_no_finite_score_and_kinds_are_apart(tmp_pa
     [
         ({"nodes": {"N1": [["U0", "conv"]], "U1": [["N1", "up"]]}}, [("U0", "N1", "conv"), ("N1", "U1", "up")]),
         (
-            {
-                "cells": [
-                    {"conv": "pre", "norm": "bn", "up": "deconv"},
-                    {"conv": "post", "norm": "in", "up": "near", "skips": [1]},
-                ]
-            },
+            {"cells": [dict(conv="pre", norm="bn", up="deconv"), dict(conv="post", norm="in", up="near", skips=[1])]},
             [("z", "cell 1", "pre bn deconv"), ("cell 1", "cell 2", "post in near"), ("cell 1", "cell 2", "skip")],
         ),
         ({"G": [list("abcdefg")], "D": [list("abcdefg")]}, [*zip("0012123", "1233444", "abcdefg", strict=True)]),
@@ -418,7 +370,7 @@ def test_a_strip_has_a_column_for_each_step_and_the_same_latents_in_its_rows(tmp
         for row in range(4):
             grid.paste((step, 50 * row, 0), (2, 2 + 18 * row, 18, 18 + 18 * row))
         grid.save(folder / f"{step:06d}.png")
-    files = report.sample_files(read_only(tmp_path))
+    files = report.sample_files(report.Run(tmp_path, {}))
     made_strip = report.strip(files)
     assert made_strip.size == (12 * 66 + 2, 4 * 66 + 16)
     assert [made_strip.getpixel((30 + 66 * i, 40 + 66 * row)) for i, row in ((0, 0), (0, 3), (11, 2))] == [
@@ -426,11 +378,7 @@ def test_a_strip_has_a_column_for_each_step_and_the_same_latents_in_its_rows(tmp
     ]  # fmt: skip
     Image.new("RGB", (5, 5)).save(folder / "000030.png")
     with pytest.raises(UserError, match=r"000030\.png"):
-        report.strip(report.sample_files(read_only(tmp_path)))
-
-
-def read_only(folder: Path) -> report.Run:
-    return report.Run(folder, {})
+        report.strip(report.sample_files(report.Run(tmp_path, {})))
 
 
 def test_pictures_without_matplotlib_are_cells_and_samples_and_one_line(
