@@ -86,6 +86,7 @@ def test_costs_of_the_published_networks_and_the_supernets(net: str, name: str, 
     genotype = named(name, G_SPACE if net == "G" else D_SPACE, PUBLISHED) if name in PUBLISHED[net] else name
     made, cost = (Generator, Generator.cost) if net == "G" else (nas.make_d, nas.d_cost)
     assert count_params(made(genotype, *shape)) == cost(genotype, *shape).params == params
+    assert (net, name) != ("D", None) or ref.normed(made(None, *shape)) == 133
     assert macs is None or cost(genotype, *shape).macs / 1e6 == pytest.approx(macs, abs=5e-4)
 
 
@@ -196,11 +197,10 @@ def paper_discriminator(D: Discriminator, genotype: Genotype, x: Tensor) -> tupl
 
 
 @torch.no_grad()
-@MERGED
 @pytest.mark.parametrize(("size", "chunks"), [(16, 3), (24, 2)])
-def test_super_g_of_one_hot_weights_is_the_derived_g(size: int, chunks: int, merged: bool):
+def test_super_g_of_one_hot_weights_is_the_derived_g(size: int, chunks: int):
     shape = 6, 12, size, chunks
-    supernet, z = Generator(None, *shape, merged).double().eval(), normal(2, 12, seed=1)
+    supernet, z = Generator(None, *shape).double().eval(), normal(2, 12, seed=1)
     supernet.bn.running_mean.copy_(normal(6))
     supernet.bn.running_var.copy_(normal(6).square())
     for g in [PAPER_G, *genotypes(G_SPACE, 6)]:
@@ -210,9 +210,8 @@ def test_super_g_of_one_hot_weights_is_the_derived_g(size: int, chunks: int, mer
 
 
 @torch.no_grad()
-@MERGED
-def test_super_d_of_one_hot_weights_is_the_derived_d(merged: bool):
-    supernet, x = Discriminator(None, 6, merged).double().eval(), normal(2, 3, 32, 32)
+def test_super_d_of_one_hot_weights_is_the_derived_d():
+    supernet, x = Discriminator(None, 6).double().eval(), normal(2, 3, 32, 32)
     for d in [ANIMATION_D, *genotypes(D_SPACE, 3)]:
         definition = paper_discriminator(supernet, d, x)
         ref.assert_defined(definition, supernet, one_hot(D_SPACE, d), Discriminator(d, 6), x, nas.d_cost(d, 6, 32))
@@ -280,10 +279,7 @@ def test_a_merged_edge_keeps_one_activation():
 # ---- continuous relaxation and derivation (§3.2) ---------------------------------------------------------------------
 
 
-def test_tables_of_alpha_and_beta():
-    alpha, beta = Logits(G_SPACE), Logits(D_SPACE)
-    assert [tuple(t.shape) for t in alpha.tables] == [(3, 2, 3), (3, 5, 7)]
-    assert [tuple(t.shape) for t in beta.tables] == [(4, 5, 7), (4, 2, 6)]
+def test_alpha_and_beta_begin_near_zero():
     torch.manual_seed(0)
     drawn = torch.cat([t.flatten() for _ in range(100) for t in Logits(D_SPACE).tables])
     assert drawn.std().item() == pytest.approx(1e-3, rel=0.02)
@@ -672,16 +668,13 @@ def test_hinge_losses():
     assert loss.item() == pytest.approx(-latent(job, 64, "g", 7)[:, 0].mean().item(), rel=1e-5)
 
 
-def test_optimisers_hold_their_net_alone_with_the_papers_settings():
-    """Paper §4.1; the authors' code has beta 2 0.999."""
+def test_optimisers_have_the_papers_settings():
+    """Paper §4.1; the authors' code has beta 2 0.999 for weights."""
     nets = Supernets(job_of(TINY))
     weights, architecture = (2e-4, (0.0, 0.9), 0), (3e-4, (0.5, 0.999), 1e-4)
     for net, settings in {"G": weights, "D": weights, "alpha": architecture, "beta": architecture}.items():
         (group,) = getattr(nets, f"{net.lower()}_opt").param_groups
-        assert list(map(id, group["params"])) == list(map(id, getattr(nets, net).parameters()))
         assert (group["lr"], group["betas"], group["weight_decay"]) == settings
-    (group,) = nas.arch_adam(job_of(replace(PAPER, arch_beta2=0.9)), nets.alpha).param_groups
-    assert group["betas"] == (0.5, 0.9)
 
 
 def test_initial_weights():
@@ -728,9 +721,6 @@ def test_the_price_of_a_search_counts_its_updates():
 
 
 def test_the_price_of_random_search_is_that_of_its_trainings():
-    random_search = partial(plan_of, search="random", evaluator="compact")
     train = 5 * 40 * (7 + 6 * 3) + 80 * (3 * 7 + 2 * 3)
-    assert random_search(candidates=5) == [("random", 2_000, pytest.approx(train + 50_000 * 7 / 400))]
-    assert random_search(candidates=1) == [("random", 0, 0)]
-    with pytest.raises(UserError, match=r"--candidates 2003\b"):
-        random_search(candidates=2_003)
+    for candidates, stage in ((5, ("random", 2_000, pytest.approx(train + 50_000 * 7 / 400))), (1, ("random", 0, 0))):
+        assert plan_of(search="random", evaluator="compact", candidates=candidates) == [stage]

@@ -5,11 +5,10 @@ is tested in test_cells.py.
 """
 
 import random
-from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
 from math import inf, log, nan, prod
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -293,15 +292,6 @@ def test_a_fresh_controller_has_the_authors_size_and_is_nearly_uniform(stage: in
     assert made(100, stream(0, "x"), []).entropy.sum(1).mean().item() >= 0.99 * log(nats)
 
 
-def test_later_stages_go_on_from_every_member_of_the_beam() -> None:
-    prefixes = vectors(5, cells=1)
-    drawn = controller(1)(1000, stream(0, "x"), beam_of(prefixes))
-    counts = Counter(x.vector[:4] for x in drawn.candidates)
-    assert set(counts) == set(prefixes)
-    assert all(150 < n < 250 for n in counts.values())
-    assert {len(x.vector) for x in drawn.candidates} == {9}
-
-
 def test_what_the_controller_tells_is_what_it_drew() -> None:
     """Its log-probabilities belong to its tokens, given the tokens before: replayed by hand, token by token."""
     made, (begun,) = controller(2), beam_of(vectors(1, cells=2))
@@ -493,15 +483,6 @@ def test_proxy_correlation() -> None:
 
 
 # ---- schedule (§4) ---------------------------------------------------------------------------------------------------
-
-
-def test_controller_steps_of_each_stage() -> None:
-    for args, steps, scorings in (
-        (Args(), [750, 900, 1050], 2730),
-        (Args(iterations=65, grow="15,35"), [450, 600, 900], 1980),  # the released script
-    ):
-        assert [args.ctrl_steps * (b - a) for a, b in pairwise([0, *args.stage_ends])] == steps
-        assert args.random_count == scorings
 
 
 @pytest.mark.parametrize(

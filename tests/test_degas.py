@@ -182,17 +182,10 @@ def test_losses_worked_out_by_hand(x: Tensor, sums: list[float], weighted: float
         assert want is None or band.abs().sum().item() == pytest.approx(want, abs=1e-12)
     total = weighted + x.square().sum().item()
     for batch in (x, x.expand(5, -1, -1, -1)):
-        assert degas.reconstruction_loss(batch.float(), 0 * batch, levels, "sum").item() == pytest.approx(total)
-        assert degas.reconstruction_loss(batch.float(), 0 * batch, levels).item() == pytest.approx(total / x.numel())
-
-
-def test_the_pyramid_is_linear_and_the_loss_symmetric():
-    x, y = normal(2, 3, 16, 16), normal(2, 3, 16, 16, seed=1)
-    for a, b, both, side in zip(*(degas.pyramid(image, 2) for image in (x, y, x - y)), (16, 8, 4), strict=True):
-        assert both.shape == (2, 3, side, side)
-        torch.testing.assert_close(a - b, both)
-    there, back, none = (degas.reconstruction_loss(a.float(), b.float(), 2) for a, b in ((x, y), (y, x), (x, x)))
-    assert there == back > none == 0
+        image = normal(*batch.shape)  # of which the difference is one
+        for a, b in ((image + batch, image), (image, image + batch)):
+            assert degas.reconstruction_loss(a.float(), b.float(), levels, "sum").item() == pytest.approx(total, rel=1e-5)
+            assert degas.reconstruction_loss(a.float(), b.float(), levels).item() == pytest.approx(total / x.numel(), rel=1e-5)
 
 
 # ---- search (§3.2, GLO, DARTS) ---------------------------------------------------------------------------------------
@@ -220,56 +213,44 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("how", [{}, {"z_init": "pca", "z_grad": "batch"}], ids=["default", "pca, batch"])
-def test_only_the_latents_of_the_batch_move_and_stay_in_the_ball(how: dict):
-    (job, s), i = search_of(**how), torch.tensor([7, 2, 9, 4])
-    for _ in range(3):
-        before = s.Z.clone()
-        degas.zw_step(job, s, i, 0.3)
-        assert (s.Z.norm(dim=1) <= 1 + 1e-6).all()
-        moved = (before != s.Z).any(1).nonzero().flatten()
-        assert moved.tolist() == [2, 4, 7, 9]
-    rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
-    torch.testing.assert_close(degas.project_ball(rows), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
-
-
-@pytest.mark.parametrize(("z_grad", "factor"), [("image", 4), ("batch", 1)])
-def test_a_latent_follows_the_gradient_of_its_own_loss(z_grad: str, factor: int):
-    (job, s), i = search_of(z_grad=z_grad, z_lr=1e-3), torch.tensor([3, 1, 0, 8])
+@pytest.mark.parametrize(("how", "factor"), [({}, 4), ({"z_init": "pca", "z_grad": "batch"}, 1)], ids=["image", "pca, batch"])
+def test_a_step_moves_the_network_and_the_latents_of_its_batch(how: dict, factor: int):
+    """Each latent along the gradient of its own loss, or of the batch's, and back into the ball."""
+    (job, s), i = search_of(z_lr=1e-3, **how), torch.tensor([7, 2, 9, 4])
     s.Z *= 0.5  # so that the ball does not cut the step
-    z = s.Z[i].requires_grad_()
+    z, before, w, alpha = s.Z[i].requires_grad_(), s.Z.clone(), copy_of(s.net), copy_of(s.alpha)
     loss = degas.reconstruction_loss(s.net(z, s.alpha.probabilities()), degas.scaled(s.images[i]), 2)
     (gradient,) = torch.autograd.grad(loss, z)
-    before = s.Z.clone()
     degas.zw_step(job, s, i, 0.2)
     torch.testing.assert_close(s.Z[i] - before[i], -2e-4 * factor * gradient, rtol=1e-3, atol=1e-7)
-
-
-def test_each_step_moves_its_own_part():
-    (job, s), i = search_of(), torch.tensor([0, 1, 2, 3])
-    alpha, w = copy_of(s.alpha), copy_of(s.net)
-    degas.zw_step(job, s, i, 0.3)
+    assert (before != s.Z).any(1).nonzero().flatten().tolist() == [2, 4, 7, 9]
     assert same(alpha, copy_of(s.alpha))
     assert not same(w, copy_of(s.net))
-    w, Z = copy_of(s.net), s.Z.clone()
+    rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    torch.testing.assert_close(degas.project_ball(rows), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+    s.Z[i] = 5 * s.Z[i]
+    degas.zw_step(job, s, i, 0.2)
+    assert (s.Z[i].norm(dim=1) <= 1 + 1e-6).all()
+
+
+def test_a_step_of_alpha_moves_alpha_alone():
+    (job, s), i = search_of(), torch.tensor([0, 1, 2, 3])
+    alpha, rest = copy_of(s.alpha), [*copy_of(s.net), s.Z.clone()]
     degas.alpha_step(job, s, i)
     assert not any(torch.equal(a, b) for a, b in zip(alpha, copy_of(s.alpha), strict=True))
-    assert same([*w, Z], [*copy_of(s.net), s.Z])
+    assert same(rest, [*copy_of(s.net), s.Z])
 
 
 def test_optimisers_and_rates():
     """w's rate falls as a cosine from 0.03 on every data set. The rest is DARTS's."""
-    data = Dataset("x", torch.zeros(99, 3, 32, 32, dtype=torch.uint8), None, "0")
+    data, rates = Dataset("x", torch.zeros(99, 3, 32, 32, dtype=torch.uint8), None, "0"), {0: 0.03, 25: 0.0155, 49: 0.0010286}
     for dataset in ("cifar10", "stl10", "celeba"):
-        args, rates = degas.resolve(Args(dataset=dataset), data), {0: 0.03, 25: 0.0155, 49: 0.0010286}
+        args = degas.resolve(Args(dataset=dataset), data)
         assert {epoch: args.w_lr_in(epoch) for epoch in rates} == pytest.approx(rates, abs=5e-7)
     _, s = search_of()
     (sgd,), (adam,) = s.w_opt.param_groups, s.a_opt.param_groups
-    assert (type(s.w_opt), sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (torch.optim.SGD, 0.3, 0.9, 3e-4)
-    assert (type(s.a_opt), adam["lr"], adam["weight_decay"]) == (torch.optim.Adam, 3e-4, 1e-3 / 768)
-    assert adam["betas"] == (0.5, 0.999)
-    assert same([*sgd["params"], *adam["params"]], [*s.net.parameters(), *s.alpha.parameters()])
-    assert 0 < max(table.abs().max() for table in s.alpha.values()) < 5e-3
+    assert (type(s.w_opt), sgd["momentum"], sgd["weight_decay"]) == (torch.optim.SGD, 0.9, 3e-4)
+    assert (type(s.a_opt), adam["lr"], adam["betas"]) == (torch.optim.Adam, 3e-4, (0.5, 0.999))
 
 
 @pytest.mark.slow
@@ -300,15 +281,6 @@ def test_alpha_moves_as_under_the_sum_that_the_paper_prints():
             degas.alpha_step(job, s, s.batches.indices(step))
         moved.append(torch.cat([p.detach().flatten() for p in s.alpha.parameters()]))
     torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-4)
-
-
-def test_the_search_overfits_a_handful_of_images():
-    job, s = search_of(smooth_images(8), search_ch=16, z_dim=16, search_images=8)
-    i, losses = torch.arange(8), []
-    for _ in range(25):
-        losses.append(degas.zw_step(job, s, i, 0.3).item())
-        degas.alpha_step(job, s, i)
-    assert losses[-1] < 0.75 * s.mean_loss < losses[0]
 
 
 def test_small_images_are_means_over_an_area():
