@@ -47,8 +47,14 @@ def undisturbed(tiny_data: dict, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 
 @pytest.fixture
+def method(request: pytest.FixtureRequest) -> ModuleType:
+    """The script that a test_<method>.py is about."""
+    return import_module(request.module.__name__.rpartition("test_")[2])
+
+
+@pytest.fixture
 def tiny(method: ModuleType, tiny_data: dict) -> dict:
-    """Flags of a tiny run of the `method` that the test file names in a fixture; --runs-dir is up to the test."""
+    """Flags of a tiny run of the `method`; --runs-dir is up to the test."""
     return tiny_flags(method.__name__, tiny_data)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import pairwise
 from math import log10, prod, sqrt
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,11 +35,6 @@ ANIMATION_D = named("animation-d", D_SPACE, PUBLISHED)
 PAPER = replace(Args(), size=32, chunks=3)
 TINY = replace(PAPER, size=16, z_dim=6, search_g_ch=4, search_d_ch=4, g_ch=4, d_ch=4, search_batch=4, g_batch=4, d_batch=4)
 MERGED = pytest.mark.parametrize("merged", [False, True], ids=["plain", "merged"])
-
-
-@pytest.fixture
-def method() -> ModuleType:
-    return nas
 
 
 def genotypes(space: Space, n: int) -> list[Genotype]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import product
 from math import inf, log, nan, prod
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,11 +40,6 @@ SHARED = (None, None, None)  # in place of a genotype of three cells: the weight
 OPTIONS = [[2, 3, 3, 2], [2, 3, 3, 2, 2], [2, 3, 3, 2, 4]]  # of the decisions about each cell, in their order
 WIDTHS = dict(search_g_ch=4, search_d_ch=4, g_ch=4, d_ch=4, z_dim=6, g_batch=4, d_batch=4, n_critic=2)
 TINY = Args(size=16, **WIDTHS)
-
-
-@pytest.fixture
-def method() -> ModuleType:
-    return autogan
 
 
 def job_of(args: Args, images: Tensor | None = None) -> Job:

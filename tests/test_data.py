@@ -196,29 +196,44 @@ CLASSES = {"cat/1.png": 3, "cat/2.png": 2, "ant/9.png": 1, "dog/b/c/1.png": 5, "
 CLUTTER = {".DS_Store": b"", "__MACOSX/cat/1.png": b"no image", "cat/.hidden.png": b"no image"}
 
 
-@pytest.mark.parametrize("top", ["", "my pets/"])
-@pytest.mark.parametrize("form", ["folder", "zip"])
+RUNNING = {f"{i // 2:05d}/img{i:08d}.png": i for i in range(6)}  # buckets, as StyleGAN's tools write them
+SPLIT = {"x/train/cat/1.png": 1, "x/train/dog/1.png": 2, "x/val/cat/1.png": 3, "x/val/dog/1.png": 4}
+LISTED = json.dumps({"labels": [[name, i % 3] for name, i in RUNNING.items()]}).encode()
+
+
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
-    ("files", "order", "labels"),
+    ("files", "order", "labels", "classes"),
     [
-        (CLASSES, [1, 3, 2, 6, 4, 5], [0, 1, 1, 2, 2, 2]),
-        ({"2.png": 2, "1.png": 1, "3.png": 3}, [1, 2, 3], None),
-        ({"b/1.png": 1, "a/2.png": 2, "c.png": 3}, [2, 1, 3], [0, 1, -1]),
-        ({"/b/1.png": 1, "a/2.png": 2}, [2, 1], [0, 1]),
+        (CLASSES, [1, 3, 2, 6, 4, 5], [0, 1, 1, 2, 2, 2], ("ant", "cat", "dog")),
+        ({f"my pets/{name}": i for name, i in CLASSES.items()}, [1, 3, 2, 6, 4, 5], [0, 1, 1, 2, 2, 2], ("ant", "cat", "dog")),
+        ({"2.png": 2, "1.png": 1, "3.png": 3}, [1, 2, 3], None, ()),
+        ({"b/1.png": 1, "a/2.png": 2, "c.png": 3}, [2, 1, 3], [0, 1, -1], ("a", "b")),
+        ({"/b/1.png": 1, "a/2.png": 2}, [2, 1], [0, 1], ("a", "b")),
+        (RUNNING, [*range(6)], None, ()),
+        (RUNNING | {"dataset.json": LISTED}, [*range(6)], [0, 1, 2, 0, 1, 2], ("0", "1", "2")),
+        (RUNNING | {"dataset.json": b'{"labels": null}'}, [*range(6)], None, ()),
+        ({f"{c}/{i}.png": 2 * c + i for c in range(3) for i in range(2)}, [*range(6)], [0, 0, 1, 1, 2, 2], ("0", "1", "2")),
+        ({f"1000{c}/{i}.png": 2 * c + i for c in range(2) for i in range(2)}, [*range(4)], [0, 0, 1, 1], ("10000", "10001")),
+        (SPLIT, [1, 2], [0, 1], ("cat", "dog")),
+        ({"test/test.png": 1, "toast/toast.png": 2}, [1, 2], [0, 1], ("test", "toast")),
+        ({"a/1.png": 1, "a/@eaDir/1.png": b"", "b/1.png": 2, "b/@eaDir/1.png": b""}, [1, 2], [0, 1], ("a", "b")),
     ],
-)
-def test_sorted_class_folders_become_labels(files: dict, order: list, labels: list | None, form: str, top: str, tmp_path: Path):
-    contents = {top + name: png(i) for name, i in files.items()} | CLUTTER
-    write(tmp_path, {"pets.zip": zipped(contents)} if form == "zip" else {f"pets/{k}": v for k, v in contents.items()})
-    data = load(tmp_path / ("pets.zip" if form == "zip" else "pets"))
-    assert data.name == "pets"
-    assert which(data) == order
+)  # fmt: skip
+def test_labels_are_those_that_the_layout_means(packed: bool, files: dict, order: list, labels, classes, tmp_path: Path):
+    """Files in the order of their names; what a system leaves beside them does not count."""
+    contents = {name: png(x) if isinstance(x, int) else x for name, x in files.items()} | CLUTTER
+    write(tmp_path, {"pets.zip": zipped(contents)} if packed else {f"pets/{k}": v for k, v in contents.items()})
+    data = load(tmp_path / ("pets.zip" if packed else "pets"))
+    assert (data.name, which(data), data.classes) == ("pets", order, classes)
     assert labels == (None if data.labels is None else data.labels.tolist())
     assert labels is None or data.labels.dtype == torch.int64
-    assert data.images.shape == (len(files), 3, 32, 32)
+    assert data.images.shape == (len(order), 3, 32, 32)
     assert data.images.is_contiguous()
     assert data.images[1, :, 5, 5].tolist() == list(colour(order[1]))
-    assert data.note == ""
+    assert all(name in data.classes_note for name in classes)
+    assert str(len(classes)) in data.classes_note or not classes
+    assert bool(data.note) == any("val/" in name for name in files)
 
 
 def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
@@ -469,36 +484,6 @@ def test_batches_of_images_that_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch)
 
 
 # ---- labels, and what lies above, beside and in the images ------------------------------------------------------------
-
-RUNNING = [f"{i // 2:05d}/img{i:08d}.png" for i in range(6)]  # buckets, as StyleGAN's tools write them
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(
-    ("files", "labels", "classes"),
-    [
-        ({name: png() for name in RUNNING}, None, ()),
-        (
-            {name: png() for name in RUNNING}
-            | {"dataset.json": json.dumps({"labels": [[name, i % 3] for i, name in enumerate(RUNNING)]}).encode()},
-            [0, 1, 2, 0, 1, 2],
-            ("0", "1", "2"),
-        ),
-        ({name: png() for name in RUNNING} | {"dataset.json": b'{"labels": null}'}, None, ()),
-        ({f"{c}/{i}.png": png() for c in range(3) for i in range(2)}, [0, 0, 1, 1, 2, 2], ("0", "1", "2")),
-        ({f"1000{c}/{i}.png": png() for c in range(2) for i in range(2)}, [0, 0, 1, 1], ("10000", "10001")),
-        ({f"x/{s}/{c}/{s}.png": png() for s in ("train", "val") for c in ("cat", "dog")}, [0, 1], ("cat", "dog")),
-        ({f"{c}/{c}.png": png() for c in ("test", "toast")}, [0, 1], ("test", "toast")),
-        ({f"{c}/{d}1.png": png() for c in ("a", "b") for d in ("", "@eaDir/")}, [0, 1], ("a", "b")),
-    ],
-)
-def test_labels_are_those_that_the_layout_means(packed: bool, files: dict, labels, classes, tmp_path: Path) -> None:
-    (tmp_path / "x.zip").write_bytes(zipped(files))
-    data = load(tmp_path / "x.zip" if packed else write(tmp_path / "x", files))
-    assert (data.labels if data.labels is None else data.labels.tolist()) == labels
-    assert data.classes == classes
-    assert all(name in data.classes_note for name in classes)
-    assert str(len(classes)) in data.classes_note or not classes
 
 
 def test_backslashes_in_a_zip_separate_folders(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import pairwise, permutations, product
 from math import log, prod, sqrt
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,11 +73,6 @@ def random_genotypes(count: int, n: int = 1) -> list[degas.Genotype]:
 def job_of(args: Args, images: Tensor) -> gan.Job:
     ranks, data = Ranks(torch.device("cpu")), Dataset("x", images, None, "0")
     return gan.Job(args, ranks, SimpleNamespace(batch=100), data, to_bytes=degas.quantise)
-
-
-@pytest.fixture
-def method() -> ModuleType:
-    return degas
 
 
 @pytest.fixture

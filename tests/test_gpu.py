@@ -8,7 +8,6 @@ import os
 import random
 from collections.abc import Iterator
 from functools import partial
-from itertools import count
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -30,8 +29,7 @@ from common.files import stream
 from common.gan import Job, seeded
 from common.metrics import Evaluator
 from common.ranks import Ranks
-from common.run import Run
-from tests.runs import command, read, rows, torchrun
+from tests.runs import command, parsed, read, rows, stop_and_resume, torchrun
 
 CPU = torch.device("cpu")
 DEVICE = torch.device(os.environ.get("GAN_NAS_GPU_TESTS", "cuda"))
@@ -238,35 +236,21 @@ def command_line(data_dir: Path, runs: Path, *more: str) -> list[str]:
     return [*SHORT.split(), "--log-every", "1", "--data-dir", str(data_dir), "--runs-dir", str(runs), *more]
 
 
-def stopped_at(number: int, script: ModuleType, words: list[str]) -> Path:
-    """The directory of a run that is asked to stop at that tick."""
-    ticks, tick = count(1), Run.tick
-
-    def stopping_tick(run: Run, *rest: object) -> None:
-        run.stopping = next(ticks) == number
-        tick(run, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "tick", stopping_tick)
-        assert command(script, words) == 130
-    (run,) = Path(words[words.index("--runs-dir") + 1]).iterdir()
-    return run
-
-
 @pytest.mark.parametrize(
-    ("script", "flags", "tick", "search_rows"),
+    ("script", "flags", "stop", "search_rows"),
     [
-        (eagan, EAGAN, 5, 4),
-        (adversarialnas, ADVERSARIALNAS + " --amp --train-epochs 2", 5, 3),
-        (autogan, AUTOGAN + " --train-epochs 2", 20, 10),
-        (degas, "--search-ch 8 --search-epochs 1 --iters 4 --conditional --amp", 3, 2),
+        (eagan, EAGAN, ("stage 1 warm-up", 3), 4),
+        (adversarialnas, ADVERSARIALNAS + " --amp --train-epochs 2", ("search", 5), 3),
+        (autogan, AUTOGAN + " --train-epochs 2", ("stage 0 iteration 1/3 controller", 2), 10),
+        (degas, "--search-ch 8 --search-epochs 1 --iters 4 --conditional --amp", ("search", 3), 2),
     ],
     ids=["eagan", "adversarialnas", "autogan", "degas"],
 )
-def test_a_whole_run_goes_on_after_a_stop(script: ModuleType, flags: str, tick: int, search_rows: int, data_dir, tmp_path):
-    run = stopped_at(tick, script, command_line(data_dir, tmp_path, *flags.split()))
-    assert read(run, "status.json")["phase"] == "search"
-    assert command(script, ["--resume", str(run)]) == 0
+def test_a_whole_run_goes_on_after_a_stop(
+    script: ModuleType, flags: str, stop: tuple[str, int], search_rows: int, data_dir, tmp_path, monkeypatch
+) -> None:
+    args = vars(parsed(script, command_line(data_dir, tmp_path, *flags.split())))
+    run = stop_and_resume(script, args, tmp_path, monkeypatch, *stop)
     status = read(run, "status.json")
     assert (status["state"], status["gpu_mem"] is not None) == ("done", DEVICE.type == "cuda")
     assert len(rows(run, "search.jsonl")) == search_rows
@@ -287,9 +271,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(data_dir: Path, tmp_path: Path, 
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         assert command(eagan, command_line(data_dir, tmp_path / "whole", *train)) == 0
-        parts = stopped_at(4, eagan, command_line(data_dir, tmp_path / "parts", *train))
-        assert read(parts, "status.json")["step"] == 3
-        assert command(eagan, ["--resume", str(parts)]) == 0
+        args = vars(parsed(eagan, command_line(data_dir, tmp_path / "parts", *train)))
+        parts = stop_and_resume(eagan, args, tmp_path / "parts", monkeypatch, "training", 4)
     finally:
         torch.use_deterministic_algorithms(False)
     (whole,) = (tmp_path / "whole").iterdir()

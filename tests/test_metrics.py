@@ -553,17 +553,11 @@ def score_on_rank(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def score_on_rank_1(_: int, folder: Path) -> None:
-    score_on_rank(1, folder)
-
-
 @pytest.mark.slow
 def test_two_ranks_score_as_one(tmp_path: Path) -> None:
     evaluator = ready("compact", classes(), tmp_path / "cache", splits=4, batch=64, more=MORE)
     alone = evaluator.score(batches(pictures(250, seed=3), 64), 250, more=True)
-    other = mp.spawn(score_on_rank_1, (tmp_path,), join=False)
-    score_on_rank(0, tmp_path)
-    other.join()
+    mp.spawn(score_on_rank, (tmp_path,), nprocs=2)
     one, two = (Score(**torch.load(tmp_path / f"{rank}.pt", weights_only=True)) for rank in (0, 1))
     assert str(one) == str(two)  # FID∞ of so few images is NaN, which equals nothing
     assert one.more == pytest.approx(alone.more, rel=1e-6, nan_ok=True)
