@@ -1,22 +1,17 @@
 """What the tests of EAGAN and AdversarialNAS share: tiny jobs without files, and their generator by its definition."""
 
-import json
 from collections.abc import Callable
 from itertools import product
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from test_cells import convolve, normal, paper_op
 from torch import Tensor, nn
 
-from common.cells import Cost, Genotype, Space, count_params, named, table
+from common.cells import Cost, Genotype, Space, count_params
 from common.data import Dataset
-from common.files import UserError
 from common.gan import Job
 from common.metrics import Score
 from common.ranks import Ranks
@@ -162,17 +157,3 @@ def assert_defined(
     torch.testing.assert_close(supernet(x, path), want, rtol=0, atol=1e-10)
     torch.testing.assert_close(alone(x), want, rtol=0, atol=1e-10)
     assert cost == Cost(count_params(alone), macs)
-
-
-def assert_published(name: str, space: Space, other: Space, published: dict, folder: Path, dtype: type) -> None:
-    """A name stands for its codes, as do the authors' file of them and a .json; and not for the other network."""
-    genotype = named(name, space, published)
-    assert space.to_codes(genotype) == published[space.name][name]
-    lines = table(genotype, space).splitlines()
-    assert [line.split()[1:] for line in lines] == [[e.name for e in space.edges], *map(list, genotype)]
-    np.save(folder / "g.npy", np.array(published[space.name][name], dtype))
-    (folder / "g.json").write_text(json.dumps({space.name: genotype}))
-    assert [named(str(folder / file), space, published) for file in ("g.npy", "g.json")] == [genotype] * 2
-    with pytest.raises(UserError) as error:
-        named(name, other, published)
-    assert all(word in str(error.value) for word in (name, *published[other.name]))

@@ -146,12 +146,6 @@ def test_random_genotypes_are_valid_and_uniform():
     assert all(D_SPACE.check(d, "random") for d in genotypes(D_SPACE, 200))
 
 
-@pytest.mark.parametrize(("net", "name"), [(net, name) for net in PUBLISHED for name in PUBLISHED[net]])
-def test_published_names_and_files_resolve(net: str, name: str, tmp_path: Path):
-    space, other = (G_SPACE, D_SPACE) if net == "G" else (D_SPACE, G_SPACE)
-    ref.assert_published(name, space, other, PUBLISHED, tmp_path, np.uint8)
-
-
 @pytest.mark.parametrize(
     ("cell", "changes", "words"),
     [

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from itertools import combinations, pairwise, product
 from math import inf, isfinite, nan, prod, sqrt
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from test_cells import convolve, normal
 from torch import Tensor, nn
 
+import adversarialnas
 import eagan
 from common import gan
-from common.cells import OPS_DOWN, OPS_NORMAL, OPS_UP, Genotype, Space, count_params, named, op_cost
+from common.cells import OPS_DOWN, OPS_NORMAL, OPS_UP, Genotype, Space, count_params, named, op_cost, table
 from common.files import UserError
 from common.gan import clone, latent, own_batch_norm, seeded
 from common.run import Run, Stopped
@@ -94,10 +95,23 @@ def test_g_star_makes_the_authors_images():
     assert [v.item() for v in found] == pytest.approx(want, abs=1e-9)
 
 
-@pytest.mark.parametrize(("net", "name"), [(net, name) for net in PUBLISHED for name in PUBLISHED[net]])
-def test_published_names_and_the_authors_files_resolve(net: str, name: str, tmp_path: Path):
-    space, other = (G_SPACE, D_SPACE) if net == "G" else (D_SPACE, G_SPACE)
-    ref.assert_published(name, space, other, PUBLISHED, tmp_path, np.int64)
+NAMES = [(of, net, name) for of in (eagan, adversarialnas) for net in of.PUBLISHED for name in of.PUBLISHED[net]]
+
+
+@pytest.mark.parametrize(("of", "net", "name"), NAMES, ids=lambda x: x if isinstance(x, str) else x.__name__)
+def test_a_published_name_stands_for_its_codes(of: ModuleType, net: str, name: str, tmp_path: Path):
+    """As do the authors' file of them and a .json; for the network of that kind alone. Of AdversarialNAS, too."""
+    space, other = (of.G_SPACE, of.D_SPACE) if net == "G" else (of.D_SPACE, of.G_SPACE)
+    genotype, codes = named(name, space, of.PUBLISHED), of.PUBLISHED[net][name]
+    assert space.to_codes(genotype) == codes
+    lines = table(genotype, space).splitlines()
+    assert [line.split()[1:] for line in lines] == [[e.name for e in space.edges], *map(list, genotype)]
+    np.save(tmp_path / "g.npy", np.array(codes, np.int64 if of is eagan else np.uint8))
+    (tmp_path / "g.json").write_text(json.dumps({net: genotype}))
+    assert [named(str(tmp_path / file), space, of.PUBLISHED) for file in ("g.npy", "g.json")] == [genotype] * 2
+    with pytest.raises(UserError) as error:
+        named(name, other, of.PUBLISHED)
+    assert all(word in str(error.value) for word in (name, *of.PUBLISHED[other.name]))
 
 
 def test_genotype_json_round_trip(tmp_path: Path):

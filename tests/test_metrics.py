@@ -90,19 +90,7 @@ def test_frechet_distance_is_pytorch_fids(one: tuple[Tensor, Tensor], two: tuple
     want = calculate_frechet_distance(*(x.numpy() for x in (*one, *two)))
     assert frechet_distance(*one, *two) == pytest.approx(want, rel=rel)
     assert frechet_distance(*one, *two, matrix_root(one[1])) == pytest.approx(want, rel=rel)
-
-
-@pytest.mark.parametrize("rank", [48, 12])
-def test_frechet_distance_of_commuting_covariances(rank: int) -> None:
-    a, b = torch.rand(2, 48, dtype=torch.float64, generator=stream(2))
-    a[rank:] = b[rank:] = 0
-    mu = torch.zeros(48)
-    want = 48 + (a.sqrt() - b.sqrt()).square().sum().item()
-    for basis in (torch.linalg.qr(normal(48, 48))[0], torch.eye(48, dtype=torch.float64)):
-        cov1, cov2 = (basis * a) @ basis.T, (basis * b) @ basis.T
-        assert frechet_distance(mu, cov1, mu + 1, cov2) == pytest.approx(want, rel=1e-6)
-    cov = covariance(48, 1e6)
-    assert frechet_distance(mu, cov, mu, cov) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(*one, *one) == pytest.approx(0, abs=1e-9 if rel == 1e-6 else 1e-5)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e200])
@@ -185,7 +173,7 @@ def assert_near(ours: Tensor, theirs: Tensor) -> None:
 @real_network
 def test_features_of_the_real_network_are_pytorch_fids(complete: dict[str, Tensor]) -> None:
     state = complete | {k: v.float() for k, v in torch.load(PARTIAL, weights_only=True).items()}
-    images = pictures(2, size=32)
+    images = pictures(1, size=32)
     for theirs in pytorch_fid_features(state, images, (64, 192, 768)):
         ours, logits = Inception(PARTIAL, theirs.shape[1], False)(images)
         assert logits is None
@@ -193,7 +181,7 @@ def test_features_of_the_real_network_are_pytorch_fids(complete: dict[str, Tenso
 
 
 def test_the_complete_network_is_pytorch_fids_and_its_logits_have_no_bias(complete: dict[str, Tensor], tmp_path: Path) -> None:
-    images, file = pictures(2, size=32), tmp_path / "complete.pth"
+    images, file = pictures(1, size=32), tmp_path / "complete.pth"
     torch.save(complete, file)
     theirs = pytorch_fid_features(complete, images, (192, 2048))
     net, narrow, no_is = Inception(file, 2048, True), Inception(file, 192, True), Inception(file, 192, False)
