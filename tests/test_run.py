@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -70,8 +71,7 @@ def test_a_resumed_run_says_what_differs(tmp_path: Path, monkeypatch: pytest.Mon
         again.load(None)
     told = (run.dir / "log.txt").read_text()
     assert told.count("WARNING") == 1
-    assert "-> NVIDIA H100" in told
-    assert "processes 1 -> 2" in told
+    assert re.search(r"NVIDIA H100.*\b1\b.*\b2\b", told)
 
 
 def test_a_resumed_directory_that_cannot_be_written_is_named_with_its_flag(tmp_path: Path, monkeypatch) -> None:
@@ -196,7 +196,9 @@ def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_
     with new_run(path.parent, resume=path, seed=int(fault == "seed")) as run, pytest.raises(UserError, match="--resume"):
         run.load(state)
     assert contents(path) == before
-    assert fault == "gone" or fault in (path / "log.txt").read_text()
+    told = (path / "log.txt").read_text()
+    assert all((str(path / name) in told) == (fault != "gone") for name in ("checkpoint.pt", "checkpoint.prev.pt"))
+    assert ("seed" in told) == (fault == "seed")
 
 
 def test_lost_rows_and_genotypes_are_noticed(tmp_path: Path) -> None:
@@ -291,7 +293,7 @@ def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
     code = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, 2); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, path / "lock"], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=f"{path}: in use"):
+        with pytest.raises(UserError, match=f"^{path}"):
             new_run(tmp_path, resume=path)
         other.kill()
     assert resumed(path)[1].n == 2
