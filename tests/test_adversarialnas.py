@@ -192,7 +192,7 @@ def test_super_g_of_one_hot_weights_is_the_derived_g(size: int, chunks: int):
     supernet, z = Generator(None, *shape).double().eval(), normal(2, 12, seed=1)
     supernet.bn.running_mean.copy_(normal(6))
     supernet.bn.running_var.copy_(normal(6).square())
-    for g in [PAPER_G, *genotypes(G_SPACE, 6)]:
+    for g in [PAPER_G, *genotypes(G_SPACE, 4)]:
         definition = ref.paper_generator(supernet, g, z)
         assert definition[0].shape == (2, 3, size, size)
         ref.assert_defined(definition, supernet, one_hot(G_SPACE, g), Generator(g, *shape), z, Generator.cost(g, *shape))
@@ -664,6 +664,8 @@ def test_optimisers_have_the_papers_settings():
     for net, settings in {"G": weights, "D": weights, "alpha": architecture, "beta": architecture}.items():
         (group,) = getattr(nets, f"{net.lower()}_opt").param_groups
         assert (group["lr"], group["betas"], group["weight_decay"]) == settings
+    (group,) = nas.arch_adam(job_of(replace(PAPER, arch_beta2=0.9)), nets.alpha).param_groups
+    assert group["betas"] == (0.5, 0.9)
 
 
 def test_initial_weights():

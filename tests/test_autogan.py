@@ -674,7 +674,7 @@ def test_the_best_finalist_is_trained(whole: Path) -> None:
     assert genotype["params"]["G"] == count_params(Generator(names_of(read_vector(best)), 4, 6, 16))
 
 
-@pytest.mark.parametrize("log_every", [1, 10**6])
+@pytest.mark.parametrize("log_every", [slow(1), 10**6])
 def test_a_finalist_that_diverges_is_out_and_the_others_go_on(
     tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
 ) -> None:

@@ -24,6 +24,7 @@ from common.data import SHAPES, SIZES, Batches, Dataset, load_dataset, shapes
 from common.files import UserError
 from common.ranks import Ranks
 from tests.conftest import REAL_DATA
+from tests.runs import slow
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,7 +166,7 @@ def test_shapes_are_balanced_shuffled_and_come_from_the_seed() -> None:
     assert load(Path("shapes"), 16).images.shape == (10_000, 3, 16, 16)
 
 
-@pytest.mark.parametrize(("size", "digest"), [(32, "ccaa80d0a60a3a85"), (48, "69def2ec986bc6f8")])
+@pytest.mark.parametrize(("size", "digest"), [(32, "ccaa80d0a60a3a85"), slow(48, "69def2ec986bc6f8")])
 def test_shapes_are_the_same_bytes_on_every_cpu(size: int, digest: str) -> None:
     assert shapes(size=size).digest == digest
 

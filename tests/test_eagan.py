@@ -248,7 +248,7 @@ def test_generators_are_their_definition(size: int):
     supernet.bn.running_mean.copy_(normal(6))
     supernet.bn.running_var.copy_(normal(6).square())
     assert count_params(supernet) == Generator.cost(None, *shape).params
-    for g in [G_STAR, ADVNAS_G, POLLUTED, *genotypes(G_SPACE, 8)]:
+    for g in [G_STAR, ADVNAS_G, POLLUTED, *genotypes(G_SPACE, 5)]:
         definition = ref.paper_generator(supernet, g, z)
         assert definition[0].shape == (2, 3, size, size)
         ref.assert_defined(definition, supernet, g, Generator(g, *shape), z, Generator.cost(g, *shape))
@@ -258,7 +258,7 @@ def test_generators_are_their_definition(size: int):
 def test_discriminators_are_their_definition():
     supernet, x = Discriminator(None, 6).double().eval(), normal(2, 3, 32, 32)
     assert count_params(supernet) == Discriminator.cost(None, 6).params
-    for d in [D_C, D_S, AUTOGAN_D, *genotypes(D_SPACE, 12)]:
+    for d in [D_C, D_S, AUTOGAN_D, *genotypes(D_SPACE, 6)]:
         definition = paper_discriminator(supernet, d, x)
         ref.assert_defined(definition, supernet, d, Discriminator(d, 6), x, Discriminator.cost(d, 6))
 

@@ -170,6 +170,7 @@ def assert_near(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
 
 
+@pytest.mark.slow
 @real_network
 def test_features_of_the_real_network_are_pytorch_fids(complete: dict[str, Tensor]) -> None:
     state = complete | {k: v.float() for k, v in torch.load(PARTIAL, weights_only=True).items()}
