@@ -1,7 +1,9 @@
 """What several test files share: a data set so small that a whole run takes seconds, and an evaluator that suits it."""
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -30,18 +32,37 @@ def quick_compact() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """tests.runs.tiny_data, made once."""
-    return runs.tiny_data(tmp_path_factory.mktemp("tiny"))
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of pytest-xdist have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Other workers that want the folder wait, and then find it made."""
+    with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tiny_data: dict, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def tiny_data(shared: Path) -> dict:
+    """tests.runs.tiny_data, made once."""
+    with one_at_a_time(shared / "tiny"):
+        return runs.tiny_data(shared / "tiny")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_data: dict, shared: Path) -> Callable[..., Path]:
     """undisturbed(method, **flags): a tiny run from start to end, made when first asked for. Goes with quick_compact."""
 
     @cache
     def run(name: str, **changes: object) -> Path:
-        return start(import_module(name), tiny_flags(name, tiny_data), tmp_path_factory.mktemp(name), **changes)
+        folder = shared / "-".join([name, *(f"{k}={changes[k]}" for k in sorted(changes))])
+        with one_at_a_time(folder):
+            made = [path for path in folder.glob("*") if (path / "result.json").exists()]
+            return made[0] if made else start(import_module(name), tiny_flags(name, tiny_data), folder, **changes)
 
     return run
 

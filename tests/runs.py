@@ -59,11 +59,13 @@ class Counter:
 
 def tiny_data(folder: Path) -> dict:
     """Flags of a data set, in the folder, of 64 labelled images of 16 px, and of the evaluator that goes with it."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(64) % 2
-    images = rng.integers(0, 128, (64, 16, 16, 3)) + 127 * labels[:, None, None, None]
-    np.savez(folder / "tiny.npz", images=images.astype(np.uint8), labels=labels)
-    return {"dataset": str(folder / "tiny.npz"), "data_dir": folder, "size": 16, "evaluator": "compact"}
+    file = folder / "tiny.npz"
+    if not file.exists():
+        folder.mkdir(exist_ok=True)
+        labels = np.arange(64) % 2
+        images = np.random.default_rng(0).integers(0, 128, (64, 16, 16, 3)) + 127 * labels[:, None, None, None]
+        np.savez(file, images=images.astype(np.uint8), labels=labels)
+    return {"dataset": str(file), "data_dir": folder, "size": 16, "evaluator": "compact"}
 
 
 def tiny_flags(name: str, tiny_data: dict) -> dict:
