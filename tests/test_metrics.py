@@ -584,3 +584,16 @@ def test_a_broken_file_in_the_hubs_cache_is_named(tmp_path: Path, monkeypatch: p
     assert str(path) in str(caught.value)
     assert "weights_only" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rank", [48, 12])
+def test_frechet_distance_of_commuting_covariances(rank: int) -> None:
+    a, b = torch.rand(2, 48, dtype=torch.float64, generator=stream(2))
+    a[rank:] = b[rank:] = 0
+    mu = torch.zeros(48)
+    want = 48 + (a.sqrt() - b.sqrt()).square().sum().item()
+    for basis in (torch.linalg.qr(normal(48, 48))[0], torch.eye(48, dtype=torch.float64)):
+        cov1, cov2 = (basis * a) @ basis.T, (basis * b) @ basis.T
+        assert frechet_distance(mu, cov1, mu + 1, cov2) == pytest.approx(want, rel=1e-6)
+    cov = covariance(48, 1e6)
+    assert frechet_distance(mu, cov, mu, cov) == pytest.approx(0, abs=1e-9)
