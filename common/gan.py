@@ -305,7 +305,7 @@ def final_scores(job: Job, state: Progress, G: nn.Module, generate: Generate | N
     against(job, state, "last", G, generate)
     if state.best is None:
         return
-    if state.best["step"] == state.step:  # the same weights
+    if state.best.get("step") == state.step:  # the same weights
         state.best = state.last
         state.final |= {k.replace("last", "best", 1): v for k, v in state.final.items()}
     elif evaluator.other or evaluator.more - {"nearest"}:

@@ -68,7 +68,8 @@ def each(table: dict[str, list], marks: object = ()) -> list:
 
 
 def contents(run: Path) -> dict[Path, bytes]:
-    return {f.relative_to(run): f.read_bytes() for f in run.rglob("*") if f.is_file()}
+    """All files but the lock, which names the process that tried last."""
+    return {f.relative_to(run): f.read_bytes() for f in run.rglob("*") if f.is_file() and f.name != "lock"}
 
 
 # ---- what a run leaves ------------------------------------------------------------
