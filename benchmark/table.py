@@ -19,7 +19,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -27,12 +27,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import rankdata
 
 import autogan
 from common import gan
 from common.data import load_dataset
-from common.files import UserError, finite
+from common.files import UserError, finite, read_json, replacing, rng_of
 from common.metrics import Evaluator
 from common.ranks import start_ranks
 from common.run import git_state
@@ -139,19 +141,50 @@ def run(asked: argparse.Namespace) -> None:
         job = job_of(space, asked.images, asked.work, asked.device)
         protocol = space.protocol(job)
         done = {(row["vector"], row["seed"]) for row in rows_of(asked) if row["protocol"] == protocol}
-        about = {
-            "protocol": protocol,
-            "git": git_state(ROOT),
-            "torch": torch.__version__,
-            "device": str(job.ranks.device),
-        }
+        about = {"protocol": protocol, **versions(job)}
         for k, (text, vector, seed) in enumerate(todo):
             if (text, seed) not in done:
-                row = {"space": asked.space, **train(job, space, vector, seed), **about, "command": command()}
+                row = {"space": asked.space, **train(job, space, vector, seed), **about}
                 append(path, row)
-                print(
-                    f"{k + 1}/{len(todo)}: {text}, seed {seed}: {row['scores'][-1]}, {row['train_s']:.0f} s", flush=True
-                )
+                told = f"{text}, seed {seed}: {row['scores'][-1]}, {row['train_s']:.0f} s"
+                print(f"{k + 1}/{len(todo)}: {told}", flush=True)
+
+
+def shared(asked: argparse.Namespace) -> None:
+    """Train AutoGAN's shared weights on uniform paths, and score every architecture with them; one row per seed."""
+    space = SPACES[asked.space]
+    path = asked.results / f"table-shared-{asked.space}.jsonl"
+    with only_writer(path):
+        job = job_of(space, asked.images, asked.work, asked.device)
+        protocol = space.protocol(job)
+        done = {row["seed"] for row in lines_of(path)}
+        for seed in (seed for seed in asked.seeds or range(5) if seed not in done):
+            began = time.perf_counter()
+            row = {"space": asked.space, "seed": seed, "scored": score_all_shared(job, space, seed)}
+            row |= {"seconds": round(time.perf_counter() - began, 1), "protocol": protocol}
+            append(path, {**row, **versions(job)})
+            print(f"shared weights, seed {seed}: {row['seconds']} s", flush=True)
+
+
+def score_all_shared(job: gan.Job, space: Space, seed: int) -> list[dict]:
+    """Scores of all architectures, [FID, IS] in order of space.vectors(), with weights shared by all, after as many
+    updates as one architecture of the table gets and four times as many; with BatchNorm's statistics of all paths, as
+    AutoGAN does, and of each path alone."""
+    width = {"search_g_ch": space.flags["g_ch"], "reward_n": 2000}
+    args, stage, scored = space.args(seed, **width), space.cells - 1, []
+    job, vectors = replace(job, args=args), space.vectors()
+    nets = autogan.new_pair(job, (None,) * space.cells, args.g_ch, args.d_ch, "shared", 0)
+    for step in range(4 * space.updates):
+        for k in range(step * args.n_critic, (step + 1) * args.n_critic):
+            path = autogan.names_of(rng_of(seed, "path", k).choice(vectors))
+            autogan.d_step(job, nets, k, path, stage)
+        autogan.g_step(job, nets, step, path, stage)
+        for own in (0, 16) if step + 1 in (space.updates, 4 * space.updates) else ():
+            scoring = replace(job, args=replace(args, bn_batches=own))
+            found = [autogan.score_shared(scoring, nets.G, autogan.Candidate(vector)) for vector in vectors]
+            scores = [[x.fid, x.is_mean] for x in found]
+            scored.append({"updates": step + 1, "bn_batches": own, "n": args.reward_n, "scores": scores})
+    return scored
 
 
 # ---- files -------------------------------------------------------------------------------------------
@@ -176,6 +209,13 @@ def only_writer(path: Path) -> Iterator[None]:
         yield
 
 
+def versions(job: gan.Job) -> dict:
+    """Where a row comes from."""
+    cuda = job.ranks.device.type == "cuda"
+    about = {"git": git_state(ROOT), "torch": torch.__version__, "command": command()}
+    return {**about, "device": torch.cuda.get_device_name(job.ranks.device) if cuda else "cpu"}
+
+
 def append(path: Path, row: dict) -> None:
     with open(path, "a") as file:
         file.write(json.dumps(finite(row)) + "\n")
@@ -183,8 +223,9 @@ def append(path: Path, row: dict) -> None:
 
 def lines_of(path: Path) -> list[dict]:
     """Rows of a file; a last line without its end is still being written, or was cut off. UserError: not JSON."""
-    found = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+    found: list[dict] = []
+    text = path.read_text() if path.exists() else ""
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
         if line.endswith("\n"):
             try:
                 found.append(json.loads(line))
@@ -199,9 +240,175 @@ def rows_of(asked: argparse.Namespace) -> list[dict]:
     return [row for path in names for row in lines_of(path) if row["space"] == asked.space]
 
 
+def merged(space: str, rows: list[dict]) -> dict:
+    """One table of all rows: protocol and commits in its head. UserError: rows that do not belong together."""
+    found: dict[tuple[int, tuple[int, ...]], dict] = {}
+    for row in rows:
+        first = rows[0]["protocol"]
+        if other := [k for k in {**first, **row["protocol"]} if row["protocol"].get(k) != first.get(k)]:
+            values = f"{first.get(other[0])!r} and {row['protocol'].get(other[0])!r}"
+            raise UserError(f"{space}: rows differ in {other[0]}, {values}; use one folder of --results for each")
+        key = row["seed"], tuple(map(int, row["vector"].split()))
+        if found.setdefault(key, row)["scores"] != row["scores"]:
+            raise UserError(f"{space}: two rows of {row['vector']}, seed {row['seed']}, differ; delete one of them")
+    if not found:
+        raise UserError(f"{space}: no rows; train it by `run`")
+    kept = ("vector", "seed", "scores", "params", "macs", "train_s", "score_s")
+    head = {"space": space, "format": 1, "protocol": rows[0]["protocol"]}
+    for name in ("commits", "torch", "devices", "commands"):
+        values = [row["git"]["sha"] if name == "commits" else row[name.removesuffix("s")] for row in rows]
+        head[name] = [x for i, x in enumerate(values) if x not in values[:i]]
+    return {**head, "rows": [{k: found[key][k] for k in kept} for key in sorted(found)]}
+
+
+def merge(asked: argparse.Namespace) -> None:
+    """Write table-SPACE.json: an object with a head, and one row a line."""
+    table, path = merged(asked.space, rows_of(asked)), asked.results / f"table-{asked.space}.json"
+    rows = ",\n".join(json.dumps(row) for row in table.pop("rows"))
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(table, indent=1)[:-2] + f',\n "rows": [\n{rows}\n]}}\n')
+    print(f"{path.name}: {rows.count(chr(10)) + 1} rows")
+
+
+# ---- report ------------------------------------------------------------------------------------------
+
+SCORES = {"fid": "FID(compact)", "is": "IS(compact)"}
+Statistic = Callable[[np.ndarray], float]  # of an array (architectures, seeds, budgets)
+
+
+@dataclass
+class Table:
+    """The whole seeds of a table, as arrays."""
+
+    vectors: list[autogan.Vector]
+    seeds: list[int]
+    params: np.ndarray  # (architectures)
+    scores: dict[str, np.ndarray]  # "fid", "is" -> (architectures, seeds, budgets); diverged: inf and 0
+
+
+def read(path: Path, space: Space) -> Table:
+    """The seeds for which all architectures are in the file. UserError: none is."""
+    rows = read_json(path, "table")["rows"]
+    at = {(tuple(map(int, row["vector"].split())), row["seed"]): row for row in rows}
+    vectors = space.vectors()
+    seeds = sorted(seed for seed in {seed for _, seed in at} if all((v, seed) in at for v in vectors))
+    if not seeds:
+        raise UserError(f"{path}: no seed of all {len(vectors)} architectures yet; go on with `run`")
+    worst, scores = {"fid": np.inf, "is": 0.0}, {}
+    for name, bad in worst.items():
+        cells = [[[x[name] for x in at[v, s]["scores"]] for s in seeds] for v in vectors]
+        values = np.array(cells, dtype=float)  # None: NaN
+        scores[name] = np.where(np.isfinite(values), values, bad)
+    return Table(vectors, seeds, np.array([at[v, seeds[0]]["params"] for v in vectors]), scores)
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation of two arrays (n); NaN if one is constant."""
+    a, b = rankdata(a) - (len(a) + 1) / 2, rankdata(b) - (len(b) + 1) / 2
+    norm = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / norm) if norm else float("nan")
+
+
+def between(first: int, second: int, same: bool) -> Statistic:
+    """Mean rank correlation of budget `first` with budget `second`, of the same seed or of two different seeds."""
+
+    def statistic(x: np.ndarray) -> float:
+        pairs = itertools.product(range(x.shape[1]), repeat=2)
+        found = [spearman(x[:, i, first], x[:, j, second]) for i, j in pairs if (i == j) == same]
+        return float(np.mean(found))
+
+    return statistic
+
+
+def spread(x: np.ndarray) -> float:
+    """Standard deviation between the architectures' means over seeds."""
+    return float(x[..., -1].mean(1).std(ddof=1))
+
+
+def noise(x: np.ndarray) -> float:
+    """Standard deviation between seeds, median over architectures."""
+    return float(np.median(x[..., -1].std(1, ddof=1)))
+
+
+def true_spread(x: np.ndarray) -> float:
+    """Spread between architectures without what the seeds contribute to it: a component of variance."""
+    within = x[..., -1].var(1, ddof=1).mean() / x.shape[1]
+    return float(np.sqrt(max(0.0, x[..., -1].mean(1).var(ddof=1) - within)))
+
+
+def interval(x: np.ndarray, statistic: Statistic, draws: int = 1000) -> tuple[float, float]:
+    """95 % interval of a statistic: percentiles over architectures drawn with replacement; seeds are as they are."""
+    rng = np.random.default_rng(0)
+    return percentiles([statistic(x[rng.integers(len(x), size=len(x))]) for _ in range(draws)])
+
+
+def percentiles(found: list[float]) -> tuple[float, float]:
+    low, high = np.percentile([x for x in found if not np.isnan(x)] or np.nan, [2.5, 97.5])
+    return float(low), float(high)
+
+
+STATISTICS: dict[str, tuple[Statistic, int]] = {  # of what is printed, and seeds that it needs
+    "mean": (lambda x: float(x[..., -1].mean()), 1),
+    "sd between architectures (means over seeds)": (spread, 2),
+    "the same without the seeds' share": (true_spread, 2),
+    "sd between seeds, median over architectures": (noise, 2),
+    "rank correlation between two seeds": (between(2, 2, False), 2),
+    "a quarter of the budget with the whole, same seed": (between(0, 2, True), 1),
+    "half of the budget with the whole, same seed": (between(1, 2, True), 1),
+    "a quarter of the budget with the whole, two seeds": (between(0, 2, False), 2),
+    "half of the budget with the whole, two seeds": (between(1, 2, False), 2),
+}
+
+
+def cell(value: float, low_high: tuple[float, float]) -> str:
+    """A value with its interval; undefined: a rank correlation of equal scores, or a spread with one that diverged."""
+    return "{:.2f} ({:.2f} to {:.2f})".format(value, *low_high) if np.isfinite(value) else "undefined"
+
+
+def report(name: str, results: Path = RESULTS) -> list[str]:
+    """Markdown lines of a space's table, and of the scores with shared weights; "not run" where there are no rows."""
+    path, space = results / f"table-{name}.json", SPACES[name]
+    lines = [f"| {name} | {' | '.join(SCORES.values())} |", "|---|---|---|"]
+    if not path.exists():
+        return [*lines, "| all | not run | not run |"]
+    table = read(path, space)
+    about = f"{len(table.vectors)} architectures, {len(table.seeds)} of {space.seeds} seeds"
+    if diverged := int(np.isinf(table.scores["fid"][..., -1]).sum()):
+        about += f", {diverged} trainings diverged"
+    lines[0] = f"| {name}: {about} | {' | '.join(SCORES.values())} |"
+    for what, (statistic, seeds) in STATISTICS.items():
+        enough = len(table.seeds) >= seeds
+        scores = [table.scores[score] for score in SCORES]
+        cells = [cell(statistic(x), interval(x, statistic)) if enough else "not run" for x in scores]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    rows = [row for row in lines_of(results / f"table-shared-{name}.jsonl") if row["space"] == name]
+    for k, x in enumerate(rows[0]["scored"] if rows else []):
+        norm = "statistics of each path" if x["bn_batches"] else "AutoGAN's statistics"
+        cells = []
+        for i, score in enumerate(SCORES):
+            truth = table.scores[score][..., -1].mean(1)
+            proxy = np.array([row["scored"][k]["scores"] for row in rows], dtype=float)[..., i].T
+            bad = np.inf if score == "fid" else 0.0
+            cells.append(shared_cell(np.where(np.isfinite(proxy), proxy, bad), truth))
+        lines.append(f"| shared weights, {x['updates']:,} updates, {norm}: with the table | {' | '.join(cells)} |")
+    return lines
+
+
+def shared_cell(proxy: np.ndarray, truth: np.ndarray) -> str:
+    """Mean rank correlation of proxy (architectures, seeds) with truth (architectures); its interval is over
+    architectures and seeds of the shared weights, both drawn with replacement."""
+    rng, (n, seeds) = np.random.default_rng(0), proxy.shape
+
+    def mean(of: np.ndarray, drawn: np.ndarray) -> float:
+        return float(np.mean([spearman(proxy[of, s], truth[of]) for s in drawn]))
+
+    drawn = [mean(rng.integers(n, size=n), rng.integers(seeds, size=seeds)) for _ in range(1000)]
+    return cell(mean(np.arange(n), np.arange(seeds)), percentiles(drawn))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("run",))
+    parser.add_argument("what", choices=("run", "shared", "merge", "report"))
     parser.add_argument("--space", choices=SPACES, default="stage1")
     parser.add_argument("--images", type=Path, help=".npz with images and labels")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="do the I-th of every N trainings")
@@ -212,9 +419,12 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        if asked.what == "run" and asked.images is None:
-            raise UserError("--images: required; an .npz with images and labels")
-        run(asked)
+        if asked.what in ("run", "shared") and asked.images is None:
+            raise UserError(f"--images: `{asked.what}` needs an .npz with images and labels")
+        if asked.what == "report":
+            print("\n".join(report(asked.space, asked.results)))
+        else:
+            {"run": run, "shared": shared, "merge": merge}[asked.what](asked)
     except UserError as error:
         sys.exit(f"table: {error}")
 

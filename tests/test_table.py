@@ -69,3 +69,97 @@ def test_a_training_is_that_of_the_script(tmp_path: Path) -> None:
     (made,) = tmp_path.glob("runs/*/result.json")
     last = json.loads(made.read_text())["last"]
     assert (last["step"], last["fid"], last["is"]) == (4, pytest.approx(found["fid"]), pytest.approx(found["is"]))
+
+
+@pytest.mark.usefixtures("quick_compact")
+def test_shared_weights_score_every_architecture(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "shared", *words, "--seeds", "0", "1")
+    call(monkeypatch, "shared", *words, "--seeds", "1")  # is there already
+    rows = table.lines_of(tmp_path / "table-shared-tiny.jsonl")
+    assert [row["seed"] for row in rows] == [0, 1]
+    for row in rows:
+        assert [(x["updates"], x["bn_batches"]) for x in row["scored"]] == [(4, 0), (4, 16), (16, 0), (16, 16)]
+        assert all(len(x["scores"]) == 12 and len({fid for fid, _ in x["scores"]}) == 12 for x in row["scored"])
+    assert rows[0]["scored"] != rows[1]["scored"]
+
+
+def row(vector: tuple, seed: int, fids: list, **more: object) -> dict:
+    scores = [{"updates": u, "fid": fid, "is": 2.0} for u, fid in zip(SPACE.budgets, fids, strict=True)]
+    about = {"space": "tiny", "protocol": {"g_ch": 4}, "git": {"sha": "a"}, "torch": "2", "device": "cpu", "command": []}
+    costs = {"params": 1, "macs": 2, "train_s": 3.0, "score_s": 4.0}
+    return {**about, **costs, "vector": autogan.text_of(vector), "seed": seed, "scores": scores, **more}
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table of twelve cells, three seeds and a fourth that is not whole. FID of cell k, seed s at the end: k + s; the
+    reverse order after a quarter; after half, as at the end but for cell 11, which diverged."""
+    monkeypatch.setitem(table.SPACES, "tiny", SPACE)
+    rows = [
+        row(v, s, [50 - k, 10 * k if k < 11 else None, k + s], git={"sha": "ab"[s % 2]})
+        for s in range(3)
+        for k, v in enumerate(SPACE.vectors())
+    ]
+    rows.append(row(SPACE.vectors()[0], 3, [1, 1, 1]))
+    for k in (0, 1):  # two shards, and a line that is still being written
+        text = "".join(json.dumps(x) + "\n" for x in rows[k::2]) + ('{"spa' if k else "")
+        (tmp_path / f"table-tiny.{k}of2.jsonl").write_text(text)
+    return tmp_path
+
+
+def test_rows_of_shards_become_one_table(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "merge", "--space", "tiny", "--results", str(results))
+    whole = json.loads((results / "table-tiny.json").read_text())
+    assert whole["protocol"] == {"g_ch": 4}
+    assert sorted(whole["commits"]) == ["a", "b"]
+    assert len(whole["rows"]) == 37
+    assert [x["seed"] for x in whole["rows"]] == sorted(x["seed"] for x in whole["rows"])
+    found = table.read(results / "table-tiny.json", SPACE)
+    assert found.seeds == [0, 1, 2]
+    assert found.scores["fid"][11].tolist() == [[39, np.inf, 11], [39, np.inf, 12], [39, np.inf, 13]]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"protocol": {"g_ch": 8}, "seed": 9}, {"protocol": {"g_ch": 4, "up": "all"}, "seed": 9}, {"params": 1, "seed": 0}],
+    ids=["another width", "one key more", "other scores"],
+)
+def test_rows_that_do_not_belong_together_are_refused(other: dict, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.append(results / "table-tiny.jsonl", {**row(SPACE.vectors()[0], 9, [7, 7, 7]), **other})
+    with pytest.raises(SystemExit, match="tiny"):
+        call(monkeypatch, "merge", "--space", "tiny", "--results", str(results))
+    assert not (results / "table-tiny.json").exists()
+
+
+def test_the_statistics_are_those_of_a_known_table(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "merge", "--space", "tiny", "--results", str(results))
+    x = table.read(results / "table-tiny.json", SPACE).scores["fid"]
+    value = {name: statistic(x) for name, (statistic, _) in table.STATISTICS.items()}
+    sd = np.std(range(12), ddof=1)
+    assert value == {
+        "mean": pytest.approx(6.5),
+        "sd between architectures (means over seeds)": pytest.approx(sd),
+        "the same without the seeds' share": pytest.approx((sd**2 - 1 / 3) ** 0.5),
+        "sd between seeds, median over architectures": pytest.approx(1),
+        "rank correlation between two seeds": pytest.approx(1),
+        "a quarter of the budget with the whole, same seed": pytest.approx(-1),
+        "half of the budget with the whole, same seed": pytest.approx(1),
+        "a quarter of the budget with the whole, two seeds": pytest.approx(-1),
+        "half of the budget with the whole, two seeds": pytest.approx(1),
+    }
+    low, high = table.interval(x, table.spread)
+    assert low < sd < high
+
+
+def test_the_report_says_what_was_not_run(results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert table.report("two-cells", results)[-1] == "| all | not run | not run |"
+    call(monkeypatch, "merge", "--space", "tiny", "--results", str(results))
+    lines = table.report("tiny", results)
+    assert lines[0].startswith("| tiny: 12 architectures, 3 of 2 seeds |")
+    assert "| rank correlation between two seeds | 1.00 (1.00 to 1.00) |" in "\n".join(lines)
+    assert len(lines) == 2 + len(table.STATISTICS)
+    good, bad = [[k, 2.0] for k in range(12)], [[-k, 2.0] for k in range(12)]
+    for seed, scores in enumerate([good, good, bad]):
+        scored = [{"updates": 4, "bn_batches": 0, "scores": scores}]
+        table.append(results / "table-shared-tiny.jsonl", {"space": "tiny", "seed": seed, "scored": scored})
+    assert "with the table | 0.33 (-1.00 to 1.00) | undefined |" in table.report("tiny", results)[-1]
