@@ -42,6 +42,7 @@ from common.run import git_state
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmark" / "results"
 SMALL = dict(g_ch=32, d_ch=32, g_batch=64, d_batch=64, n_critic=1, g_lr=5e-4, d_lr=5e-4, ema=0.99, eval_n=5000)
+TINY = SMALL | dict(g_ch=16, d_ch=16, g_batch=32, d_batch=32, eval_n=2000)
 PAPER = dict(g_ch=256, d_ch=128, g_batch=128, d_batch=64, n_critic=5, g_lr=2e-4, d_lr=2e-4, ema=0.999, eval_n=5000)
 
 
@@ -81,7 +82,7 @@ class Space:
 
 SPACES = {
     "stage1": Space(cells=1, seeds=5, updates=800),
-    "two-cells-nearest": Space(cells=2, seeds=2, updates=800, up="nearest"),
+    "two-cells-nearest": Space(cells=2, seeds=2, updates=400, up="nearest", flags=TINY),
     "two-cells": Space(cells=2, seeds=2, updates=5000, flags=PAPER),
 }
 
