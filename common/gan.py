@@ -84,6 +84,7 @@ class Progress:
     last: dict | None = None  # scores of the last evaluation during training
     best: dict | None = None  # scores of the evaluation with the lowest FID
     evaluations: int = 0  # of which it is the best
+    finished: int = -1  # step of the last `final_scores`
     final: dict[str, dict] = field(default_factory=dict)  # scores against --eval-data, by their names in result.json
 
     def next_stage(self) -> None:
@@ -258,9 +259,24 @@ def evaluate_if_due(
     Writes weights.pt and, if the FID is the lowest so far, weights.best.pt: G_ema's weights and `about`,
     the values needed to rebuild G. The first evaluation also scores uniform noise, for comparison.
     """
+    evaluate(job, state, G, G_ema, about, generate)
+    if is_last(job, state) and state.finished != state.step:  # a step of its own: a run may be stopped in between
+        final_scores(job, state, G_ema, generate)
+        state.finished = state.step
+        job.run.begin("train", "training", state.step, images_per_step=job.args.d_batch * job.args.n_critic)
+
+
+def is_last(job: Job, state: Progress) -> bool:
+    """Whether training is complete; further than that if resumed with fewer --train-epochs than done."""
+    return state.step - state.began >= job.plan[-1][1]
+
+
+def evaluate(
+    job: Job, state: Progress, G: nn.Module, G_ema: nn.Module, about: dict, generate: Generate | None = None
+) -> None:
+    """The evaluation of `evaluate_if_due`, without the final scores."""
     args, run, evaluator, ranks = job.args, job.run, job.evaluator, job.ranks
-    done = state.step - state.began
-    last = done >= job.plan[-1][1]  # greater if resumed with fewer --train-epochs than done
+    done, last = state.step - state.began, is_last(job, state)
     every, after = evaluation_steps(job)
     if state.evaluated == state.step or not (done == 0 or last or (done % every == 0 and done > after)):
         return
@@ -281,13 +297,11 @@ def evaluate_if_due(
     run.weights("weights.pt", weights)
     about = {"n": s.n, "net": s.net, "ref": s.ref}
     state.last = {**s.result(), "step": state.step, **about}
-    state.evaluations += what != "untrained"
     best = state.best if state.best and about.items() <= state.best.items() else None  # only like with like
+    state.evaluations = (state.evaluations if best else 0) + (what != "untrained")
     if what != "untrained" and (best is None or fid_or_inf(s.fid) < fid_or_inf(best["fid"])):
         state.best = state.last
         run.weights("weights.best.pt", weights)
-    if last:
-        final_scores(job, state, G_ema, generate)
     state.evaluated = state.step
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
 
@@ -299,8 +313,11 @@ def final_scores(job: Job, state: Progress, G: nn.Module, generate: Generate | N
     """After the last evaluation, of the weights in G: what --metrics asks for beyond one pass, and --eval-data."""
     evaluator = job.evaluator
     if "nearest" in evaluator.more:
+        job.run.begin("eval", "evaluation (nearest)", state.step, "finish")
         shown = evaluator.nearest(job.to_bytes(grid(job, G, generate)[:16]), NEAREST)
         job.run.picture("nearest.png", shown.flatten(0, 1).float() / 127.5 - 1, 1 + NEAREST)
+        beside = f"samples, each beside the {NEAREST} training images with the nearest features"
+        job.run.print(f"nearest.png: {beside}; it can show plain copies, and proves nothing where it shows none")
     state.final = {}
     against(job, state, "last", G, generate)
     if state.best is None:
@@ -311,11 +328,13 @@ def final_scores(job: Job, state: Progress, G: nn.Module, generate: Generate | N
     elif evaluator.other or evaluator.more - {"nearest"}:
         last = {k: v.clone() for k, v in G.state_dict().items()}
         G.load_state_dict(load_tensors(job.run.dir / "weights.best.pt", job.ranks.device)["G"])
-        if evaluator.more - {"nearest"}:
-            job.run.begin("eval", "evaluation (best)", state.step, "finish")
-            state.best |= score(job, G, job.args.eval_n, generate, more=True).result()
-        against(job, state, "best", G, generate)
-        G.load_state_dict(last)
+        try:
+            if evaluator.more - {"nearest"}:
+                job.run.begin("eval", "evaluation (best)", state.step, "finish")
+                state.best |= score(job, G, job.args.eval_n, generate, more=True).result()
+            against(job, state, "best", G, generate)
+        finally:  # a stopped run saves its networks
+            G.load_state_dict(last)
 
 
 def against(job: Job, state: Progress, name: str, G: nn.Module, generate: Generate | None) -> None:
@@ -573,6 +592,15 @@ def evaluator_options(args: Any, ranks: Ranks) -> dict:
     return found | {"more": more, "stats": args.fid_stats}
 
 
+def other_images(job: Job) -> Dataset:
+    """The images of --eval-data, of the training images' size. UserError: as `load_dataset`."""
+    name = job.args.eval_data
+    try:
+        return job.ranks.first(lambda: load_dataset(name, job.args.data_dir, job.args.size))
+    except UserError as e:
+        raise UserError(f"--eval-data {name}: {str(e).removeprefix(f'--dataset {name}: ')}") from e
+
+
 def update_macs(args: Any, g: float, d: float, n_critic: int) -> float:
     """Multiply-adds of n_critic D steps and one G step; a backward pass counts as two forward passes."""
     return n_critic * args.d_batch * (g + 6 * d) + args.g_batch * (3 * g + 2 * d)
@@ -596,7 +624,7 @@ def train_stage(job: Job, epochs: int, g: float, d: float) -> Stage:
 
 
 def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
-    """First lines of the log: data set, plan, estimated time on this device, sizes of the networks."""
+    """First lines of the log: data set, plan, estimated time on this device, sizes of networks. Reads --eval-data."""
     args, data = job.args, job.data
     lines = [f"{method} · {data.name}, {len(data.images):,} images of {args.size} px"]
     lines[0] += f", {data.images.nbytes / 1e9:.2g} GB · {args.preset}"
@@ -606,6 +634,9 @@ def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
         steps = " + ".join(f"{n:,} ({name})" for name, n, _ in job.plan)
         lines[0] += f" · {steps} G updates · {flops / 1e15:.3g} PFLOP"
         lines[0] += f", about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured on this device"
+    if job.args.eval_data:
+        other = job.evaluator.eval_data = other_images(job)
+        lines.append(f"last and best weights also scored against {other.name}, {len(other.images):,} images")
     lines += [data.classes_note] + ([data.note] if data.note else [])
     if job.images.device != job.ranks.device:
         lines.append(f"the images stay on the CPU: on {job.ranks.device} they would fill half of the free memory")
@@ -631,8 +662,7 @@ def start(job: Job, state: Progress, lines: list[str]) -> None:
     job.evaluator.log, job.evaluator.check = job.run.print, job.run.check
     job.run.begin(job.run.status["phase"], "preparing the evaluator", state.step, "the first stage")
     job.ranks.first(job.evaluator.prepare)
-    if job.args.eval_data:
-        data = job.ranks.first(lambda: load_dataset(job.args.eval_data, job.args.data_dir, job.args.size))
+    if data := job.evaluator.eval_data:
         job.evaluator.other = job.ranks.first(lambda: job.evaluator.against(data))
 
 
@@ -644,7 +674,8 @@ def finish(job: Job, state: Progress, genotype: dict) -> dict | None:
         scores = {"last": state.last, "best": state.best, "n": state.last["n"], "net": net, "ref": ref}
         scores |= state.final
         if state.best:
-            chosen = f"the lowest FID of {state.evaluations} evaluations against the training images"
+            on = f"the statistics of {job.args.fid_stats}" if job.args.fid_stats else "the training images"
+            chosen = f"the lowest FID of {state.evaluations} evaluations against {on}"
             scores["best"] = {**state.best, "chosen": chosen}
     job.run.result(**scores, genotype=genotype)
     return state.best

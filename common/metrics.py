@@ -410,7 +410,7 @@ class Evaluator:
     want_fid: set to False before `prepare` to skip the reference statistics; the FID is then None.
     more: names of METRICS; those beyond fid and is are computed where `score` is asked for them.
     stats: file of statistics to compute the FID against, for images of the size first used, instead of the data set's.
-    other: another evaluator that compares with --eval-data; set by `against`.
+    eval_data: other images to compare with in the end; other: the evaluator that does, set from `against`.
     """
 
     def __init__(
@@ -442,6 +442,7 @@ class Evaluator:
             raise UserError(f"--evaluator {name}: must be inception or compact")
         self.label = fid_label(self.net)
         self.more, self.stats, self.side = frozenset(more) - {"fid", "is"}, stats, 0
+        self.eval_data: Dataset | None = None
         self.other: Evaluator | None = None
         if stats and name == "compact":
             raise UserError(f"--fid-stats {stats}: of Inception's features; omit it, or use --evaluator inception")

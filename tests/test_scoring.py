@@ -13,7 +13,19 @@ import torch
 from PIL import Image
 
 from common import metrics
-from tests.runs import GENOTYPE, METHODS, assert_equal, command, load, read, rows, start, tiny_flags
+from tests.runs import (
+    GENOTYPE,
+    METHODS,
+    assert_equal,
+    assert_same_run,
+    command,
+    load,
+    read,
+    rows,
+    start,
+    stop_and_resume,
+    tiny_flags,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
 FURTHER = {"kid", "kid_se", "precision", "recall", "density", "coverage"}
@@ -80,6 +92,22 @@ def test_the_best_weights_are_scored_not_the_last_ones(tiny_data: dict, other: P
     assert result[against[0]]["fid"] == alone[against[1]]["fid"] != result[against[1]]["fid"]
 
 
+@pytest.mark.parametrize("stage", ["evaluation (best)", "evaluation (last, --eval-data)", "evaluation (best, --eval-data)"])
+def test_a_stop_among_the_last_scores_changes_nothing(
+    stage: str, tiny_data: dict, undisturbed: Callable, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last and the best weights differ in this run; a stop finds the best ones in the network."""
+    eagan = import_module("eagan")
+    asked = {"phase": "train", "genotype": "eagan-g", "metrics": "fid,is,kid", "eval_data": str(other), "g_lr": 0.05}
+    whole = undisturbed("eagan", **asked)
+    result = read(whole, "result.json")
+    assert result["best"]["step"] != result["last"]["step"]
+    run = stop_and_resume(eagan, tiny_flags("eagan", tiny_data) | asked, tmp_path, monkeypatch, stage, 1)
+    assert_same_run(run, whole)
+    timed = ("seconds", "command", "peak_mem")
+    assert_equal(*({k: v for k, v in read(r, "result.json").items() if k not in timed} for r in (run, whole)))
+
+
 def test_samples_are_of_the_seed_whatever_they_are_written_into(
     method: ModuleType, tiny_data: dict, undisturbed: Callable, tmp_path: Path
 ) -> None:
@@ -120,6 +148,7 @@ def test_a_generator_as_onnx_computes_the_same(undisturbed: Callable, tmp_path: 
     "words",
     [
         *("--metrics fid,speed", "--phase sample", "--phase eval --out x", "--out x", "--fid-stats nowhere.npz"),
+        "--eval-data nowhere",
         "--phase sample --out x --weights nowhere.pt",
     ],
 )
