@@ -129,19 +129,29 @@ def test_samples_are_of_the_seed_whatever_they_are_written_into(
     assert {p.name for p in tmp_path.iterdir()} == {"images", "images.npz", "again.npz"}  # no run
 
 
-def test_a_generator_as_onnx_computes_the_same(undisturbed: Callable, tmp_path: Path) -> None:
+def test_a_generator_as_onnx_computes_the_same(method: ModuleType, undisturbed: Callable, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    eagan, weights = import_module("eagan"), undisturbed("eagan") / "weights.pt"
-    out = tmp_path / "G.onnx"
-    assert command(eagan, ["--phase", "sample", "--weights", str(weights), "--out", str(out)]) == 0
+    weights, out = undisturbed(method.__name__) / "weights.pt", tmp_path / "G.onnx"
+    assert command(method, ["--phase", "sample", "--weights", str(weights), "--out", str(out)]) == 0
     saved = load(weights.parent, "weights.pt")
-    G = eagan.Generator.saved(saved)
+    G = method.Generator.saved(saved)
     G.load_state_dict(saved["G"])
     z = torch.randn(5, 6)
     (images,) = onnxruntime.InferenceSession(str(out)).run(None, {"z": z.numpy()})
     with torch.no_grad():
         assert np.abs(images - G.eval()(z).numpy()).max() < 1e-4
+
+
+def test_an_onnx_needs_packages(
+    undisturbed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Where they are missing, one line names them, and nothing is written."""
+    monkeypatch.setattr("common.gan.find_spec", lambda name: None)
+    words = ["--phase", "sample", "--weights", str(undisturbed("eagan") / "weights.pt"), "--out", str(tmp_path / "G.onnx")]
+    assert command(import_module("eagan"), words) == 2
+    assert "pip install onnx onnxscript" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
