@@ -372,7 +372,7 @@ class Score:
     fid: float | None
     is_mean: float | None
     is_std: float | None
-    n: int
+    n: int  # 0: of statistics
     net: str
     ref: str
     more: dict[str, float] = field(default_factory=dict)
@@ -396,7 +396,7 @@ class Score:
             parts += [] if name.endswith("_se") else [f"{shown} {value:.4g}"]
             if f"{name}_se" in self.more:
                 parts[-1] += f" ± {self.more[name + '_se']:.2g}"
-        return f"{', '.join(parts)} on {self.n} images"
+        return ", ".join(parts) + (f" on {self.n} images" if self.n else "")
 
 
 class Evaluator:
@@ -676,13 +676,22 @@ def _digest(state: dict[str, Tensor]) -> str:
 
 
 def compare(a: str, b: str, options: dict[str, Any], data_dir: Path, device: str = "auto") -> Score:
-    """Score the images of `a` against those of `b`, or against the statistics of an .npz with mu and sigma.
+    """Score the images of `a` against those of `b`; on either side, an .npz with mu and sigma gives its FID alone.
 
     Folders, .zip, .npz and the data sets' names are read as by --dataset. options: of Evaluator. UserError: no images,
-    two sizes of images."""
+    two sizes of images, scores of images where there are only statistics."""
     device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if is_stats(a) and not is_stats(b):
+        a, b = b, a  # the same FID
+    given = is_stats(b)
+    images_only = set(options.get("more", ())) - ({"fid"} if is_stats(a) else {"fid", "is", "fid-inf"})
+    if given and images_only:
+        raise UserError(f"--metrics {','.join(sorted(images_only))}: {b} has no images, only mu and sigma; omit it")
+    if is_stats(a):
+        one, two = (read_stats(Path(x), options["fid_dims"]) for x in (a, b))
+        fid = frechet_distance(one["mean"], one["cov"], two["mean"], two["cov"])
+        return Score(fid, None, None, 0, f"inception-{options['fid_dims']}", b)
     images = load_dataset(a, data_dir)
-    given = b.endswith(".npz") and is_stats(Path(b))
     evaluator = Evaluator(device=device, cache_dir=data_dir / "cache", stats=Path(b) if given else None, **options)
     reference = images if given else load_dataset(b, data_dir)
     if reference.images.shape[-1] != images.images.shape[-1]:
@@ -697,30 +706,31 @@ def compare(a: str, b: str, options: dict[str, Any], data_dir: Path, device: str
     return evaluator.score(batch, len(images.images), more=True)
 
 
-def is_stats(path: Path) -> bool:
-    """Whether an .npz holds statistics, not images."""
+def is_stats(path: str) -> bool:
+    """Whether it is an .npz that holds statistics, not images."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(Path(path), allow_pickle=False) as arrays:
             return {"mu", "sigma"} <= set(arrays)
     except Exception:  # the loader of images says what is wrong with it
         return False
 
 
 def main() -> None:
+    known = [name for name in METRICS if name != "nearest"]  # a picture
     parser = argparse.ArgumentParser(description="Score images against others: folders, .zip, .npz or statistics.")
-    parser.add_argument("a", metavar="A", help="images to score")
+    parser.add_argument("a", metavar="A", help="images to score, or an .npz with their mu and sigma")
     parser.add_argument("b", metavar="B", help="images to compare with, or an .npz with their mu and sigma")
-    parser.add_argument("--metrics", default="fid,is", help=f"any of {', '.join(sorted(set(METRICS) - {'nearest'}))}")
+    parser.add_argument("--metrics", help=f"any of {', '.join(known)}; default: fid,is, of statistics alone fid")
     parser.add_argument("--evaluator", choices=("inception", "compact"), default="inception")
     parser.add_argument("--inception-weights", type=Path, help="weights file; default: download")
     parser.add_argument("--fid-dims", choices=("64", "192", "768", "2048"), default="2048")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="directory of cached statistics")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
-    more = asked.metrics.split(",")
+    more = (asked.metrics or ("fid" if is_stats(asked.a) and is_stats(asked.b) else "fid,is")).split(",")
     try:
-        if unknown := [name for name in more if name not in METRICS]:
-            raise UserError(f"--metrics {asked.metrics}: {unknown[0]!r} is no metric; use any of {', '.join(METRICS)}")
+        if unknown := [name for name in more if name not in known]:
+            raise UserError(f"--metrics {asked.metrics}: {unknown[0]!r} is none of {', '.join(known)}; omit it")
         options = {"name": asked.evaluator, "weights": asked.inception_weights, "fid_dims": int(asked.fid_dims)}
         options |= {"more": more, "want_is": "is" in more}
         found = compare(asked.a, asked.b, options, asked.data_dir, asked.device)

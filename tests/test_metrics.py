@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from common import metrics, scores
+from common.data import load_dataset
 from common.files import UserError, stream
 from common.metrics import Evaluator, Inception, InceptionScore, Moments, Score, frechet_distance, matrix_root, to_uint8
 from tests.conftest import REAL_DATA
@@ -531,6 +532,33 @@ def test_the_fid_against_statistics_of_others(tmp_path: Path, complete: dict[str
     assert given.ref == "colours 40"
     with pytest.raises(UserError, match=r"--fid-stats.*--evaluator inception"):
         Evaluator("compact", CPU, tmp_path, stats=file)
+
+
+def test_statistics_and_images_against_each_other(tmp_path: Path, complete: dict[str, Tensor]) -> None:
+    """Either side may be statistics, of which nothing but a FID can be computed."""
+    torch.save(complete, tmp_path / "net.pth")
+    options = {"name": "inception", "weights": tmp_path / "net.pth", "fid_dims": 64, "want_is": False}
+    for name, seed in (("a", 0), ("b", 3)):
+        np.savez(tmp_path / f"{name}.npz", images=pictures(40, seed, 16).permute(0, 2, 3, 1).numpy())
+        data = load_dataset(str(tmp_path / f"{name}.npz"), tmp_path)
+        own = ready("inception", data, tmp_path, **{k: v for k, v in options.items() if k != "name"}).reference
+        np.savez(tmp_path / f"stats-{name}.npz", mu=own["mean"].numpy(), sigma=own["cov"].numpy())
+
+    def fid(a: str, b: str, **more: object) -> metrics.Score:
+        sides = (str(tmp_path / f"{name}.npz") for name in (a, b))
+        return metrics.compare(*sides, options | more, tmp_path, "cpu")
+
+    whole = fid("a", "b")
+    assert whole.fid > 0.01
+    for sides in (("a", "stats-b"), ("stats-a", "b"), ("stats-a", "stats-b")):
+        assert fid(*sides).fid == pytest.approx(whole.fid, rel=1e-4)
+    assert fid("stats-a", "b").n == 40
+    assert str(tmp_path / "stats-a.npz") in fid("stats-b", "stats-a").ref
+    for sides in (("a", "stats-b"), ("stats-a", "b"), ("stats-a", "stats-b")):
+        with pytest.raises(UserError, match=r"--metrics.*kid"):
+            fid(*sides, more=["fid", "kid"])
+    with pytest.raises(UserError, match="64"):
+        fid("stats-a", "stats-b", fid_dims=192)
 
 
 def score_on_rank(rank: int, folder: Path) -> None:
