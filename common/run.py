@@ -267,10 +267,11 @@ class Run:
             self.status["last"] = {k: status["last"][k] for k in ("fid", "is", "net")}
             self.status["checkpoints"] = status.get("checkpoints", 1)  # at least, of older versions
             old, new = status["process"], self.status["process"]
-            if (old["host"], old["boot_id"]) == (new["host"], new["boot_id"]):  # alive, from before there was a lock
+            here = (old["host"], old["boot_id"]) == (new["host"], new["boot_id"])
+            if status["state"] not in ("done", "stopped", "failed") and here:  # alive, from before there was a lock?
                 if old["pid"] != new["pid"] and kernel_start_time(old["pid"]) == (old["start_time"] or -1):
                     raise UserError(f"--resume {self.dir}: in use by process {old['pid']}; stop it first")
-            elif old["host"] != new["host"] and status["state"] not in ("done", "stopped", "failed"):
+            elif status["state"] not in ("done", "stopped", "failed") and old["host"] != new["host"]:
                 self._watch(old["host"], status["updated"])
         before, after = (
             {

@@ -645,7 +645,7 @@ def test_a_run_of_another_script_or_live_or_of_other_images_is_refused_on_resume
     assert str(tmp_path / "other.npz") in line
     write("config.json", config)
     parent = {"pid": os.getppid(), "start_time": common.run.kernel_start_time(os.getppid())}
-    write("status.json", {**status, "process": {**status["process"], **parent}})
+    write("status.json", {**status, "state": "running", "process": {**status["process"], **parent}})
     assert re.search(rf"\b{os.getppid()}\b", resume())
     write("status.json", status)
     moved = shutil.copy(config["args"]["dataset"], tmp_path / "moved.npz")  # the digest tells that they are the same
