@@ -92,20 +92,31 @@ def test_the_best_weights_are_scored_not_the_last_ones(tiny_data: dict, other: P
     assert result[against[0]]["fid"] == alone[against[1]]["fid"] != result[against[1]]["fid"]
 
 
+@pytest.fixture(scope="module")
+def asked(tiny_data: dict, other: Path) -> dict:
+    """Flags of a run whose best weights are not its last."""
+    more = {"phase": "train", "genotype": "eagan-g", "metrics": "fid,is,kid", "eval_data": str(other), "g_lr": 0.05}
+    return tiny_flags("eagan", tiny_data) | more
+
+
+@pytest.fixture(scope="module")
+def scored_run(quick_compact: None, asked: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run, from start to end."""
+    run = start(import_module("eagan"), asked, tmp_path_factory.mktemp("scored"))
+    result = read(run, "result.json")
+    assert result["best"]["step"] != result["last"]["step"]
+    return run
+
+
 @pytest.mark.parametrize("stage", ["evaluation (best)", "evaluation (last, --eval-data)", "evaluation (best, --eval-data)"])
 def test_a_stop_among_the_last_scores_changes_nothing(
-    stage: str, tiny_data: dict, undisturbed: Callable, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, asked: dict, scored_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last and the best weights differ in this run; a stop finds the best ones in the network."""
-    eagan = import_module("eagan")
-    asked = {"phase": "train", "genotype": "eagan-g", "metrics": "fid,is,kid", "eval_data": str(other), "g_lr": 0.05}
-    whole = undisturbed("eagan", **asked)
-    result = read(whole, "result.json")
-    assert result["best"]["step"] != result["last"]["step"]
-    run = stop_and_resume(eagan, tiny_flags("eagan", tiny_data) | asked, tmp_path, monkeypatch, stage, 1)
-    assert_same_run(run, whole)
+    """Also where it finds the best weights in the network."""
+    run = stop_and_resume(import_module("eagan"), asked, tmp_path, monkeypatch, stage, 1)
+    assert_same_run(run, scored_run)
     timed = ("seconds", "command", "peak_mem")
-    assert_equal(*({k: v for k, v in read(r, "result.json").items() if k not in timed} for r in (run, whole)))
+    assert_equal(*({k: v for k, v in read(r, "result.json").items() if k not in timed} for r in (run, scored_run)))
 
 
 def test_samples_are_of_the_seed_whatever_they_are_written_into(
