@@ -28,7 +28,8 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
+from itertools import product
 from math import ceil, inf
 from typing import Any, Literal
 
@@ -59,7 +60,6 @@ from common.cells import (
     named,
     op_cost,
     params_and_macs,
-    placement,
     table,
 )
 from common.cli import CommonArgs, cli, opt
@@ -301,6 +301,9 @@ def derive(space: Space, p: list[dict[str, dict[str, float]]]) -> Genotype:
 
 # ---- networks (paper §3.3; sizes: authors' code) -------------------------------------------------
 
+# offsets of a merged kernel's taps from its centre: dense 5x5, outer rows 2x5, outer columns 3x2
+PLACES = [*product(range(-2, 3), repeat=2), *product((-4, 4), range(-4, 5, 2)), *product((-2, 0, 2), (-4, 4))]
+
 
 class MixedEdge(nn.ModuleDict):
     """Ops of an edge by name: all in a supernet; one, or zero for "none", in a derived network."""
@@ -316,6 +319,19 @@ class MixedEdge(nn.ModuleDict):
             return ops[0](x) if ops else None
         return add(*(mix[self.name][name] * op(x) for name, op in self.items()))
 
+    @staticmethod
+    @lru_cache
+    def placement(ops: tuple[str, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(ops, 41 places, taps of all ops): 1 where a tap of an op has its place, in the op's matrix."""
+        taps = []
+        for n, op in enumerate(ops):
+            kernel, dilation = CONVS[op]
+            reach = range(-dilation * (kernel // 2), dilation * (kernel // 2) + 1, dilation)
+            taps += [(n, PLACES.index(offset)) for offset in product(reach, repeat=2)]
+        found = torch.zeros(len(ops), len(PLACES), len(taps), dtype=dtype)
+        found[[n for n, _ in taps], [place for _, place in taps], range(len(taps))] = 1
+        return found.to(device)
+
 
 def merge(edges: Sequence[MixedEdge], mix: CellMix) -> list[Tensor]:
     """Merge the weighted convolutions of edges, each into one kernel of three parts, and a bias.
@@ -329,7 +345,7 @@ def merge(edges: Sequence[MixedEdge], mix: CellMix) -> list[Tensor]:
     ops = tuple(op for op in MERGED if op in edges[0])  # on down edges without conv_1x1
     convs = [edge[op].conv for edge in edges for op in ops]
     w = torch.stack([mix[edge.name][op] for edge in edges for op in ops]).view(len(edges), -1)
-    places = placement(ops, w.dtype, w.device)
+    places = MixedEdge.placement(ops, w.dtype, w.device)
     weighted = (w @ places.flatten(1)).view(len(edges), *places.shape[1:])
     taps = torch.cat([conv.weight.permute(0, 2, 3, 1).flatten(1) for conv in convs], 1)
     merged = weighted @ taps.view(len(taps), len(edges), places.shape[2], -1)  # (outputs, edges, 41, inputs)

@@ -47,11 +47,11 @@ from common.cells import (
     Cost,
     ForPenalty,
     avg_pool_3x3,
-    binomial,
     conv_cost,
     count_params,
     op_cost,
     params_and_macs,
+    separable,
 )
 from common.cli import CommonArgs, cli, opt
 from common.data import Batches, Dataset, load_dataset
@@ -201,7 +201,7 @@ def pyramid(x: Tensor, levels: int) -> list[Tensor]:
     OURS: a band is the image minus its blur by the separable binomial [1 4 6 4 1] / 16, replicated at
     the edges; the next image is the 2x2 mean of the blur. All steps are linear. [GLO re-implementations]
     """
-    kernel, bands = binomial(x.dtype, x.device), []
+    kernel, bands = separable((1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16), x.dtype, x.device), []
     for _ in range(levels):
         apart = F.pad(x.flatten(0, 1)[:, None], (2, 2, 2, 2), mode="replicate")
         low = F.conv2d(apart, kernel).view_as(x)
@@ -1124,8 +1124,8 @@ def main(args: Args) -> dict | None:
     ranks = start_ranks(args.device)
     check(args, ranks.world)
     if args.phase == "sample":
-        make = lambda saved: Generator.saved(saved).evaluate_with(args.eval_bn)  # noqa: E731
-        return gan.sample(args, ranks, make, quantise, Generator.labelled)
+        with_statistics = lambda saved: Generator.saved(saved).evaluate_with(args.eval_bn)  # noqa: E731
+        return gan.sample(args, ranks, with_statistics, quantise, Generator.labelled)
     evaluator = Evaluator(**gan.evaluator_options(args, ranks), want_is=args.wants_is)
     data = ranks.first(lambda: load_dataset(args.dataset, args.data_dir, args.size))
     evaluator.use(data)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, reduce
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,27 +160,10 @@ def four_places(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @lru_cache
-def binomial(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[1 4 6 4 1] / 16 in both directions, (1, 1, 5, 5), made once: the CPU waits for its copy to a GPU."""
-    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=dtype, device=device) / 16
-    return taps.outer(taps)[None, None]
-
-
-# Offsets of a merged kernel's taps from its centre (adversarialnas.py): dense 5x5, outer rows 2x5, outer columns 3x2
-PLACES = [*product(range(-2, 3), repeat=2), *product((-4, 4), range(-4, 5, 2)), *product((-2, 0, 2), (-4, 4))]
-
-
-@lru_cache
-def placement(ops: tuple[str, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(ops, 41 places, taps of all ops): 1 where a tap of an op has its place, in the op's matrix."""
-    taps = []
-    for n, op in enumerate(ops):
-        kernel, dilation = CONVS[op]
-        reach = range(-dilation * (kernel // 2), dilation * (kernel // 2) + 1, dilation)
-        taps += [(n, PLACES.index(offset)) for offset in product(reach, repeat=2)]
-    found = torch.zeros(len(ops), len(PLACES), len(taps), dtype=dtype)
-    found[[n for n, _ in taps], [place for _, place in taps], range(len(taps))] = 1
-    return found.to(device)
+def separable(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kernel (1, 1, n, n) with these n taps in both directions, made once: the CPU waits for its copy to a GPU."""
+    row = torch.tensor(taps, dtype=dtype, device=device)
+    return row.outer(row)[None, None]
 
 
 def conv(c_in: int, c_out: int, name: str = "conv_1x1", stride: int = 1, sn: bool = False) -> nn.Module:
