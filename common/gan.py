@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import chain
 from math import inf, isfinite
-from shutil import which
+from pathlib import Path
+from shutil import rmtree, which
 from statistics import stdev
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from common.cells import Cost
 from common.data import Batches, Dataset, load_dataset
 from common.files import UserError, first_line, load_tensors, replacing, stream
-from common.metrics import IS_SPLITS, METRICS, Evaluator, Score, to_uint8
+from common.metrics import IS_SPLITS, Evaluator, Score, metrics_of, to_uint8
 from common.ranks import Ranks, free_memory, measured_flops
 from common.run import Run, duration
 
@@ -421,26 +423,39 @@ def sample(
         return
     nothing: Any = SimpleNamespace(batch=SAMPLED)  # neither images nor an evaluator
     job = Job(args, ranks, nothing, nothing, to_bytes=to_bytes)
-    generate, made = labelled(G, job) if labelled and G.classes else None, []
+    generate = labelled(G, job) if labelled and G.classes else None
     try:
         if out.suffix == ".onnx":
             export_onnx(job, G, generate)
             return
-        if out.suffix != ".npz":
-            out.mkdir(parents=True)
         with evaluating(G):
-            for k in range(-(-args.sample_n // SAMPLED)):
-                images = (generate or only_latents(G))(fixed_latent(job, SAMPLED, "sample", k), k)
-                made.append(to_bytes(images)[: args.sample_n - k * SAMPLED].permute(0, 2, 3, 1).cpu().numpy())
-                if out.suffix != ".npz":
-                    for i, image in enumerate(made.pop(), k * SAMPLED):
-                        Image.fromarray(image).save(out / f"{i:06d}.png")
-        if made:
-            with replacing(out) as tmp, open(tmp, "wb") as file:
-                np.savez(file, images=np.concatenate(made))
+            if out.suffix == ".npz":
+                with replacing(out) as tmp, open(tmp, "wb") as file:
+                    np.savez(file, images=np.concatenate(list(sampled(job, G, generate))))
+            else:
+                write_folder(out, sampled(job, G, generate))
     except OSError as e:
         raise UserError(f"--out {out}: {e.strerror}; pass another place") from None
     print(f"{out}: {args.sample_n:,} images of {args.weights}")
+
+
+def sampled(job: Job, G: nn.Module, generate: Generate | None) -> Iterator[np.ndarray]:
+    """--sample-n images of G, SAMPLED at a time: uint8 (SAMPLED, H, W, 3), the last ones fewer."""
+    for k, start in enumerate(range(0, job.args.sample_n, SAMPLED)):
+        images = (generate or only_latents(G))(fixed_latent(job, SAMPLED, "sample", k), k)
+        yield job.to_bytes(images)[: job.args.sample_n - start].permute(0, 2, 3, 1).cpu().numpy()
+
+
+def write_folder(folder: Path, batches: Iterator[np.ndarray]) -> None:
+    """Images as 000000.png, 000001.png and so on in a new folder, which is there once all of them are."""
+    half = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    half.mkdir(parents=True)
+    try:
+        for i, image in enumerate(chain.from_iterable(batches)):
+            Image.fromarray(image).save(half / f"{i:06d}.png")
+        os.replace(half, folder)
+    finally:
+        rmtree(half, ignore_errors=True)
 
 
 def export_onnx(job: Job, G: nn.Module, generate: Generate | None = None) -> None:
@@ -585,11 +600,8 @@ def check_splits(**counts: int) -> None:
 def evaluator_options(args: Any, ranks: Ranks) -> dict:
     """Arguments of Evaluator from the common flags."""
     found = {"name": args.evaluator, "device": ranks.device, "cache_dir": args.data_dir / "cache"}
-    more = args.metrics.split(",")
-    if unknown := [name for name in more if name not in METRICS]:
-        raise UserError(f"--metrics {args.metrics}: {unknown[0]!r} is no metric; use any of {', '.join(METRICS)}")
     found |= {"weights": args.inception_weights, "fid_dims": int(args.fid_dims), "ref_n": args.ref_n}
-    return found | {"more": more, "stats": args.fid_stats}
+    return found | {"more": metrics_of(args.metrics), "stats": args.fid_stats}
 
 
 def other_images(job: Job) -> Dataset:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from common import scores
 from common.data import Dataset, load_dataset
 from common.files import UserError, finite, first_line, load_tensors, replacing, stream
+from common.ranks import start_ranks
 
 IS_SPLITS = 10  # splits of the Inception Score
 METRICS = ("fid", "is", "kid", "pr", "dc", "fid-inf", "nearest")  # names in --metrics; docs/metrics.md
@@ -680,7 +681,7 @@ def compare(a: str, b: str, options: dict[str, Any], data_dir: Path, device: str
 
     Folders, .zip, .npz and the data sets' names are read as by --dataset. options: of Evaluator. UserError: no images,
     two sizes of images, scores of images where there are only statistics."""
-    device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    where = start_ranks(device).device
     if is_stats(a) and not is_stats(b):
         a, b = b, a  # the same FID
     given = is_stats(b)
@@ -692,7 +693,7 @@ def compare(a: str, b: str, options: dict[str, Any], data_dir: Path, device: str
         fid = frechet_distance(one["mean"], one["cov"], two["mean"], two["cov"])
         return Score(fid, None, None, 0, f"inception-{options['fid_dims']}", b)
     images = load_dataset(a, data_dir)
-    evaluator = Evaluator(device=device, cache_dir=data_dir / "cache", stats=Path(b) if given else None, **options)
+    evaluator = Evaluator(device=where, cache_dir=data_dir / "cache", stats=Path(b) if given else None, **options)
     reference = images if given else load_dataset(b, data_dir)
     if reference.images.shape[-1] != images.images.shape[-1]:
         sides = f"{images.images.shape[-1]} and {reference.images.shape[-1]} px"
@@ -701,9 +702,17 @@ def compare(a: str, b: str, options: dict[str, Any], data_dir: Path, device: str
     evaluator.prepare()
 
     def batch(k: int) -> Tensor:
-        return images.images[k * evaluator.batch : (k + 1) * evaluator.batch].to(device)
+        return images.images[k * evaluator.batch : (k + 1) * evaluator.batch].to(where)
 
     return evaluator.score(batch, len(images.images), more=True)
+
+
+def metrics_of(text: str, known: Collection[str] = METRICS) -> list[str]:
+    """The names in --metrics. UserError: one of them is no metric."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--metrics {text}: {unknown[0]!r} is none of {', '.join(known)}; omit it")
+    return names
 
 
 def is_stats(path: str) -> bool:
@@ -727,10 +736,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="directory of cached statistics")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
-    more = (asked.metrics or ("fid" if is_stats(asked.a) and is_stats(asked.b) else "fid,is")).split(",")
+    usual = "fid" if is_stats(asked.a) and is_stats(asked.b) else "fid,is"
     try:
-        if unknown := [name for name in more if name not in known]:
-            raise UserError(f"--metrics {asked.metrics}: {unknown[0]!r} is none of {', '.join(known)}; omit it")
+        more = metrics_of(asked.metrics or usual, known)
         options = {"name": asked.evaluator, "weights": asked.inception_weights, "fid_dims": int(asked.fid_dims)}
         options |= {"more": more, "want_is": "is" in more}
         found = compare(asked.a, asked.b, options, asked.data_dir, asked.device)

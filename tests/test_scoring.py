@@ -1,6 +1,8 @@
 """The last evaluation of a run by further scores and other images, --phase sample, and python -m common.metrics."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -138,6 +140,24 @@ def test_samples_are_of_the_seed_whatever_they_are_written_into(
     assert (np.load(again)["images"] != images).any()
     assert sample(folder) == 2  # it is there
     assert {p.name for p in tmp_path.iterdir()} == {"images", "images.npz", "again.npz"}  # no run
+
+
+@pytest.mark.parametrize("suffix", ["", ".npz"])
+def test_samples_that_cannot_be_written_whole_leave_nothing(
+    suffix: str, undisturbed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        if len(written) == 3 or suffix:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(1)
+
+    written: list[int] = []
+    monkeypatch.setattr(np if suffix else Image.Image, "savez" if suffix else "save", full)
+    out = tmp_path / f"images{suffix}"
+    words = ["--phase", "sample", "--weights", str(undisturbed("eagan") / "weights.pt"), "--out", str(out)]
+    assert command(import_module("eagan"), words) == 2
+    assert f"--out {out}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_generator_as_onnx_computes_the_same(method: ModuleType, undisturbed: Callable, tmp_path: Path) -> None:
