@@ -220,7 +220,10 @@ def resumed_defaults(run: Path, preset: str | None, script: str) -> dict:
     """Arguments of the run to resume. UserError: not a run of this script, or a preset is given."""
     if preset is not None:
         raise UserError(f"--preset {preset}: a resumed run keeps its settings; omit --preset")
-    config = read_json(run / "config.json", "--resume: no run without it; restore it: cannot read")
+    try:
+        config = read_json(run / "config.json", "--resume: cannot read")
+    except UserError as e:
+        raise UserError(f"{e}; without it a run cannot be resumed") from None
     if config.get("script") != script:
         raise UserError(f"--resume {run}: created by {config.get('script')}, not {script}; resume it with that script")
     saved = config.get("args")

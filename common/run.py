@@ -45,6 +45,7 @@ ON_RESUME = {  # flags that may change on --resume: only the device, with its ow
     "save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs", "compile",
     "metrics", "eval_data", "sample_n", "out",
 }  # fmt: skip
+INPUTS = ("dataset", "eval_data", "fid_stats", "inception_weights")  # flags that may be paths
 KEPT = ON_RESUME - {"resume", "auto_resume", "preset", "dry_run", "device", "runs_dir", "compile"}  # by later resumes
 
 
@@ -121,8 +122,9 @@ class Run:
     ) -> None:  # fmt: skip
         script = Path(script)
         self.args: dict[str, Any] = {k: jsonable(v) for k, v in args.items()}
-        if (images := self.args.get("dataset")) and images not in SIZES and Path(images).exists():
-            self.args["dataset"] = str(Path(images).absolute())  # to be resumed from any folder
+        for key in INPUTS:  # to be resumed from any folder
+            if (given := self.args.get(key)) and given not in SIZES and Path(given).exists():
+                self.args[key] = str(Path(given).absolute())
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
         self.stopping, self.interrupted, self.lock = False, False, threading.Lock()
@@ -267,12 +269,12 @@ class Run:
             self.status["last"] = {k: status["last"][k] for k in ("fid", "is", "net")}
             self.status["checkpoints"] = status.get("checkpoints", 1)  # at least, of older versions
             old, new = status["process"], self.status["process"]
-            here = (old["host"], old["boot_id"]) == (new["host"], new["boot_id"])
-            if status["state"] not in ("done", "stopped", "failed") and here:  # alive, from before there was a lock?
-                if old["pid"] != new["pid"] and kernel_start_time(old["pid"]) == (old["start_time"] or -1):
-                    raise UserError(f"--resume {self.dir}: in use by process {old['pid']}; stop it first")
-            elif status["state"] not in ("done", "stopped", "failed") and old["host"] != new["host"]:
-                self._watch(old["host"], status["updated"])
+            if status["state"] not in ("done", "stopped", "failed"):
+                if (old["host"], old["boot_id"]) == (new["host"], new["boot_id"]):  # from before there was a lock
+                    if old["pid"] != new["pid"] and kernel_start_time(old["pid"]) == (old["start_time"] or -1):
+                        raise UserError(f"--resume {self.dir}: in use by process {old['pid']}; stop it first")
+                elif old["host"] != new["host"]:
+                    self._watch(old["host"], status["updated"])
         before, after = (
             {
                 "device": c["device"],
@@ -554,9 +556,7 @@ class Run:
                 path = self.dir / name
                 if (missing := length - size(path)) > 0:
                     self.print(f"WARNING: {path}: {missing} bytes of rows were lost")
-                    length = (
-                        path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
-                    )  # no row is appended to half a row
+                    length = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0  # a last half row is cut
                 if size(path) > length:
                     os.truncate(path, length)
                 if bad := unreadable_rows(path):

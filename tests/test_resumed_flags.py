@@ -76,7 +76,7 @@ def test_images_of_a_relative_path_are_found_from_any_folder(
     images, elsewhere = Path(tiny["dataset"]), tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(images.parent)
-    run = start(eagan, {**tiny, "dataset": images.name}, tmp_path, train_epochs=1)
+    run = start(eagan, {**tiny, "dataset": images.name, "eval_data": images.name}, tmp_path, train_epochs=1)
     monkeypatch.chdir(elsewhere)
     assert resume(run, "--train-epochs", "2") == 0
 
