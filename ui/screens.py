@@ -53,6 +53,10 @@ class Runs(Launching):
         *MOVES,
     ]
 
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.spots: list[tuple[int, int, str]] = []  # first and last cell of each column, and its name
+
     def body(self) -> ComposeResult:
         yield Doc(self.top_line, base="bar", id="top")
         with Horizontal(id="middle"):
@@ -171,7 +175,7 @@ class Runs(Launching):
         words += [f"{len(self.state.overlay)} overlaid"] if self.state.overlay else []
         words += ["seeds grouped"] if self.state.group else []
         left = [label for label in self.state.labels() if label.startswith("FID")]
-        fits = {c[0] for c in self.columns(self.state.listed(), self.query_one(Table).size.width)}
+        fits = {name for _, _, name in self.spots}
         hidden = [label for label in left if label not in fits]
         words += [f"hidden columns: {', '.join(hidden)}"] if hidden else []
         return [[(fit(" " + " · ".join(words), width), "dim")]]
@@ -328,7 +332,7 @@ class Runs(Launching):
         self.update_all()
 
     def action_sort(self) -> None:
-        keys = ["state", "name", *(k for _, _, k in getattr(self, "spots", [])[1:])]
+        keys = ["state", "name", *(name for _, _, name in self.spots[1:])]
         self.state.sort = keys[(keys.index(self.state.sort) + 1) % len(keys)] if self.state.sort in keys else keys[0]
         self.state.reverse = False
         self.update_all()
