@@ -45,7 +45,8 @@ ON_RESUME = {  # flags that may change on --resume: only the device, with its ow
     "save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs", "compile",
     "metrics", "eval_data", "sample_n", "out",
 }  # fmt: skip
-INPUTS = ("dataset", "eval_data", "fid_stats", "inception_weights")  # flags that may be paths
+INPUTS = ("dataset", "eval_data", "fid_stats", "inception_weights", "weights")  # flags that may be paths
+GENOTYPES = ("genotype", "d_genotype", "init_g", "init_d")  # flags that may be paths of .json or .npy files
 KEPT = ON_RESUME - {"resume", "auto_resume", "preset", "dry_run", "device", "runs_dir", "compile"}  # by later resumes
 
 
@@ -122,8 +123,10 @@ class Run:
     ) -> None:  # fmt: skip
         script = Path(script)
         self.args: dict[str, Any] = {k: jsonable(v) for k, v in args.items()}
-        for key in INPUTS:  # to be resumed from any folder
-            if (given := self.args.get(key)) and given not in SIZES and Path(given).exists():
+        for key in INPUTS + GENOTYPES:  # to be resumed from any folder
+            given = self.args.get(key) or ""
+            published = given in SIZES if key in INPUTS else Path(given).suffix not in (".json", ".npy")
+            if given and not published and Path(given).exists():
                 self.args[key] = str(Path(given).absolute())
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,13 +71,15 @@ def test_rows_that_were_cut_or_damaged_are_noticed_and_no_row_is_glued_to_them(t
     assert (run / "log.txt").read_text().count("WARNING") == lost + 1
 
 
-def test_images_of_a_relative_path_are_found_from_any_folder(
-    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_files_of_a_relative_path_are_found_from_any_folder(
+    tiny: dict, tmp_path: Path, undisturbed: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, elsewhere = Path(tiny["dataset"]), tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(images.parent)
-    run = start(eagan, {**tiny, "dataset": images.name, "eval_data": images.name}, tmp_path, train_epochs=1)
+    shutil.copy(undisturbed("eagan") / "genotype.json", "g.json")
+    named = {"dataset": images.name, "eval_data": images.name, "genotype": "g.json", "init_g": "g.json"}
+    run = start(eagan, {**tiny, **named}, tmp_path, train_epochs=1)
     monkeypatch.chdir(elsewhere)
     assert resume(run, "--train-epochs", "2") == 0
 
