@@ -1,6 +1,8 @@
-"""Benchmark common/metrics.py: Frechet distance against pytorch-fid's, and images per second of both networks.
+"""Benchmark common/metrics.py and common/scores.py: Frechet distance against pytorch-fid's, images per second of both
+networks, and what KID, precision, recall, density and coverage take of Inception's own time.
 
-python -m benchmark.metrics [--weights FILE]     (FILE: pytorch-fid's Inception weights, complete or up to Mixed_6e)
+python -m benchmark.metrics [--weights FILE] [--images 50000]
+    FILE: pytorch-fid's Inception weights, complete or up to Mixed_6e
 """
 
 import argparse
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from common.files import stream
 from common.metrics import Compact, Inception, frechet_distance, matrix_root
+from common.scores import kid, neighbourhoods
 
 
 def seconds(work: Callable[[], object], device: str, repeat: int = 3) -> float:
@@ -57,30 +60,46 @@ def frechet_rows(table: Table, dims: int, device: str) -> None:
         table.add_row(f"Frechet distance {dims}, {name}", f"{fast:.2f} s", f"{slow / fast:.1f}", f"{difference:.0e}")
 
 
-def network_row(table: Table, name: str, net: nn.Module, batch: int, device: str) -> None:
-    """Time one network on uint8 images of 32x32 pixels."""
+def network_row(table: Table, name: str, net: nn.Module, batch: int, device: str) -> float:
+    """Time one network on uint8 images of 32x32 pixels; returns images per second."""
     images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8, generator=stream(0)).to(device)
     net.eval().to(device)
     with torch.no_grad():
         net(images)
         rate = batch / seconds(lambda: net(images), device)
     table.add_row(f"{name}, batch {batch}", f"{rate:,.0f} images/s", "", "")
+    return rate
+
+
+def score_rows(table: Table, n: int, rate: float | None, device: str) -> None:
+    """Time the further scores of n real and n generated images, from features of 2,048 dimensions.
+
+    rate: images per second of Inception; its time for n images is computed from it, not measured.
+    """
+    real, fake = (torch.randn(n, 2048, generator=stream(0, "features", i)).relu().to(device) for i in range(2))
+    for name, score in (("KID", kid), ("precision, recall, density, coverage", neighbourhoods)):
+        spent = seconds(lambda score=score: score(real, fake), device, repeat=1)
+        share = f"; {spent * rate / n:.1%} of Inception's time" if rate else ""
+        table.add_row(f"{name} of 2 x {n:,} images", f"{spent:.1f} s{share}", "", "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, help="Inception weights; omit to skip Inception")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = parser.parse_args().weights
+    parser.add_argument("--images", type=int, default=50_000, help="number of images of the further scores")
+    asked = parser.parse_args()
     table = Table(title=f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
     for column in ("what", "measured", "times as fast", "relative difference"):
         table.add_column(column, no_wrap=True)
     for dims in (768, 2048):
         frechet_rows(table, dims, device)
-    if weights:
-        network_row(table, "Inception, 768 features", Inception(weights, 768, False), 20, device)
+    rate = None
+    if asked.weights:
+        rate = network_row(table, "Inception, 768 features", Inception(asked.weights, 768, False), 20, device)
     network_row(table, "compact", Compact(10), 500, device)
-    Console(width=100).print(table)
+    score_rows(table, asked.images, rate, device)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":
