@@ -1,6 +1,6 @@
 """A run in its own process, interrupted by SIGINT in the search and in the training, equals one that was left alone.
 
-About a minute on two cores. tests/test_runs.py has the same for every phase, in one process.
+About half a minute on two cores. tests/test_runs.py has the same for every phase, in one process.
 """
 
 import json
@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-FLAGS = shlex.split("--preset smoke --search-n 200 --final-n 200 --train-epochs 3 --eval-every 1 --log-every 5")
+FLAGS = shlex.split(
+    "--preset smoke --g-ch 8 --d-ch 8 --rounds 1 --search-n 60 --final-n 60 --eval-n 200 --train-epochs 3 --eval-every 1 --log-every 5"
+)
 
 
 def launch(words: list[str]) -> subprocess.Popen:
