@@ -32,8 +32,10 @@ class TwoProcesses(Ranks):
         return [value, value]
 
 
-def new_run(folder: Path, ranks: Ranks = Ranks(CPU), resume: Path | None = None, seed: int = 0) -> Run:  # noqa: B008 (frozen)
-    args = {"resume": resume, "seed": seed, "runs_dir": folder, "preset": "smoke", "save_minutes": 5.0}
+def new_run(
+    folder: Path, ranks: Ranks = Ranks(CPU), resume: Path | None = None, seed: int = 0, **more: object  # noqa: B008 (frozen)
+) -> Run:  # fmt: skip
+    args = {"resume": resume, "seed": seed, "runs_dir": folder, "preset": "smoke", "save_minutes": 5.0, **more}
     return Run(eagan.__file__, "eagan", args, ranks, dataset="x", digest="0", plan=[], facts={})
 
 
@@ -72,6 +74,52 @@ def test_a_resumed_run_says_what_differs(tmp_path: Path, monkeypatch: pytest.Mon
     told = (run.dir / "log.txt").read_text()
     assert told.count("WARNING") == 1
     assert re.search(r"NVIDIA H100.*\b1\b.*\b2\b", told)
+
+
+def test_a_resumed_run_says_which_code_was_edited(tmp_path: Path) -> None:
+    """Whether or not it was committed."""
+    path = saved_run(tmp_path)
+    for name in ("eagan.py", "common/cells.py"):
+        with open(path / "source" / name, "a") as f:
+            f.write("# as it was\n")
+    (path / "source" / "gone.py").write_text("")
+    resumed(path)
+    assert "code common/cells.py, code eagan.py, code gone.py" in (path / "log.txt").read_text()
+
+
+def test_a_folder_that_was_there_before_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job").mkdir()
+    monkeypatch.setattr(common.run.shutil, "copy", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    for name, stays in (("job", True), ("new", False)):
+        with pytest.raises(UserError, match=f"--auto-resume {tmp_path / name}"):
+            new_run(tmp_path, auto_resume=tmp_path / name)
+        assert (tmp_path / name).exists() == stays
+
+
+@pytest.mark.parametrize("left", ["notes.txt", "config.json"])
+def test_a_folder_of_something_else_or_of_another_start_is_not_taken(tmp_path: Path, left: str) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / left).write_text("mine")
+    with pytest.raises(UserError, match="another process" if left == "config.json" else left):
+        new_run(tmp_path, auto_resume=tmp_path / "job")
+    assert (tmp_path / "job" / left).read_text() == "mine"
+
+
+def test_a_start_that_another_one_overtook_takes_nothing_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one began and ended between the look at the folder and the lock."""
+    other: list[Run] = []
+
+    def overtaken(folder: Path) -> dict:
+        if not other:
+            other.append(None)
+            other[0] = new_run(tmp_path, auto_resume=tmp_path / "job", seed=1)
+            other[0].lock_file.close()
+        return {"sha": None, "dirty": False}
+
+    monkeypatch.setattr(common.run, "git_state", overtaken)
+    with pytest.raises(UserError, match="another process"):
+        new_run(tmp_path, auto_resume=tmp_path / "job")
+    assert json.loads((tmp_path / "job" / "config.json").read_text())["id"] == other[0].id
 
 
 def test_a_resumed_directory_that_cannot_be_written_is_named_with_its_flag(tmp_path: Path, monkeypatch) -> None:
@@ -239,6 +287,18 @@ def test_a_loss_that_is_not_finite_is_known_at_the_next_row_and_then_forgotten(t
                 run.check_losses()
 
 
+def test_a_loss_that_is_not_finite_is_known_before_a_save(tmp_path: Path) -> None:
+    path = saved_run(tmp_path)
+    before = (path / "checkpoint.pt").read_bytes()
+    with suppress(DivergedError), new_run(tmp_path, resume=path) as run:
+        run.load(Counter())
+        run.track(Counter(), net=nn.Linear(3, 3))
+        run.watch(torch.tensor(float("inf")))
+        with pytest.raises(DivergedError):
+            run.save()
+    assert (path / "checkpoint.pt").read_bytes() == before
+
+
 @pytest.mark.parametrize("error", [None, Stopped, ValueError])
 def test_a_directory_that_is_gone_ends_without_a_traceback_of_its_own(tmp_path: Path, error: type | None) -> None:
     kind = error or UserError
@@ -399,3 +459,18 @@ def test_the_first_checkpoint_comes_within_a_minute_and_others_as_asked(
             saved.append((run.dir / "checkpoint.pt").stat().st_mtime_ns if (run.dir / "checkpoint.pt").exists() else None)
     assert saved[:2] == [None, None]
     assert saved[2] == saved[3] == saved[4] != saved[5]
+
+
+def test_the_first_checkpoint_does_not_wait_for_the_end_of_a_scoring(tmp_path: Path) -> None:
+    """A scoring may take an hour, without an update."""
+    with new_run(tmp_path) as run:
+        run.track(Counter())
+        run.begin("search", "preparing", 0)
+        run.begin("search", "warm-up", 0)
+        assert not (run.dir / "checkpoint.pt").exists()
+        run.tick(0)
+        run.begin("search", "scoring", 1)
+        first = (run.dir / "checkpoint.pt").stat().st_mtime_ns
+        assert load(run.dir, "checkpoint.pt")["step"] == 1
+        run.begin("search", "next", 1)
+        assert (run.dir / "checkpoint.pt").stat().st_mtime_ns == first
