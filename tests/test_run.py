@@ -33,10 +33,11 @@ class TwoProcesses(Ranks):
 
 
 def new_run(
-    folder: Path, ranks: Ranks = Ranks(CPU), resume: Path | None = None, seed: int = 0, **more: object  # noqa: B008 (frozen)
+    folder: Path, ranks: Ranks = Ranks(CPU), resume: Path | None = None, seed: int = 0,  # noqa: B008 (frozen)
+    method: str = "eagan", **more: object
 ) -> Run:  # fmt: skip
     args = {"resume": resume, "seed": seed, "runs_dir": folder, "preset": "smoke", "save_minutes": 5.0, **more}
-    return Run(eagan.__file__, "eagan", args, ranks, dataset="x", digest="0", plan=[], facts={})
+    return Run(eagan.__file__, method, args, ranks, dataset="x", digest="0", plan=[], facts={})
 
 
 def test_runs_of_the_same_second_get_directories_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +229,7 @@ def test_a_broken_checkpoint_falls_back_and_is_never_moved_over_the_good_one(tmp
     assert str(file) in (path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("fault", ["another run", "seed", "version", "gone"])
+@pytest.mark.parametrize("fault", ["another run", "seed", "method", "version", "gone"])
 def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_path: Path, fault: str) -> None:
     """Those of another run, or of other arguments; a state with other fields; none, where there were some."""
     path, other = (saved_run(tmp_path / name) for name in ("a", "b"))
@@ -241,12 +242,41 @@ def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_
     if fault == "version":
         state.new = 1
     before = contents(path)
-    with new_run(path.parent, resume=path, seed=int(fault == "seed")) as run, pytest.raises(UserError, match="--resume"):
+    asked = {"seed": 1} if fault == "seed" else {"method": "degas"} if fault == "method" else {}
+    with new_run(path.parent, resume=path, **asked) as run, pytest.raises(UserError, match="--resume"):
         run.load(state)
     assert contents(path) == before
     told = (path / "log.txt").read_text()
     assert all((str(path / name) in told) == (fault != "gone") for name in ("checkpoint.pt", "checkpoint.prev.pt"))
-    assert ("seed" in told) == (fault == "seed")
+    assert [name for name in ("seed", "method") if f"its {name} is" in told] == list(asked)
+
+
+def test_a_checkpoint_is_on_the_disk_before_the_one_before_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    path, done = saved_run(tmp_path, 2), []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(Path(b).name), replace(a, b)))
+    with new_run(tmp_path, resume=path) as run:
+        run.load(Counter())
+        run.track(Counter(), net=nn.Linear(3, 3))
+        done.clear()
+        run.save()
+        done = [what for what in done if what != "status.json"]
+    assert done[:2] == ["fsync", "checkpoint.prev.pt"]
+
+
+def test_only_a_file_that_exists_is_said_to_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for path, kept in ((saved_run(tmp_path / "a", 0), False), (saved_run(tmp_path / "b", 1), True)):
+        with monkeypatch.context() as patch, suppress(UserError), new_run(tmp_path, resume=path) as run:
+            run.load(Counter())
+            run.track(Counter(), net=nn.Linear(3, 3))
+            patch.setattr(torch, "save", full)
+            with pytest.raises(UserError) as told:
+                run.save()
+        assert ("is kept" in str(told.value)) == kept
 
 
 def test_lost_rows_and_genotypes_are_noticed(tmp_path: Path) -> None:
@@ -357,6 +387,15 @@ def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
             new_run(tmp_path, resume=path)
         other.kill()
     assert resumed(path)[1].n == 2
+
+
+def test_a_run_holds_its_directory_until_it_ends(tmp_path: Path) -> None:
+    with new_run(tmp_path) as run:
+        run.track(None)
+        with pytest.raises(UserError, match=f"^{run.dir}: in use by process {os.getpid()} on"):
+            new_run(tmp_path, resume=run.dir)
+    resumed_once = new_run(tmp_path, resume=run.dir)
+    assert resumed_once.dir == run.dir
 
 
 def of_another_host(path: Path, state: str = "running") -> None:
