@@ -297,7 +297,7 @@ class Tui(App):
         import traceback
 
         if not self.state.readonly:
-            with contextlib.suppress(OSError), open(self.state.store.root / ".tui.log", "a") as f:
+            with contextlib.suppress(OSError), open(self.state.store.root / ".tui.log", "a", encoding="utf-8") as f:
                 f.write("".join(traceback.format_exception(error)))
         with contextlib.suppress(RuntimeError):
             (
@@ -378,7 +378,7 @@ class Tui(App):
                 run.load_all()
             text = make()
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, "utf-8")
         except (OSError, ValueError) as e:
             self.call_from_thread(self.notify, f"{path}: {e}", severity="error", markup=False)
             return
@@ -491,4 +491,6 @@ def pixels() -> type[Widget] | None:
 
 
 if __name__ == "__main__":
+    for output in (sys.stdout, sys.stderr):  # what a terminal cannot show is "?"
+        output.reconfigure(errors="replace")
     typer.run(main)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import io
 import re
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from common.files import UserError, read_json
+from common.files import UserError, read_json, show_anything
 from common.run import ON_RESUME, Stopped, jsonable
 
 PANELS = ("Run", "Data", "Search", "Train", "Eval")
@@ -131,9 +130,7 @@ def cli(main: Callable, args_class: type[CommonArgs], presets: dict[str, dict], 
     stderr; 130: stopped on request. Other exceptions propagate.
     """
     argv = sys.argv[1:] if argv is None else argv
-    for output in (sys.stdout, sys.stderr):
-        if isinstance(output, io.TextIOWrapper):  # a terminal that cannot show a character shows "?"
-            output.reconfigure(errors="replace")
+    show_anything()
     fields = options(args_class)
     asked: dict[str, str | None] = {"--preset": None, "--resume": None, "--auto-resume": None}
     for flag in asked:  # read before parsing: --preset quick --help shows its defaults

@@ -297,7 +297,8 @@ def _folder_labels(files: list[PurePosixPath]) -> tuple[list[int], list[str]]:
     names = sorted(set(folders) - {""})
     if all(re.fullmatch(r"\d{5,}", name) for name in names):  # 00000/img00000000.png, ..., 00001/img00001000.png
         numbers = [int(x[0]) if (x := re.search(r"\d+$", f.stem)) else -1 for f in files]
-        if all(a < b for a, b in pairwise(numbers)):
+        placed = sorted(zip(folders, numbers, strict=True))  # the files themselves come as 1, 10, 11, ..., 2
+        if all(a < b for (_, a), (_, b) in pairwise(placed)):
             return [-1] * len(files), []
     number = {name: i for i, name in enumerate(names)} | {"": -1}
     return [number[folder] for folder in folders], names

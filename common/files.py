@@ -1,10 +1,12 @@
 """User errors, seeded random streams, JSON, and atomic file replacement."""
 
 import hashlib
+import io
 import json
 import math
 import os
 import random
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,13 @@ def first_line(error: BaseException) -> str:
     line = (str(error).splitlines() or [type(error).__name__])[0]
     # torch.load goes on with advice to load anything
     return "not a file of plain tensors" if line.startswith("Weights only load failed") else line
+
+
+def show_anything() -> None:
+    """From now on, characters that stdout or stderr cannot show become "?"."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")
 
 
 def stream(seed: int, *name: object, device: "torch.device | str" = "cpu") -> "torch.Generator":

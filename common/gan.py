@@ -297,9 +297,11 @@ def evaluate(
     widths = {"g_ch": args.g_ch, "z_dim": args.z_dim, "size": args.size, "ema": args.ema}
     weights = {"G": G_ema.state_dict(), "step": state.step, "score": s.row(), **widths, **about}
     run.weights("weights.pt", weights)
-    about = {"n": s.n, "net": s.net, "ref": s.ref}
+    about = {"n": s.n, "net": s.net, "ref": s.ref, "features": evaluator.features}
     state.last = {**s.result(), "step": state.step, **about}
-    best = state.best if state.best and about.items() <= state.best.items() else None  # only like with like
+    best = state.best  # only like with like
+    if best and any(best.get(k, v) != v for k, v in about.items()):
+        best = None
     state.evaluations = (state.evaluations if best else 0) + (what != "untrained")
     if what != "untrained" and (best is None or fid_or_inf(s.fid) < fid_or_inf(best["fid"])):
         state.best = state.last
@@ -327,9 +329,9 @@ def final_scores(job: Job, state: Progress, G: nn.Module, generate: Generate | N
     if state.best.get("step") == state.step:  # the same weights
         state.best = state.last
         state.final |= {k.replace("last", "best", 1): v for k, v in state.final.items()}
-    elif evaluator.other or evaluator.more - {"nearest"}:
+    elif (best := best_weights(job, state.best["step"])) and (evaluator.other or evaluator.more - {"nearest"}):
         last = {k: v.clone() for k, v in G.state_dict().items()}
-        G.load_state_dict(load_tensors(job.run.dir / "weights.best.pt", job.ranks.device)["G"])
+        G.load_state_dict(best)
         try:
             if evaluator.more - {"nearest"}:
                 job.run.begin("eval", "evaluation (best)", state.step, "finish")
@@ -337,6 +339,19 @@ def final_scores(job: Job, state: Progress, G: nn.Module, generate: Generate | N
             against(job, state, "best", G, generate)
         finally:  # a stopped run saves its networks
             G.load_state_dict(last)
+
+
+def best_weights(job: Job, step: int) -> dict[str, Tensor] | None:
+    """G in weights.best.pt; None, and a warning, if it is lost, damaged, or not of this step."""
+    path = job.run.dir / "weights.best.pt"
+    try:
+        saved = load_tensors(path, job.ranks.device)
+        if saved["step"] != step:  # of an evaluation after the checkpoint that was resumed, and that did not come again
+            raise ValueError(f"it is of step {saved['step']:,}")
+        return saved["G"]
+    except Exception as e:
+        job.run.print(f"WARNING: {path}: the best weights, of step {step:,}, are lost ({first_line(e)})")
+        return None
 
 
 def against(job: Job, state: Progress, name: str, G: nn.Module, generate: Generate | None) -> None:
@@ -674,6 +689,9 @@ def start(job: Job, state: Progress, lines: list[str]) -> None:
     job.evaluator.log, job.evaluator.check = job.run.print, job.run.check
     job.run.begin(job.run.status["phase"], "preparing the evaluator", state.step, "the first stage")
     job.ranks.first(job.evaluator.prepare)
+    if state.last and state.last.get("features", job.evaluator.features) != job.evaluator.features:
+        told = "by another network, or against other statistics, than the scores so far; the best is chosen anew"
+        job.run.print(f"WARNING: scores from here on are {told}")
     if data := job.evaluator.eval_data:
         job.evaluator.other = job.ranks.first(lambda: job.evaluator.against(data))
 

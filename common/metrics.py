@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from common import scores
 from common.data import Dataset, load_dataset
-from common.files import UserError, finite, first_line, load_tensors, replacing, stream
+from common.files import UserError, finite, first_line, load_tensors, replacing, show_anything, stream
 from common.ranks import start_ranks
 
 IS_SPLITS = 10  # splits of the Inception Score
@@ -508,6 +508,12 @@ class Evaluator:
             f"{self.network.digest}, resize {resize}, device {self.device.type}"  # TF32 or not
         )
 
+    @property
+    def features(self) -> str:
+        """16 hex digits, once prepared: hash of the network's weights and the statistics of `stats`."""
+        given = _digest(self.given) if self.given is not None else ""
+        return hashlib.sha256(f"{self.network.digest} {given}".encode()).hexdigest()[:16]
+
     @torch.no_grad()
     def score(
         self, sample: Callable[[int], Tensor], n: int, rank: int = 0, world: int = 1, more: bool = False
@@ -735,6 +741,7 @@ def main() -> None:
     parser.add_argument("--fid-dims", choices=("64", "192", "768", "2048"), default="2048")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="directory of cached statistics")
     parser.add_argument("--device", default="auto")
+    show_anything()
     asked = parser.parse_args()
     usual = "fid" if is_stats(asked.a) and is_stats(asked.b) else "fid,is"
     try:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.files import UserError, finite, read_json
+from common.files import UserError, finite, read_json, show_anything
 
 NO_MATTER = {  # flags that change no result; the images are known by their digest
     "seed", "preset", "resume", "auto_resume", "dry_run", "device", "dataset", "runs_dir", "data_dir", "save_minutes",
@@ -859,7 +859,7 @@ def pictures(groups: Sequence[Group], folder: Path) -> list[Path]:
 
     for run in (run for group in groups for run in group.runs):
         if found := cells(run):
-            new(f"cells-{run.name}", "svg").write_text(cells_svg(found))
+            new(f"cells-{run.name}", "svg").write_text(cells_svg(found), "utf-8")
         if grids := sample_files(run):
             strip(grids).save(new(f"samples-{run.name}", "png"))
     try:
@@ -1005,6 +1005,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--may-differ", nargs="+", default=[], metavar="FLAG", help="flags that may differ in a group")
     parser.add_argument("--format", choices=FORMATS, default="markdown")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw curves, cells and samples there")
+    show_anything()
     asked = parser.parse_args(argv)
     try:
         baseline = [read(path) for path in dict.fromkeys(asked.baseline)]

@@ -176,8 +176,10 @@ class Run:
             }  # fmt: skip
             try:
                 self._lock()
+                if not self.resumed and (self.dir / "config.json").exists():
+                    raise UserError(f"{flag} {self.dir}: another process has just started it")
                 if self.resumed:
-                    self._keep_flags(self._check_resumable(digest, config), script)
+                    self._keep_flags(self._check_resumable(digest, config, script), script)
                 else:
                     source = self.dir / "source" / "common"
                     source.mkdir(parents=True, exist_ok=True)  # of a start that was cut off
@@ -219,9 +221,7 @@ class Run:
                 others = {f.name for f in path.iterdir() if f.suffix != ".tmp"} - OWN
             except OSError as e:
                 raise UserError(f"--auto-resume {path}: cannot be written ({e.strerror}); use another one") from None
-            if "config.json" in others:
-                raise UserError(f"--auto-resume {path}: another process has just started it")
-            if others:
+            if others and "config.json" not in others:
                 raise UserError(f"--auto-resume {path}: not a run directory, it has {min(others)}; use a new one")
         return created
 
@@ -256,7 +256,7 @@ class Run:
             write_json(self.dir / "config.json", config)
             self.flags_changed = f"from now on {told}"
 
-    def _check_resumable(self, digest: str, today: dict) -> dict:
+    def _check_resumable(self, digest: str, today: dict, script: Path) -> dict:
         """Refuse what cannot be resumed; note what differs from the run so far. today: config.json of a new run.
         Returns the config.json of the run."""
         config = read_json(self.dir / "config.json", "--resume")
@@ -288,8 +288,19 @@ class Run:
             }
             for c in (config, today)
         )
-        self.changed = ", ".join(f"{k} {before[k]} -> {after[k]}" for k in before if before[k] != after[k])
+        changed = [f"{k} {before[k]} -> {after[k]}" for k in before if before[k] != after[k]]
+        self.changed = ", ".join([*changed, *(f"code {name}" for name in self._edited(script))])
         return config
+
+    def _edited(self, script: Path) -> list[str]:
+        """Files of source/ that are no longer as they were when the run began."""
+        kept, found = self.dir / "source", []
+        for file in sorted(kept.rglob("*.py")):
+            name = file.relative_to(kept)
+            today = Path(__file__).parent / name.name if name.parts[0] == "common" else script.parent / name
+            if not today.exists() or today.read_bytes() != file.read_bytes():
+                found.append(str(name))
+        return found
 
     def __enter__(self) -> "Run":
         text = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # wrap in a narrow terminal
@@ -394,6 +405,8 @@ class Run:
         self._account()
         self.mark = (self._awake(), step, images_per_step)
         self.status.update(phase=phase, stage=stage, step=step, rate=None, eta_s=None, next=upcoming)
+        if self.ticks and not self.status["checkpoints"]:  # updates, then perhaps an hour of scoring without a tick
+            self.save()
 
     def tick(self, step: int, upcoming: str = "") -> None:
         """Call once per step: update progress, autosave, raise Stopped if requested."""
@@ -602,6 +615,8 @@ class Run:
         if not self.main or (self.resumed and self.tracked is None):  # the checkpoint is still valid
             return
         self._account()
+        if self.ranks.world == 1:  # several processes would have to ask each other
+            self.check_losses()
         state, parts = self.tracked or (None, {})
         files = {f: size(self.dir / f) for f in ROWS}
         parts = {k: v if isinstance(v, torch.Tensor | dict) else v.state_dict() for k, v in parts.items()}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,6 +30,21 @@ def test_output_that_cannot_show_a_character_replaces_it() -> None:
     code = "import sys\nfrom common.cli import *\nsys.exit(cli(lambda args: print(args.dataset, '✓'), CommonArgs, {}))"
     done = subprocess.run([sys.executable, "-c", code, "--dataset", "x"], env=env, cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout.split()) == (0, [b"x", b"?"])
+
+
+@pytest.mark.parametrize(
+    "words", ["-m common.metrics x.npz x.npz --evaluator compact", "-m common.report run", "tui.py --plain"]
+)
+def test_programs_beside_the_scripts_show_what_they_can(
+    words: str, tmp_path: Path, undisturbed: Callable, tiny_data: dict, quick_compact: None
+) -> None:
+    (tmp_path / "run").symlink_to(undisturbed("eagan", phase="train", genotype="eagan-g"))
+    (tmp_path / "x.npz").symlink_to(tiny_data["dataset"])
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    call = [sys.executable, *words.replace("tui.py --plain", f"{ROOT}/tui.py --plain .").split()]
+    done = subprocess.run(call, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "?" in done.stdout
 
 
 QUEUED = ["--auto-resume", "job", "--preset", "quick", "--size=0", "--seed", "7", "--no-amp"]

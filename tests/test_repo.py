@@ -140,6 +140,16 @@ def test_links_resolve() -> None:
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("file", [*ROOT.glob("*.py"), *ROOT.glob("common/*.py"), *ROOT.glob("ui/*.py")], ids=lambda f: f.stem)
+def test_text_is_written_as_utf_8(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            values = {a.value for a in (*node.args, *(k.value for k in node.keywords)) if isinstance(a, ast.Constant)}
+            if name == "write_text" or (name in ("open", "fdopen") and values & {"w", "a", "x"}):
+                assert "utf-8" in values, f"{file.name}:{node.lineno}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [f.stem for f in METHODS])
 def test_the_speed_of_every_loop_can_be_measured(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import common.metrics
 import eagan
 from common.cli import cli
 from tests.runs import command, flags, load, read, start, tiny_flags
@@ -69,6 +70,42 @@ def test_rows_that_were_cut_or_damaged_are_noticed_and_no_row_is_glued_to_them(t
     path.write_bytes(data)
     assert resume(run) == 0
     assert (run / "log.txt").read_text().count("WARNING") == lost + 1
+
+
+@pytest.mark.parametrize("fault", ["lost", "damaged", "of another step", ""])
+def test_best_weights_that_are_not_there_in_the_end_are_noticed(tiny: dict, tmp_path: Path, fault: str) -> None:
+    """The run ends with the scores that it has."""
+    flags = {**tiny, "train_epochs": 3, "eval_every": 1, "g_lr": 0.05, "metrics": "fid,is,kid"}
+    for seed in range(4):
+        run = start(eagan, flags, tmp_path, seed=seed)
+        best, last = (read(run, "result.json")[name] for name in ("best", "last"))
+        if best["step"] != last["step"]:
+            break
+    file, data = run / "weights.best.pt", bytearray((run / "weights.best.pt").read_bytes())
+    if fault == "lost":
+        file.unlink()
+    elif fault == "damaged":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif fault:
+        shutil.copy(run / "weights.pt", file)
+    assert resume(run, "--train-epochs", "4", "--g-lr", "0.05") == 0
+    result = read(run, "result.json")
+    assert result["best"]["step"] == best["step"]
+    assert f"WARNING: {file}" in (run / "log.txt").read_text() if fault else "kid" in result["best"]
+
+
+def test_best_is_chosen_among_scores_of_the_same_network(tiny: dict, tmp_path: Path, monkeypatch) -> None:
+    """Such as another --inception-weights, or a compact network that was trained again elsewhere."""
+    run = start(eagan, tiny, tmp_path, train_epochs=3, eval_every=1)
+    assert resume(run, "--train-epochs", "4") == 0
+    assert (before := (run / "log.txt").read_text().count("WARNING")) == 0
+    monkeypatch.setattr(common.metrics, "COMPACT_STEPS", (21, 21))
+    assert resume(run, "--train-epochs", "5", "--data-dir", str(tmp_path / "elsewhere")) == 0
+    assert (run / "log.txt").read_text().count("WARNING") == before + 1
+    result = read(run, "result.json")
+    assert result["best"]["step"] == result["last"]["step"]
+    assert "1 evaluations" in result["best"]["chosen"]
 
 
 def test_files_of_a_relative_path_are_found_from_any_folder(

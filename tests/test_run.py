@@ -32,9 +32,12 @@ class TwoProcesses(Ranks):
         return [value, value]
 
 
-def new_run(folder: Path, ranks: Ranks = Ranks(CPU), resume: Path | None = None, seed: int = 0) -> Run:  # noqa: B008 (frozen)
-    args = {"resume": resume, "seed": seed, "runs_dir": folder, "preset": "smoke", "save_minutes": 5.0}
-    return Run(eagan.__file__, "eagan", args, ranks, dataset="x", digest="0", plan=[], facts={})
+def new_run(
+    folder: Path, ranks: Ranks = Ranks(CPU), resume: Path | None = None, seed: int = 0,  # noqa: B008 (frozen)
+    method: str = "eagan", **more: object
+) -> Run:  # fmt: skip
+    args = {"resume": resume, "seed": seed, "runs_dir": folder, "preset": "smoke", "save_minutes": 5.0, **more}
+    return Run(eagan.__file__, method, args, ranks, dataset="x", digest="0", plan=[], facts={})
 
 
 def test_runs_of_the_same_second_get_directories_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +75,52 @@ def test_a_resumed_run_says_what_differs(tmp_path: Path, monkeypatch: pytest.Mon
     told = (run.dir / "log.txt").read_text()
     assert told.count("WARNING") == 1
     assert re.search(r"NVIDIA H100.*\b1\b.*\b2\b", told)
+
+
+def test_a_resumed_run_says_which_code_was_edited(tmp_path: Path) -> None:
+    """Whether or not it was committed."""
+    path = saved_run(tmp_path)
+    for name in ("eagan.py", "common/cells.py"):
+        with open(path / "source" / name, "a") as f:
+            f.write("# as it was\n")
+    (path / "source" / "gone.py").write_text("")
+    resumed(path)
+    assert "code common/cells.py, code eagan.py, code gone.py" in (path / "log.txt").read_text()
+
+
+def test_a_folder_that_was_there_before_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job").mkdir()
+    monkeypatch.setattr(common.run.shutil, "copy", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    for name, stays in (("job", True), ("new", False)):
+        with pytest.raises(UserError, match=f"--auto-resume {tmp_path / name}"):
+            new_run(tmp_path, auto_resume=tmp_path / name)
+        assert (tmp_path / name).exists() == stays
+
+
+@pytest.mark.parametrize("left", ["notes.txt", "config.json"])
+def test_a_folder_of_something_else_or_of_another_start_is_not_taken(tmp_path: Path, left: str) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / left).write_text("mine")
+    with pytest.raises(UserError, match="another process" if left == "config.json" else left):
+        new_run(tmp_path, auto_resume=tmp_path / "job")
+    assert (tmp_path / "job" / left).read_text() == "mine"
+
+
+def test_a_start_that_another_one_overtook_takes_nothing_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one began and ended between the look at the folder and the lock."""
+    other: list[Run] = []
+
+    def overtaken(folder: Path) -> dict:
+        if not other:
+            other.append(None)
+            other[0] = new_run(tmp_path, auto_resume=tmp_path / "job", seed=1)
+            other[0].lock_file.close()
+        return {"sha": None, "dirty": False}
+
+    monkeypatch.setattr(common.run, "git_state", overtaken)
+    with pytest.raises(UserError, match="another process"):
+        new_run(tmp_path, auto_resume=tmp_path / "job")
+    assert json.loads((tmp_path / "job" / "config.json").read_text())["id"] == other[0].id
 
 
 def test_a_resumed_directory_that_cannot_be_written_is_named_with_its_flag(tmp_path: Path, monkeypatch) -> None:
@@ -180,7 +229,7 @@ def test_a_broken_checkpoint_falls_back_and_is_never_moved_over_the_good_one(tmp
     assert str(file) in (path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("fault", ["another run", "seed", "version", "gone"])
+@pytest.mark.parametrize("fault", ["another run", "seed", "method", "version", "gone"])
 def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_path: Path, fault: str) -> None:
     """Those of another run, or of other arguments; a state with other fields; none, where there were some."""
     path, other = (saved_run(tmp_path / name) for name in ("a", "b"))
@@ -193,12 +242,41 @@ def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_
     if fault == "version":
         state.new = 1
     before = contents(path)
-    with new_run(path.parent, resume=path, seed=int(fault == "seed")) as run, pytest.raises(UserError, match="--resume"):
+    asked = {"seed": 1} if fault == "seed" else {"method": "degas"} if fault == "method" else {}
+    with new_run(path.parent, resume=path, **asked) as run, pytest.raises(UserError, match="--resume"):
         run.load(state)
     assert contents(path) == before
     told = (path / "log.txt").read_text()
     assert all((str(path / name) in told) == (fault != "gone") for name in ("checkpoint.pt", "checkpoint.prev.pt"))
-    assert ("seed" in told) == (fault == "seed")
+    assert [name for name in ("seed", "method") if f"its {name} is" in told] == list(asked)
+
+
+def test_a_checkpoint_is_on_the_disk_before_the_one_before_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    path, done = saved_run(tmp_path, 2), []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(Path(b).name), replace(a, b)))
+    with new_run(tmp_path, resume=path) as run:
+        run.load(Counter())
+        run.track(Counter(), net=nn.Linear(3, 3))
+        done.clear()
+        run.save()
+        done = [what for what in done if what != "status.json"]
+    assert done[:2] == ["fsync", "checkpoint.prev.pt"]
+
+
+def test_only_a_file_that_exists_is_said_to_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for path, kept in ((saved_run(tmp_path / "a", 0), False), (saved_run(tmp_path / "b", 1), True)):
+        with monkeypatch.context() as patch, suppress(UserError), new_run(tmp_path, resume=path) as run:
+            run.load(Counter())
+            run.track(Counter(), net=nn.Linear(3, 3))
+            patch.setattr(torch, "save", full)
+            with pytest.raises(UserError) as told:
+                run.save()
+        assert ("is kept" in str(told.value)) == kept
 
 
 def test_lost_rows_and_genotypes_are_noticed(tmp_path: Path) -> None:
@@ -237,6 +315,18 @@ def test_a_loss_that_is_not_finite_is_known_at_the_next_row_and_then_forgotten(t
             run.watch(torch.tensor(float("nan")))
             with pytest.raises(DivergedError):
                 run.check_losses()
+
+
+def test_a_loss_that_is_not_finite_is_known_before_a_save(tmp_path: Path) -> None:
+    path = saved_run(tmp_path)
+    before = (path / "checkpoint.pt").read_bytes()
+    with suppress(DivergedError), new_run(tmp_path, resume=path) as run:
+        run.load(Counter())
+        run.track(Counter(), net=nn.Linear(3, 3))
+        run.watch(torch.tensor(float("inf")))
+        with pytest.raises(DivergedError):
+            run.save()
+    assert (path / "checkpoint.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("error", [None, Stopped, ValueError])
@@ -297,6 +387,15 @@ def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
             new_run(tmp_path, resume=path)
         other.kill()
     assert resumed(path)[1].n == 2
+
+
+def test_a_run_holds_its_directory_until_it_ends(tmp_path: Path) -> None:
+    with new_run(tmp_path) as run:
+        run.track(None)
+        with pytest.raises(UserError, match=f"^{run.dir}: in use by process {os.getpid()} on"):
+            new_run(tmp_path, resume=run.dir)
+    resumed_once = new_run(tmp_path, resume=run.dir)
+    assert resumed_once.dir == run.dir
 
 
 def of_another_host(path: Path, state: str = "running") -> None:
@@ -399,3 +498,18 @@ def test_the_first_checkpoint_comes_within_a_minute_and_others_as_asked(
             saved.append((run.dir / "checkpoint.pt").stat().st_mtime_ns if (run.dir / "checkpoint.pt").exists() else None)
     assert saved[:2] == [None, None]
     assert saved[2] == saved[3] == saved[4] != saved[5]
+
+
+def test_the_first_checkpoint_does_not_wait_for_the_end_of_a_scoring(tmp_path: Path) -> None:
+    """A scoring may take an hour, without an update."""
+    with new_run(tmp_path) as run:
+        run.track(Counter())
+        run.begin("search", "preparing", 0)
+        run.begin("search", "warm-up", 0)
+        assert not (run.dir / "checkpoint.pt").exists()
+        run.tick(0)
+        run.begin("search", "scoring", 1)
+        first = (run.dir / "checkpoint.pt").stat().st_mtime_ns
+        assert load(run.dir, "checkpoint.pt")["step"] == 1
+        run.begin("search", "next", 1)
+        assert (run.dir / "checkpoint.pt").stat().st_mtime_ns == first

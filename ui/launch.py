@@ -493,7 +493,7 @@ def launch_all(runs: list[Launch], together: bool) -> list[Path]:
 
 def _write(path: Path, value: object) -> None:
     tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    tmp.write_text(json.dumps(value, indent=1, default=str))
+    tmp.write_text(json.dumps(value, indent=1, default=str), "utf-8")
     os.replace(tmp, path)
 
 
@@ -614,7 +614,7 @@ class Keeper:
                     cwd=self.record["cwd"], env=env, preexec_fn=_default_signals,
                 )  # fmt: skip
         except OSError as e:
-            (self.dir / "output.txt").write_text(f"{e}\n")
+            (self.dir / "output.txt").write_text(f"{e}\n", "utf-8")
             return self.tell(state="ended", exit=127)
         began = time.monotonic()
         self.tell(state="running", child=process_of(child.pid))
@@ -629,7 +629,7 @@ class Keeper:
             run = Path(self.record["runs"]) / self.state["run"]
             with contextlib.suppress(OSError):
                 tmp = run / "exit.tmp"
-                tmp.write_text(f"{code}\n")
+                tmp.write_text(f"{code}\n", "utf-8")
                 os.replace(tmp, run / "exit")
         self.tell(state="ended", exit=code)
 
@@ -662,7 +662,7 @@ class Keeper:
             self.tell(after="", waits=f"waiting for {self.record.get('need', 0):g} GiB on a GPU")
         if self.record["wait"] != "gpu":
             return None
-        lock = open(self.dir.parent / "gpu.lock", "w")  # noqa: SIM115 - held until the run has allocated its memory
+        lock = open(self.dir.parent / "gpu.lock", "wb")  # noqa: SIM115 - held until the run has allocated its memory
         while not self.cancelled:
             if not self._others_before():
                 with contextlib.suppress(Exception):  # locked by another keeper, or NVML failed temporarily: retry

@@ -659,7 +659,7 @@ class Store:
         path = run.path / "tags.json"
         tmp = path.with_name(f"tags.json.{os.getpid()}.tmp")
         fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(fd, "w") as f:
+        with os.fdopen(fd, "w", encoding="utf-8") as f:
             json.dump(value, f, indent=1)
         os.replace(tmp, path)
         run.refresh()
@@ -676,7 +676,7 @@ class Store:
         while os.path.lexists(to):
             n += 1
             to = bin_ / f"{run.path.name}~{n}"
-        with open(bin_ / "moved.jsonl", "a") as f:  # first: a run must not be in the trash without a way back
+        with open(bin_ / "moved.jsonl", "a", encoding="utf-8") as f:  # first: a run must not be in the trash without a way back
             f.write(json.dumps({"trashed": to.name, "original": os.path.relpath(run.path, self.root)}) + "\n")
         os.rename(run.path, to)
         self.runs.pop(run.name, None)

@@ -139,7 +139,7 @@ class State:
         saved |= {"filter": self.filter_text, "states": {r.name: r.state for r in self.store.ordered()}}
         with contextlib.suppress(OSError):
             tmp = self.store.root / f".tui.json.{os.getpid()}.tmp"
-            tmp.write_text(json.dumps(saved))
+            tmp.write_text(json.dumps(saved), "utf-8")
             os.replace(tmp, self.store.root / ".tui.json")
 
 
