@@ -18,6 +18,7 @@ SPACE = table.Space(cells=1, seeds=2, updates=4, up="nearest", flags=TINY)
 def words(tiny_data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of the command for a space of twelve cells that takes a second."""
     monkeypatch.setitem(table.SPACES, "tiny", SPACE)
+    monkeypatch.setattr(table, "SHARED_N", 30)
     work = ["--work", str(tiny_data["data_dir"]), "--results", str(tmp_path), "--device", "cpu"]
     return ["--space", "tiny", "--images", tiny_data["dataset"], *work]
 
@@ -153,6 +154,7 @@ def test_the_statistics_are_those_of_a_known_table(results: Path, monkeypatch: p
 
 def test_the_report_says_what_was_not_run(results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert table.report("two-cells", results)[-1] == "| all | not run | not run |"
+    monkeypatch.setattr(table, "DRAWS", 40)
     call(monkeypatch, "merge", "--space", "tiny", "--results", str(results))
     lines = table.report("tiny", results)
     assert lines[0].startswith("| tiny: 12 architectures, 3 of 2 seeds |")
