@@ -748,10 +748,17 @@ def test_dry_run_makes_nothing_and_tells_exact_sizes(method, tiny_data, tmp_path
 # ---- several processes ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", ["--d-batch", "--g-batch"])
-def test_a_batch_that_two_processes_cannot_share_is_refused(method, flag):
-    with pytest.raises(UserError, match=rf"^{flag} 33\b.*\b2\b"):
-        method.check(parsed(method, [flag, "33"]), 2)
+@pytest.mark.parametrize("flag", ["--d-batch", "--g-batch", "--search-batch"])
+def test_a_batch_that_processes_cannot_share_is_refused(method, flag):
+    """AdversarialNAS halves its search batch, for the weights and for the architecture."""
+    parts = 2 if (method.__name__, flag) == ("adversarialnas", "--search-batch") else 1
+    for batch, world in ((33, 2), (2, 2), (6, 4)) if hasattr(method.Args, flag[2:].replace("-", "_")) else ():
+        words = ["--d-batch", "64", "--g-batch", "64", flag, str(batch)]
+        if batch % (parts * world):
+            with pytest.raises(UserError, match=rf"^{flag} {batch}\b.*\b{world}\b" + rf".*\b{2 * world}\b" * (parts - 1)):
+                method.check(parsed(method, words), world)
+        words[-1] = str(parts * world)
+        method.check(parsed(method, words), world)
 
 
 def first(run: Path, name: str, key: str) -> object:
