@@ -20,6 +20,7 @@ from tests.runs import METHODS, refused, start, tiny_flags
 
 torch.set_num_threads(1)  # small tensors: threads only wait for each other
 common.ranks.PROBE_SECONDS = 0.0  # no test reads the price of its run
+os.fsync = lambda _: None  # no test cuts the power
 
 REAL_DATA = Path(os.environ.get("GAN_NAS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
