@@ -43,6 +43,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmark" / "results"
 SMALL = dict(g_ch=32, d_ch=32, g_batch=64, d_batch=64, n_critic=1, g_lr=5e-4, d_lr=5e-4, ema=0.99, eval_n=5000)
 TINY = SMALL | dict(g_ch=16, d_ch=16, g_batch=32, d_batch=32, eval_n=2000)
+SHARED_N = 2000  # images that score an architecture under shared weights
+DRAWS = 1000  # of the bootstrap behind an interval
 PAPER = dict(g_ch=256, d_ch=128, g_batch=128, d_batch=64, n_critic=5, g_lr=2e-4, d_lr=2e-4, ema=0.999, eval_n=5000)
 
 
@@ -171,7 +173,7 @@ def score_all_shared(job: gan.Job, space: Space, seed: int) -> list[dict]:
     """Scores of all architectures, [FID, IS] in order of space.vectors(), with weights shared by all, after as many
     updates as one architecture of the table gets and four times as many; with BatchNorm's statistics of all paths, as
     AutoGAN does, and of each path alone."""
-    width = {"search_g_ch": space.flags["g_ch"], "reward_n": 2000}
+    width = {"search_g_ch": space.flags["g_ch"], "reward_n": SHARED_N}
     args, stage, scored = space.args(seed, **width), space.cells - 1, []
     job, vectors = replace(job, args=args), space.vectors()
     nets = autogan.new_pair(job, (None,) * space.cells, args.g_ch, args.d_ch, "shared", 0)
@@ -336,10 +338,10 @@ def true_spread(x: np.ndarray) -> float:
     return float(np.sqrt(max(0.0, x[..., -1].mean(1).var(ddof=1) - within)))
 
 
-def interval(x: np.ndarray, statistic: Statistic, draws: int = 1000) -> tuple[float, float]:
+def interval(x: np.ndarray, statistic: Statistic) -> tuple[float, float]:
     """95 % interval of a statistic: percentiles over architectures drawn with replacement; seeds are as they are."""
     rng = np.random.default_rng(0)
-    return percentiles([statistic(x[rng.integers(len(x), size=len(x))]) for _ in range(draws)])
+    return percentiles([statistic(x[rng.integers(len(x), size=len(x))]) for _ in range(DRAWS)])
 
 
 def percentiles(found: list[float]) -> tuple[float, float]:
@@ -402,7 +404,7 @@ def shared_cell(proxy: np.ndarray, truth: np.ndarray) -> str:
     def mean(of: np.ndarray, drawn: np.ndarray) -> float:
         return float((ranks(truth[of, None]).T @ ranks(proxy[of]))[0, drawn].mean())
 
-    drawn = [mean(rng.integers(n, size=n), rng.integers(seeds, size=seeds)) for _ in range(1000)]
+    drawn = [mean(rng.integers(n, size=n), rng.integers(seeds, size=seeds)) for _ in range(DRAWS)]
     return cell(mean(np.arange(n), np.arange(seeds)), percentiles(drawn))
 
 

@@ -125,8 +125,8 @@ def cli(main: Callable, args_class: type[CommonArgs], presets: dict[str, dict], 
     """Parse the command line into `args_class`, run `main(args)` and return the exit code.
 
     Explicit flags override `--preset`, which overrides the defaults. `--resume DIR` reads all values
-    from the run's config.json and rejects changes to flags that affect training. `--auto-resume DIR` is
-    `--resume DIR` once there is such a run, with the same command. Exit code 2: bad input, one line on
+    from the run's config.json and rejects changes to flags that affect training. `--auto-resume DIR`
+    acts as `--resume DIR` once that run exists; the command must be the same. Exit code 2: bad input, one line on
     stderr; 130: stopped on request. Other exceptions propagate.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -203,7 +203,7 @@ def flags_given(words: list[str]) -> dict[str, str]:
 
 
 def flags_of_start(run: Path, argv: list[str]) -> set[str]:
-    """The flags that have the same value as when the run was started. UserError: one of then is missing now."""
+    """The flags that have the same value as when the run was started. UserError: one of them is missing now."""
     argv_then = read_json(run / "config.json", "--auto-resume: cannot read").get("argv")
     then, now = flags_given([str(word) for word in argv_then or ()]), flags_given(argv)
     free = {"--" + name.replace("_", "-") for name in ON_RESUME - {"preset"}}

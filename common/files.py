@@ -66,7 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def load_tensors(path: Path, device: "torch.device | str" = "cpu") -> Any:
-    """torch.load of plain tensors and containers, whose bytes are those that were written: torch itself checks no CRC.
+    """torch.load of plain tensors and containers, after a check of every CRC, which torch itself skips.
     ValueError and others: damaged, empty, or not such a file."""
     import torch
 

@@ -226,7 +226,7 @@ def score(
     evaluator: Evaluator | None = None, more: bool = False,
 ) -> Score:  # fmt: skip
     """Score n images of G in eval mode, always from the same latents of this `draw`; split: evaluate in parallel.
-    more: also by the further scores of --metrics."""
+    more: also compute the further scores of --metrics."""
     generate, batch = generate or only_latents(G), job.evaluator.batch
 
     def images(k: int) -> Tensor:
@@ -314,14 +314,14 @@ NEAREST = 5  # training images beside a sample in nearest.png
 
 
 def final_scores(job: Job, state: Progress, G: nn.Module, generate: Generate | None = None) -> None:
-    """After the last evaluation, of the weights in G: what --metrics asks for beyond one pass, and --eval-data."""
+    """After training: nearest.png, the best weights by --metrics, the last and the best against --eval-data."""
     evaluator = job.evaluator
     if "nearest" in evaluator.more:
         job.run.begin("eval", "evaluation (nearest)", state.step, "finish")
         shown = evaluator.nearest(job.to_bytes(grid(job, G, generate)[:16]), NEAREST)
         job.run.picture("nearest.png", shown.flatten(0, 1).float() / 127.5 - 1, 1 + NEAREST)
         beside = f"samples, each beside the {NEAREST} training images with the nearest features"
-        job.run.print(f"nearest.png: {beside}; it can show plain copies, and proves nothing where it shows none")
+        job.run.print(f"nearest.png: {beside}; it reveals plain copies, but showing none proves nothing")
     state.final = {}
     against(job, state, "last", G, generate)
     if state.best is None:
@@ -430,8 +430,8 @@ def sample(
     labelled: Callable[[Any, Job], Generate] | None = None,
 ) -> None:  # fmt: skip
     """Run --phase sample: --sample-n images of the generator from --weights as PNG files in a folder, or as `images` of
-    an .npz, uint8 (N, H, W, 3); or the generator itself as .onnx. Makes no run. make: as in `load_weights`; labelled:
-    of a generator with classes, how it makes images. UserError: --out cannot be written."""
+    an .npz, uint8 (N, H, W, 3); or the generator itself as .onnx. Creates no run directory. make: as in `load_weights`;
+    labelled: how a generator with classes makes images. UserError: --out cannot be written."""
     out = args.out
     args, G = load_weights(args, ranks.device, make)
     if ranks.rank:
@@ -450,7 +450,7 @@ def sample(
             else:
                 write_folder(out, sampled(job, G, generate))
     except OSError as e:
-        raise UserError(f"--out {out}: {e.strerror}; pass another place") from None
+        raise UserError(f"--out {out}: {e.strerror}; pass another path") from None
     print(f"{out}: {args.sample_n:,} images of {args.weights}")
 
 
@@ -462,7 +462,7 @@ def sampled(job: Job, G: nn.Module, generate: Generate | None) -> Iterator[np.nd
 
 
 def write_folder(folder: Path, batches: Iterator[np.ndarray]) -> None:
-    """Images as 000000.png, 000001.png and so on in a new folder, which is there once all of them are."""
+    """Write 000000.png, 000001.png, ... into a new folder, which appears once all of them are written."""
     half = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     half.mkdir(parents=True)
     try:
@@ -476,7 +476,7 @@ def write_folder(folder: Path, batches: Iterator[np.ndarray]) -> None:
 def export_onnx(job: Job, G: nn.Module, generate: Generate | None = None) -> None:
     """The generator as a graph from latents `z`, (N, z_dim), to `images` in [-1, 1], (N, 3, H, W)."""
     if generate:
-        raise UserError(f"--out {job.args.out}: a generator of classes has no graph of latents alone; use an .npz")
+        raise UserError(f"--out {job.args.out}: .onnx does not support a generator with classes; use an .npz")
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise UserError(
             f"--out {job.args.out}: needs the package {' and '.join(missing)}; pip install {' '.join(missing)}"
@@ -535,7 +535,7 @@ def signal_and_noise(name: str, scores: list[float], twice: list[tuple[float, fl
 
 
 def rank_correlation(before: dict[str, float], now: dict[str, float]) -> float | None:
-    """Spearman's correlation of the scores of those in both; None for fewer than three, or without differences."""
+    """Spearman's correlation over the keys in both; None for fewer than three, or if all values are equal."""
     pairs = [(before[x], now[x]) for x in before if x in now and isfinite(before[x]) and isfinite(now[x])]
     if len(pairs) < 3 or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
         return None
@@ -599,7 +599,7 @@ def check_flags(args: Any, world: int, skips_search: str, published: str) -> Non
     if args.weights and not given:
         raise UserError(f"--weights {args.weights}: requires --phase eval or sample; to train, use --genotype")
     if (args.phase == "sample") != (args.out is not None):
-        raise UserError(f"--out {args.out}: where --phase sample, and no other phase, writes; give both or neither")
+        raise UserError(f"--out {args.out}: used by --phase sample only; give both or neither")
     if args.out and args.out.exists():
         raise UserError(f"--out {args.out}: exists; pass a new name")
 

@@ -204,7 +204,7 @@ def _download(url: str) -> dict[str, Tensor]:
         kept = Path(torch.hub.get_dir(), "checkpoints", FID_FILE)
         if kept.exists():
             raise UserError(
-                f"--evaluator inception: {kept} is damaged ({first_line(error)}); delete it, it is downloaded again"
+                f"--evaluator inception: {kept} is damaged ({first_line(error)}); delete it to download it again"
             ) from error
         raise UserError(
             f"--evaluator inception: cannot download {url} ({first_line(error)}); pass the file with "
@@ -348,7 +348,7 @@ def read_stats(path: Path, dims: int = 0) -> dict[str, Tensor]:
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         refuse(f"mu is {mu.shape} and sigma {sigma.shape}, not (D,) and (D,D)")
     if dims and len(mu) != dims:
-        raise UserError(f"--fid-stats {path}: of {len(mu)} features, but {dims} are compared; match --fid-dims to it")
+        raise UserError(f"--fid-stats {path}: holds {len(mu)} features, but {dims} are compared; match --fid-dims")
     mean, cov = (torch.from_numpy(x.astype(np.float64)) for x in (mu, sigma))
     if not (mean.isfinite().all() and cov.isfinite().all()):
         refuse("not all values are finite")
@@ -446,7 +446,7 @@ class Evaluator:
         self.eval_data: Dataset | None = None
         self.other: Evaluator | None = None
         if stats and name == "compact":
-            raise UserError(f"--fid-stats {stats}: of Inception's features; omit it, or use --evaluator inception")
+            raise UserError(f"--fid-stats {stats}: holds Inception features; omit it, or use --evaluator inception")
         self.given = read_stats(stats, fid_dims) if stats else None
 
     def use(self, dataset: Dataset) -> None:
@@ -714,7 +714,7 @@ def compare(a: str, b: str, options: dict[str, Any], data_dir: Path, device: str
 
 
 def metrics_of(text: str, known: Collection[str] = METRICS) -> list[str]:
-    """The names in --metrics. UserError: one of them is no metric."""
+    """The names in --metrics. UserError: one of them is not a metric."""
     names = text.split(",")
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"--metrics {text}: {unknown[0]!r} is none of {', '.join(known)}; omit it")

@@ -1,7 +1,7 @@
 """From run directories to a paper's tables and pictures: python -m common.report RUN...
 
-Runs that differ in nothing but the seed are a group. Every score is told with each seed's value, mean and standard
-deviation; a search is compared with random search where the runs have both. Nothing is trained, torch is not imported.
+Runs that differ only in the seed form a group. Each score is reported with every seed's value, mean and standard
+deviation; a search is compared with random search if there are runs of both. Nothing is trained, torch is not imported.
 """
 
 import argparse
@@ -132,7 +132,7 @@ def json_lines(path: Path) -> Iterator[dict]:
 
 @dataclass(eq=False)
 class Group:
-    """Runs that differ in the seed only, by seed."""
+    """Runs that differ only in the seed, in its order."""
 
     name: str
     runs: list[Run]
@@ -174,7 +174,7 @@ def grouped(
 
     baseline: runs that all other groups are compared with; without them, a method's runs are compared with the runs
     of its random search. by: flags with a group for each value. may_differ: flags that may differ within a group.
-    UserError: runs differ in more than the seed, a seed is there twice, a baseline is not unique or has other images.
+    UserError: runs differ in more than the seed, a seed occurs twice, a baseline is not unique or has other images.
     """
     by, may_differ = flags(by), flags(may_differ)
     for flag, names in (("--by", by), ("--may-differ", may_differ)):
@@ -205,7 +205,7 @@ def grouped(
 
 
 def one_group(runs: Sequence[Run], may_differ: Iterable[str]) -> list[Run]:
-    """The runs by seed. UserError: they differ in more than the seed, or one seed is there twice."""
+    """The runs by seed. UserError: they differ in more than the seed, or a seed occurs twice."""
     first, seeds = runs[0], dict[Any, Path]()
     for run in runs:
         if differs := difference(settings(first, may_differ), settings(run, may_differ)):
@@ -247,7 +247,7 @@ def random_arm(group: Group, groups: list[Group]) -> Group | None:
 
 
 class Kind(NamedTuple):
-    """What two scores must have in common to stand in one row."""
+    """What two scores must have in common to share a row."""
 
     weights: str  # of G: last, best, or the file that --phase eval was given
     net: Any  # of the evaluator
@@ -264,7 +264,7 @@ class Kind(NamedTuple):
 
 
 def plain(value: Any) -> Any:
-    """A value that can be compared and counted, whatever the file has."""
+    """A hashable value for whatever the file holds."""
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
@@ -301,7 +301,7 @@ def score_name(key: str, net: object) -> str:
 
 
 def better(key: str) -> str | None:
-    """higher or lower; None: not known for this score."""
+    """Whether higher or lower is better; None: unknown for this score."""
     return "higher" if key in HIGHER else "lower" if key.startswith(("fid", "kid")) else None
 
 
@@ -348,7 +348,7 @@ def student_t(freedom: float) -> float:
 
 
 def compared(found: Sequence[float | None], other: Sequence[float | None], key: str) -> dict:
-    """`comparison` of a score of two groups, or why there is none: nothing is left out of a mean to decide."""
+    """`comparison` of a score of two groups, or why there is none: a missing seed rules it out."""
     direction, lost = better(key), sum(v is None for v in (*found, *other))
     why = "not known whether higher or lower is better" if direction is None else ""
     why = "fewer than two seeds" if min(len(found), len(other)) < 2 else why
@@ -467,7 +467,7 @@ def score_rows(groups: Sequence[Group]) -> list[dict]:
 
 
 def state_of(run: Run, scored: bool) -> str:
-    """Why a score may be missing."""
+    """Why a score is missing."""
     return "not finite" if scored else "not scored" if run.result else "no result"
 
 
@@ -564,7 +564,7 @@ class Table(NamedTuple):
 
 
 def digits_for(values: Iterable[float | None]) -> int:
-    """Decimals that show three figures of the largest value, two at least."""
+    """Decimals that show three significant figures of the largest value, at least two."""
     largest = max((abs(v) for v in values if v), default=1.0)
     return max(2, min(8, 2 - math.floor(math.log10(largest))))
 

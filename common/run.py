@@ -500,8 +500,8 @@ class Run:
         self.bad = bad if self.bad is None else self.bad | bad
 
     def check_losses(self, lost: str = "") -> None:
-        """DivergedError on all processes, which call this together, if a loss of any of them has not been finite since
-        the last check. lost: what this process knows to be lost."""
+        """Raise DivergedError on all processes, which call this together, if a loss of any of them was not finite since
+        the last check. lost: such a loss that this process knows."""
         bad, self.bad = self.bad, None
         if self.ranks.any(bool(lost) or (bad is not None and bool(bad.any()))):
             raise DivergedError(f"{lost or 'a loss is not finite'}: {DIVERGED}")
@@ -587,9 +587,9 @@ class Run:
             where = f"resumed at step {saved['step']:,}" if saved["step"] >= 0 else "no checkpoint yet: starting again"
             self.print(f"{where} · {self.dir}" + (f" · {self.flags_changed}" if self.flags_changed else ""))
             if (asked := sum(n for _, n, _ in self.plan)) < saved["step"]:
-                self.print(f"{saved['step']:,} updates are done, more than the {asked:,} that are asked for now")
+                self.print(f"{saved['step']:,} updates are done, more than the {asked:,} requested now")
             if self.changed:
-                self.print(f"WARNING: not as when the run began: {self.changed}; its results may differ from then")
+                self.print(f"WARNING: changed since the run began: {self.changed}; results may differ")
         self.seconds, self.to_restore = saved["seconds"], saved["parts"]
         if saved["state"] is not None:  # None: stopped before the first stage
             state.load_state_dict(saved["state"])
@@ -653,8 +653,8 @@ class Run:
             ) from None
 
     def _read_checkpoint(self, fields: Iterable[str]) -> dict:
-        """The last checkpoint that is whole and of this run; fields: of the state. Nothing is changed before that is
-        known; then a broken checkpoint.pt is put aside, so that no save moves it over the good one."""
+        """The latest intact checkpoint of this run; fields: of the state. Nothing is changed before it is found;
+        then a broken checkpoint.pt is set aside, so that no save replaces the good one with it."""
         paths = [self.dir / name for name in ("checkpoint.pt", "checkpoint.prev.pt")]
         if not any(path.exists() for path in paths) and not self.status["checkpoints"]:
             return {"step": -1, "files": dict.fromkeys(ROWS, 0), "seconds": {}, "parts": {}, "state": None}

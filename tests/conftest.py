@@ -16,10 +16,11 @@ import torch
 import common.metrics
 import common.ranks
 from tests import runs
-from tests.runs import refused, start, tiny_flags
+from tests.runs import METHODS, refused, start, tiny_flags
 
 torch.set_num_threads(1)  # small tensors: threads only wait for each other
 common.ranks.PROBE_SECONDS = 0.0  # no test reads the price of its run
+os.fsync = lambda _: None  # no test cuts the power
 
 REAL_DATA = Path(os.environ.get("GAN_NAS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -68,10 +69,21 @@ def undisturbed(tiny_data: dict, shared: Path) -> Callable[..., Path]:
     return run
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of `method` is one of all four, but in a test_<method>.py and where the test names them itself."""
+    named = any("method" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "method" in metafunc.fixturenames and not named and own_method(metafunc.module) not in METHODS:
+        metafunc.parametrize("method", METHODS, indirect=True)
+
+
+def own_method(module: ModuleType) -> str:
+    return module.__name__.rpartition("test_")[2]
+
+
 @pytest.fixture
 def method(request: pytest.FixtureRequest) -> ModuleType:
-    """The script that a test_<method>.py is about."""
-    return import_module(request.module.__name__.rpartition("test_")[2])
+    """The script that is tested."""
+    return import_module(getattr(request, "param", own_method(request.module)))
 
 
 @pytest.fixture

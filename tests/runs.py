@@ -90,6 +90,12 @@ def command(script: ModuleType, words: list[str]) -> int:
     return cli(script.main, script.Args, script.PRESETS, words)
 
 
+def narrow(script: ModuleType) -> dict:
+    """Flags of networks with few channels, and of small batches."""
+    names = ("g_ch", "d_ch", "search_g_ch", "search_d_ch", "search_ch", "g_batch", "d_batch", "search_batch")
+    return {k: 4 for k in names if hasattr(script.Args, k)}
+
+
 def flags(values: dict) -> list[str]:
     return [word for k, v in values.items() for word in ("--" + k.replace("_", "-"), str(v))]
 

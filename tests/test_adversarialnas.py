@@ -26,7 +26,7 @@ from common.gan import latent
 from common.metrics import IS_SPLITS
 from tests import reference as ref
 from tests.reference import QuietRun, job_of, job_of_paper
-from tests.runs import parsed, read, rows, slow, start
+from tests.runs import read, rows, slow, start
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
 
@@ -593,16 +593,6 @@ def test_random_search_trains_the_best_candidate(tiny: dict, tmp_path: Path, can
     best = scores.index(min(scores)) if candidates > 1 else 0
     assert result["genotype"]["G"] == found[best]["genotype"]["G"]
     assert result["last"]["fid"] > 0
-
-
-@pytest.mark.parametrize(("batch", "world"), [(2, 2), (5, 2), (3, 3), (6, 4)])
-def test_a_batch_that_processes_cannot_halve_is_refused(batch: int, world: int) -> None:
-    def check(n: int) -> None:
-        nas.check(parsed(nas, ["--search-batch", str(n), "--d-batch", "12", "--g-batch", "12"]), world)
-
-    with pytest.raises(UserError, match=rf"^--search-batch {batch}\b.*\b{world}\b.*\b{2 * world}\b"):
-        check(batch)
-    check(3 * world)
 
 
 def test_architecture_gradients_do_not_vanish_at_initialisation():

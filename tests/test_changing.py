@@ -109,12 +109,23 @@ def test_another_loss_with_r1(copy: Callable, run: Callable) -> None:
 
 
 def test_a_third_objective_selects_and_is_reported(copy: Callable, run: Callable) -> None:
+    """Alone, it decides, and no IS is computed; the page's command has the paper's two beside it."""
     heading = "A third objective for EAGAN"
     mine = copy(edited((ROOT / "eagan.py").read_text(), blocks(heading, "diff")[0]))
-    made = run(mine, EAGAN | {"--phase": "search", "--stages": "g"}, *flags_of(heading)[2:])
-    for x in rows(made, "search.jsonl")[0]["population"]:
-        assert x["edges"] == sum(op != "none" for cell in x["genotype"] for op in cell)
-    assert json.loads((made / "config.json").read_text())["args"]["objectives"] == "is,fid,edges"
+    words, made = flags_of(heading), run(mine, EAGAN | {"--phase": "search", "--objectives": "edges"})
+    assert words[2:] == ["--objectives", "is,fid,edges"]
+    assert cli(mine.main, mine.Args, mine.PRESETS, [*words, "--dry-run"]) == 0
+    found = rows(made, "search.jsonl")
+    assert [row["stage"] for row in found] == ["1", "2"]
+    for row in found:
+        edges = {x["id"]: x["edges"] for x in row["population"]}
+        fewest = sorted(edges.values())
+        assert [edges[x] for x in row["kept"]] == fewest[:2]
+        assert {edges[x] for x in (*row["front"], row["best"])} == {fewest[0]}
+        for x in row["population"]:
+            assert x["edges"] == sum(op != "none" for cell in x["genotype"] for op in cell)
+            assert x["is"] is None
+            assert x["fid"] > 0
 
 
 def test_another_reward_scores_what_the_controller_draws(copy: Callable, run: Callable) -> None:

@@ -25,7 +25,7 @@ from common.data import Dataset, shapes
 from common.files import UserError, stream
 from common.ranks import Ranks
 from degas import OPS, OPS_NORMAL, Alpha, Args, Critic, Generator, Search, Space, SuperG, prune
-from tests.runs import assert_equal, load, parsed, read, rows, slow, start
+from tests.runs import assert_equal, load, read, rows, slow, start
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
 
@@ -803,8 +803,3 @@ def test_the_plan_counts_each_stage_and_what_an_update_costs() -> None:
     step = 2 * 8 * (g.macs + 15 * d.macs) + 4 * (3 * g.macs + 2 * d.macs)
     assert train[:2] == ("train", 6)
     assert train[2] == pytest.approx(step + 5 * 30 * g.macs / 6)  # the untrained G, three times in training, the end
-
-
-def test_a_search_batch_that_two_processes_cannot_share_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^--search-batch 33\b.*\b2\b"):
-        degas.check(parsed(degas, ["--search-batch", "33"]), 2)

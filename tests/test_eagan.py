@@ -29,7 +29,6 @@ from common.run import Run, Stopped
 from eagan import D_SPACE, G_SPACE, PUBLISHED, Args, Discriminator, Generator, Individual, State, mutate, sample
 from tests import reference as ref
 from tests.reference import job_of
-from tests.runs import command, flags, rows, tiny_flags
 
 G_STAR, ADVNAS_G = (named(name, G_SPACE, PUBLISHED) for name in ("eagan-g", "adversarialnas-g"))
 D_C, D_S, AUTOGAN_D = (named(name, D_SPACE, PUBLISHED) for name in ("eagan-d-cifar10", "eagan-d-stl10", "autogan-d"))
@@ -418,22 +417,6 @@ def test_first_front_begins_with_the_lowest_fid():
     assert [x.id for x in eagan.select(TINY, State(population=GOOD), 1)[1]] == ["4", "1", "0", "3"]
     unusable = [scored(6.5, nan, 1, "a"), scored(nan, 12.0, 1, "b")]
     assert [x.id for x in eagan.select(TINY, State(population=unusable), 1)[1]] == ["b", "a"]
-
-
-@pytest.mark.usefixtures("quick_compact")
-def test_an_own_objective_selects(tiny_data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A line in OBJECTIVES, and --objectives knows its name: here networks are to be large."""
-    monkeypatch.setitem(eagan.OBJECTIVES, "large", lambda x: -x.params)
-    words = {"runs_dir": tmp_path, "objectives": "large", "phase": "search", "rounds": 1}
-    assert command(eagan, flags({**tiny_flags("eagan", tiny_data), **words})) == 0
-    found = rows(next(tmp_path.iterdir()), "search.jsonl")
-    assert [row["stage"] for row in found] == ["1", "2"]
-    for row in found:
-        params = {x["id"]: x["params"] for x in row["population"]}
-        best, second, *_ = sorted(params.values(), reverse=True)
-        assert [params[x] for x in row["kept"]] == [best, second]
-        assert {params[x] for x in (*row["front"], row["best"])} == {best}
-        assert all(x["is"] is None and x["fid"] > 0 for x in row["population"])
 
 
 def test_cars_reaches_every_subset():

@@ -16,6 +16,7 @@ import pytest
 import common.data
 from benchmark import steps
 from common.cli import cli, options
+from tests.runs import narrow
 
 ROOT = Path(__file__).parents[1]
 METHODS = [ROOT / f"{name}.py" for name in ("adversarialnas", "autogan", "degas", "eagan")]  # other scripts are a user's
@@ -155,6 +156,8 @@ def test_text_is_written_as_utf_8(file: Path) -> None:
 def test_the_speed_of_every_loop_can_be_measured(
     method: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    script = importlib.import_module(method)
+    monkeypatch.setitem(script.PRESETS, "smoke", script.PRESETS["smoke"] | narrow(script))
     monkeypatch.setattr(steps, "REPEATS", 1)
     monkeypatch.setattr(common.data, "shapes", partial(common.data.shapes, 256))
     monkeypatch.setattr(sys, "argv", ["steps", method, "--preset", "smoke", "--seconds", "0.1", "--device", "cpu"])

@@ -1,15 +1,16 @@
 """benchmark/evidence.py: a search against random search, from runs to rows to tables; the pages' tables are made of rows."""
 
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmark import evidence, found_training, planted
+from benchmark import evidence, found_training, planted, table, table_search
 from common.report import comparison
-from tests.runs import TINY
+from tests.runs import ROOT, TINY, slow
 
-ROOT = Path(__file__).parents[1]
 SMALL = dict(evaluator="compact", size=16, epoch_batches=2, eval_n=30, log_every=50, sample_every=10**9, save_minutes=1e9)
 
 
@@ -74,25 +75,6 @@ def test_a_score_that_is_not_finite_is_said_and_decides_nothing() -> None:
     assert "+" not in lines[-2].split("|")[3]
 
 
-def test_the_tables_of_the_pages_are_those_of_the_rows(tmp_path: Path) -> None:
-    """Between `<!-- evidence METHOD -->` and `<!-- end -->` of a page stands what the command prints."""
-    found = evidence.rows(evidence.RESULTS)
-    pages = {page: page.read_text() for page in (ROOT / "docs").glob("*.md")}
-    for method in evidence.METHODS:
-        mark = f"<!-- evidence {method} -->\n"
-        tables = [text.split(mark)[1].split("<!-- end -->")[0].strip() for text in pages.values() if mark in text]
-        if any(r["method"] == method for r in found):
-            assert tables == ["\n".join(evidence.table(found, method))]
-        else:
-            assert not tables
-
-
-def test_the_results_of_the_readme_are_those_of_the_rows() -> None:
-    page = (ROOT / "README.md").read_text()
-    expected = evidence.summary_table(evidence.rows(evidence.RESULTS))
-    assert page.split("<!-- results -->\n")[1].split("<!-- end of results -->")[0].splitlines() == expected
-
-
 def test_a_summary_says_what_beats_chance() -> None:
     about = {"images": "x.npz", "device": "CPU, 2 threads", "scale": 0.5}
     rows = [row("found", i, fid, **about) for i, fid in enumerate((1.0, 1.1, 1.2))]
@@ -105,27 +87,31 @@ def test_a_summary_says_what_beats_chance() -> None:
     assert "worse" in worse
 
 
-def test_the_planted_optima_on_the_page_are_those_of_the_rows() -> None:
-    page = (ROOT / "docs" / "evidence.md").read_text()
-    expected = "\n".join(planted.table(evidence.rows(planted.RESULTS)))
-    assert page.split("<!-- planted -->\n")[1].split("<!-- end -->")[0].strip() == expected
-    g_rate = [
-        [r["found"] for r in evidence.rows(planted.RESULTS) if r["experiment"] == f"preference, G's rate {x}"]
-        for x in (0, "5e-4")
-    ]
-    c = comparison(g_rate[1], g_rate[0], higher=True)
-    assert "{:+.1f} to {:+.1f}".format(*c["interval"]) in page
-    assert len({(row["experiment"], row["seed"]) for row in evidence.rows(planted.RESULTS)}) == len(
-        evidence.rows(planted.RESULTS)
-    )
+ROWS, PLANTED, TRAINED = (evidence.rows(made.RESULTS) for made in (evidence, planted, found_training))
 
 
-def test_the_trainings_of_found_generators_on_the_page_are_those_of_the_rows() -> None:
-    page = (ROOT / "docs" / "evidence.md").read_text()
-    expected = "\n".join(found_training.table(evidence.rows(found_training.RESULTS)))
-    assert page.split("<!-- found training -->\n")[1].split("<!-- end -->")[0].strip() == expected
-    ratios = [row["params"] / 2e5 for row in evidence.rows(found_training.RESULTS) if "g_ch" in row["flags"]]
-    assert round(max(ratios)) == 7
+@pytest.mark.parametrize(
+    ("page", "mark", "lines"),
+    [
+        *(("docs/evidence.md", f"evidence {name}", partial(evidence.table, ROWS, name)) for name in evidence.METHODS),
+        ("README.md", "results", partial(evidence.summary_table, ROWS)),
+        ("docs/evidence.md", "planted", partial(planted.table, PLANTED)),
+        ("docs/evidence.md", "found training", partial(found_training.table, TRAINED)),
+        slow("docs/table.md", "stage1", partial(table.report, "stage1")),
+        slow("docs/table.md", "search", partial(table_search.report, "stage1")),
+    ],
+)
+def test_the_tables_of_the_pages_are_those_of_the_rows(page: str, mark: str, lines: Callable[[], list[str]]) -> None:
+    shown = (ROOT / page).read_text().split(f"<!-- {mark} -->\n")[1].split("<!-- end")[0]
+    assert shown.strip().splitlines() == lines()
+
+
+def test_what_the_page_says_of_planted_optima_and_of_found_generators_is_in_the_rows() -> None:
+    still, moving = ([r["found"] for r in PLANTED if r["experiment"] == f"preference, G's rate {x}"] for x in (0, "5e-4"))
+    low, high = comparison(moving, still, higher=True)["interval"]
+    assert f"{low:+.1f} to {high:+.1f}" in (ROOT / "docs" / "evidence.md").read_text()
+    assert len({(row["experiment"], row["seed"]) for row in PLANTED}) == len(PLANTED)
+    assert round(max(row["params"] / 2e5 for row in TRAINED if "g_ch" in row["flags"])) == 7
 
 
 def test_the_trial_of_degas_rates_on_the_page_is_that_of_the_rows() -> None:

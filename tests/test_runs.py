@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -18,8 +19,10 @@ import torch
 
 import adversarialnas
 import autogan
+import common.metrics
 import common.run
 import degas
+import eagan
 from common.files import UserError
 from common.run import Run, all_finite
 from tests.runs import (
@@ -33,6 +36,7 @@ from tests.runs import (
     load,
     parsed,
     read,
+    refused,
     rows,
     slow,
     start,
@@ -43,13 +47,14 @@ from tests.runs import (
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
 
-ONE_BY_DEFAULT = pytest.mark.parametrize("method", ["eagan", *map(slow, METHODS[1:])], indirect=True)  # all in common/run.py
+ONE_BY_DEFAULT = pytest.mark.parametrize("method", ["eagan", *map(slow, METHODS[1:])], indirect=True)
 WITH_EPOCHS = pytest.mark.parametrize("method", ["eagan", slow("adversarialnas"), slow("autogan")], indirect=True)
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def method(request: pytest.FixtureRequest) -> ModuleType:
-    return import_module(request.param)
+@pytest.fixture
+def training(tiny_data: dict) -> dict:
+    """Flags of a training of EAGAN."""
+    return tiny_flags("eagan", tiny_data) | {"genotype": "eagan-g"}
 
 
 @pytest.fixture
@@ -97,7 +102,7 @@ SAMPLES = {
 }
 
 
-def test_run_directory_has_every_file_of_the_contract(method: ModuleType, whole: Path) -> None:
+def test_run_directory_has_every_file_of_the_contract(method, whole):
     name = method.__name__
     config, status, result = (read(whole, f"{file}.json") for file in ("config", "status", "result"))
     assert (config["schema"], config["script"], config["method"]) == (1, f"{name}.py", name)
@@ -116,7 +121,7 @@ def test_run_directory_has_every_file_of_the_contract(method: ModuleType, whole:
     assert all(f"{n:,}" in log for n in config["params"].values())
 
 
-def test_rows_of_metrics_hold_losses_and_scores(method: ModuleType, whole: Path) -> None:
+def test_rows_of_metrics_hold_losses_and_scores(method, whole):
     found, name = rows(whole, "metrics.jsonl"), method.__name__
     assert all({"step", "phase", "stage"} <= row.keys() for row in found)
     written = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]  # with "perf/..."
@@ -134,21 +139,21 @@ def test_rows_of_metrics_hold_losses_and_scores(method: ModuleType, whole: Path)
     assert all(r["eval/n"] == read(whole, "config.json")["args"]["eval_n"] for r in ends)
 
 
-def test_command_of_a_run_reproduces_its_arguments(method: ModuleType, whole: Path) -> None:
+def test_command_of_a_run_reproduces_its_arguments(method, whole):
     config = read(whole, "config.json")
     words = config["command"].split()
     assert words[:2] == ["python", f"{method.__name__}.py"]
     assert {k: str(v) for k, v in vars(parsed(method, words[2:])).items()} == {k: str(v) for k, v in config["args"].items()}
 
 
-def test_genotype_of_a_run_is_trained_without_a_search(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
+def test_genotype_of_a_run_is_trained_without_a_search(method, tiny, whole, tmp_path):
     less = {"eagan": {"train_epochs": 2}, "adversarialnas": {"d_genotype": "searched"}, "degas": {"iters": 2}}
     run = start(method, tiny, tmp_path, genotype=str(whole / "genotype.json"), **less.get(method.__name__, {}))
     assert load(run, "weights.pt")["genotype"] == load(whole, "weights.pt")["genotype"]
     assert not rows(run, "search.jsonl")
 
 
-def test_weights_are_evaluated_alone(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
+def test_weights_are_evaluated_alone(method, tiny, whole, tmp_path):
     run = start(method, tiny, tmp_path, phase="eval", weights=whole / "weights.pt", g_ch=99)
     (row,) = rows(run, "metrics.jsonl")
     last = [r for r in rows(whole, "metrics.jsonl") if "eval/fid" in r][-1]
@@ -195,7 +200,7 @@ SLOW_VARIANTS = {
 @pytest.mark.parametrize(
     ("method", "words"), [*each(VARIANTS), *each(SLOW_VARIANTS, pytest.mark.slow)], indirect=["method"]
 )  # fmt: skip
-def test_every_variant_of_the_papers_runs(method: ModuleType, tiny: dict, tmp_path: Path, words: str) -> None:
+def test_every_variant_of_the_papers_runs(method, tiny, tmp_path, words):
     run = start(method, tiny, tmp_path, words)
     args, result, found = read(run, "config.json")["args"], read(run, "result.json"), rows(run, "search.jsonl")
     if args["phase"] != "search":
@@ -266,14 +271,12 @@ def drawn(run: Path) -> object:
     return found[0]["probabilities"]
 
 
-def test_another_seed_is_another_run(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
+def test_another_seed_is_another_run(method, tiny, whole, tmp_path):
     other = start(method, tiny, tmp_path, seed=1, phase="search", **FIRST_ROUND[method.__name__])
     assert drawn(whole) != drawn(other)
 
 
-def test_evaluation_and_samples_do_not_change_training(
-    method: ModuleType, tiny: dict, whole: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_evaluation_and_samples_do_not_change_training(method, tiny, whole, trained, tmp_path):
     looks = LOOKS[method.__name__]
     other = trained if "genotype" in looks else whole
     run = start(method, tiny, tmp_path, **looks)
@@ -324,9 +327,7 @@ SLOW_STAGES = {
 
 
 @pytest.mark.parametrize(("method", "where"), [*each(STAGES), *each(SLOW_STAGES, pytest.mark.slow)], indirect=["method"])
-def test_stopped_in_any_phase_and_resumed_equals_undisturbed(
-    method: ModuleType, undisturbed: Callable, tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple
-) -> None:
+def test_stopped_in_any_phase_and_resumed_equals_undisturbed(method, undisturbed, tiny, tmp_path, monkeypatch, where):
     stage, call, *variant = where
     changes = variant[0] if variant else {}
     torch.manual_seed(123)  # whatever the global generators were
@@ -336,9 +337,7 @@ def test_stopped_in_any_phase_and_resumed_equals_undisturbed(
 
 
 @ONE_BY_DEFAULT
-def test_a_resumed_run_stopped_before_its_stage_keeps_its_checkpoint(
-    method: ModuleType, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_stopped_before_its_stage_keeps_its_checkpoint(method, trained, tmp_path, monkeypatch):
     run, check = Path(shutil.copytree(trained, tmp_path / trained.name)), Run.check
 
     def stop(run: Run) -> None:
@@ -354,26 +353,43 @@ def test_a_resumed_run_stopped_before_its_stage_keeps_its_checkpoint(
     assert_same_run(run, trained)
 
 
-@ONE_BY_DEFAULT
-def test_a_stop_file_stops_a_run(method: ModuleType, tiny: dict, tmp_path: Path) -> None:
+@WITH_EPOCHS
+def test_a_finished_run_can_be_trained_longer_and_stays_so(method, tiny, trained, tmp_path):
+    """And be evaluated on more images; its flags and its command tell so. With less to do it ends at once and says that."""
+    run = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], train_epochs=1)
+    more = {"eval_n": tiny["eval_n"] + 10, "train_epochs": tiny["train_epochs"]}
+    assert command(method, ["--resume", str(run), *flags(more)]) == 0
+    assert_equal(load(run, "checkpoint.pt")["parts"], load(trained, "checkpoint.pt")["parts"])
+    assert command(method, ["--resume", str(run)]) == 0
+    config, result, before = read(run, "config.json"), read(run, "result.json"), contents(run)
+    assert result["best"]["n"] == result["last"]["n"] == tiny["eval_n"] + 10
+    assert config["command"] == result["command"]
+    for args in (config["args"], vars(parsed(method, config["command"].split()[2:]))):
+        assert {k: args[k] for k in more} == more
+    assert command(method, ["--resume", str(run), "--train-epochs", "1"]) == 0
+    after = contents(run)
+    assert all(after[Path(name)] == before[Path(name)] for name in ("metrics.jsonl", "weights.pt", "weights.best.pt"))
+    assert read(run, "status.json")["state"] == "done"
+    assert f"{read(run, 'status.json')['step']} " in (run / "log.txt").read_text()[len(before[Path("log.txt")]) :]
+
+
+# What common/run.py does for every method is shown by EAGAN's training.
+
+
+def test_a_stop_file_stops_a_run(training, tmp_path):
     def touch() -> None:
         while not (found := list(tmp_path.glob("*/metrics.jsonl"))):
             time.sleep(0.05)
         (found[0].parent / "STOP").touch()
 
-    length = "iters" if method.__name__ == "degas" else "train_epochs"
-    words = flags({**tiny, "runs_dir": tmp_path, "genotype": GENOTYPE[method.__name__], length: 1000, "eval_every": 1000})
     Thread(target=touch, daemon=True).start()
-    assert command(method, words) == 130
+    assert command(eagan, flags({**training, "runs_dir": tmp_path, "train_epochs": 1000, "eval_every": 1000})) == 130
     (run,) = tmp_path.iterdir()
     assert read(run, "status.json")["state"] == "stopped"
     assert (run / "checkpoint.pt").exists()
 
 
-@ONE_BY_DEFAULT
-def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(
-    method: ModuleType, tiny: dict, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(training, undisturbed, tmp_path, monkeypatch, capsys):
     save, calls = torch.save, []
 
     def full(state: object, path: Path) -> None:
@@ -384,8 +400,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(
         save(state, path)
 
     monkeypatch.setattr(common.run.torch, "save", full)
-    words = flags({**tiny, "runs_dir": tmp_path, "genotype": GENOTYPE[method.__name__], "save_minutes": 0})
-    assert command(method, words) == 2
+    assert command(eagan, flags({**training, "runs_dir": tmp_path, "save_minutes": 0})) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert os.strerror(errno.ENOSPC) in line
@@ -393,31 +408,92 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(
     (run,) = tmp_path.iterdir()
     assert f"--resume {run}" in line
     assert read(run, "status.json")["state"] == "failed"
-    assert command(method, ["--resume", str(run)]) == 0
+    assert command(eagan, ["--resume", str(run)]) == 0
     assert not list(run.rglob("*.tmp"))
-    assert_same_run(trained, run)
+    assert_same_run(undisturbed("eagan", genotype="eagan-g"), run)
 
 
-@WITH_EPOCHS
-def test_a_finished_run_can_be_trained_longer(method: ModuleType, tiny: dict, trained: Path, tmp_path: Path) -> None:
-    """And evaluated on more images; with less to do it ends at once."""
-    run = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], train_epochs=1)
-    more = ["--eval-n", str(tiny["eval_n"] + 10), "--train-epochs", str(tiny["train_epochs"])]
-    assert command(method, ["--resume", str(run), *more]) == 0
-    assert_equal(load(run, "checkpoint.pt")["parts"], load(trained, "checkpoint.pt")["parts"])
-    result, before = read(run, "result.json"), contents(run)
-    assert result["best"]["n"] == result["last"]["n"] == tiny["eval_n"] + 10
-    assert command(method, ["--resume", str(run), "--train-epochs", "1"]) == 0
-    after = contents(run)
-    assert all(after[Path(name)] == before[Path(name)] for name in ("metrics.jsonl", "weights.pt", "weights.best.pt"))
+def test_no_space_for_the_run_is_refused(training, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(common.run.shutil, "disk_usage", lambda path: common.run.shutil._ntuple_diskusage(10, 9, 1))
+    assert f"--runs-dir {tmp_path}" in refused(eagan, capsys, tmp_path, flags(training))
+
+
+@pytest.mark.parametrize("left", ["source/common", "lock", "config.json.4711.tmp", "source/eagan.py"])
+def test_a_start_that_was_cut_off_begins_again_in_place(left, training, tmp_path, monkeypatch):
+    run = tmp_path / "job"
+    (run / left).parent.mkdir(parents=True)
+    (run / left).mkdir() if left.endswith("common") else (run / left).write_text("{")
+    words = [*flags({**training, "train_epochs": 1}), "--auto-resume", str(run)]
+    monkeypatch.setattr(sys, "argv", ["eagan.py", *words])  # which the next start compares its own with
+    assert command(eagan, words) == command(eagan, words) == 0
     assert read(run, "status.json")["state"] == "done"
+
+
+def test_rows_that_were_cut_or_damaged_are_noticed_and_no_row_is_glued_to_them(training, tmp_path):
+    run = start(eagan, training, tmp_path, train_epochs=3, eval_every=1)
+    path = run / "metrics.jsonl"
+    os.truncate(path, path.stat().st_size - 30)
+    assert command(eagan, ["--resume", str(run), "--train-epochs", "4"]) == 0
+    assert all(isinstance(json.loads(line), dict) for line in path.read_text().splitlines())
+    lost = (run / "log.txt").read_text().count("WARNING")
+    data = bytearray(path.read_bytes())
+    data[2:4] = b"\xff\xfe"
+    path.write_bytes(data)
+    assert command(eagan, ["--resume", str(run)]) == 0
+    assert (run / "log.txt").read_text().count("WARNING") == lost + 1
+
+
+@pytest.mark.parametrize("fault", ["lost", "damaged", "of another step", ""])
+def test_best_weights_that_are_not_there_in_the_end_are_noticed(training, tmp_path, fault):
+    """The run ends with the scores that it has."""
+    words = {**training, "train_epochs": 3, "eval_every": 1, "g_lr": 0.05, "metrics": "fid,is,kid"}
+    for seed in range(4):
+        run = start(eagan, words, tmp_path, seed=seed)
+        best, last = (read(run, "result.json")[name] for name in ("best", "last"))
+        if best["step"] != last["step"]:
+            break
+    file, data = run / "weights.best.pt", bytearray((run / "weights.best.pt").read_bytes())
+    if fault == "lost":
+        file.unlink()
+    elif fault == "damaged":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif fault:
+        shutil.copy(run / "weights.pt", file)
+    assert command(eagan, ["--resume", str(run), "--train-epochs", "4"]) == 0
+    result = read(run, "result.json")
+    assert result["best"]["step"] == best["step"]
+    assert f"WARNING: {file}" in (run / "log.txt").read_text() if fault else "kid" in result["best"]
+
+
+def test_best_is_chosen_among_scores_of_the_same_network(training, tmp_path, monkeypatch):
+    """Such as another --inception-weights, or a compact network that was trained again elsewhere."""
+    run = start(eagan, training, tmp_path, train_epochs=3, eval_every=1)
+    assert command(eagan, ["--resume", str(run), "--train-epochs", "4"]) == 0
+    assert (before := (run / "log.txt").read_text().count("WARNING")) == 0
+    monkeypatch.setattr(common.metrics, "COMPACT_STEPS", (21, 21))
+    assert command(eagan, ["--resume", str(run), "--train-epochs", "5", "--data-dir", str(tmp_path / "elsewhere")]) == 0
+    assert (run / "log.txt").read_text().count("WARNING") == before + 1
+    result = read(run, "result.json")
+    assert result["best"]["step"] == result["last"]["step"]
+    assert "1 evaluations" in result["best"]["chosen"]
+
+
+def test_a_resume_from_another_folder_finds_files_of_relative_paths_and_a_run_whose_name_is_no_utf_8(
+    training, undisturbed, tmp_path, monkeypatch
+):
+    images, runs = Path(training["dataset"]), Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xffad"))
+    monkeypatch.chdir(images.parent)
+    shutil.copy(undisturbed("eagan") / "genotype.json", "g.json")
+    named = {"dataset": images.name, "eval_data": images.name, "genotype": "g.json", "init_g": "g.json"}
+    run = start(eagan, {**training, **named}, runs, train_epochs=1)
+    monkeypatch.chdir(tmp_path)
+    assert command(eagan, ["--resume", str(run), "--train-epochs", "2"]) == 0
 
 
 @pytest.mark.parametrize("reader", METHODS)
 @pytest.mark.parametrize("writer", METHODS)
-def test_only_generators_of_one_search_space_are_exchanged(
-    writer: str, reader: str, undisturbed: Callable, tiny_data: dict, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_only_generators_of_one_search_space_are_exchanged(writer, reader, undisturbed, tiny_data, tmp_path, capsys):
     file = undisturbed(writer) / "genotype.json"
     script = import_module(reader)
     words = flags({**tiny_flags(reader, tiny_data), "runs_dir": tmp_path, "genotype": file})
@@ -427,6 +503,10 @@ def test_only_generators_of_one_search_space_are_exchanged(
     assert (str(file) in err, err.count("\n")) == ((False, 0) if fits else (True, 1))
     if (writer, reader) == ("adversarialnas", "eagan"):  # its D is of another space
         assert str(file) in out
+    weights = {**tiny_data, "runs_dir": tmp_path, "phase": "eval", "weights": undisturbed(writer) / "weights.pt"}
+    if not fits:
+        assert command(script, flags(weights)) == 2
+        assert writer in capsys.readouterr().err.replace(str(weights["weights"]), "")
     assert not list(tmp_path.iterdir())
 
 
@@ -443,9 +523,7 @@ DIVERGING_SEARCH = {"autogan": [dict(g_lr=1e30, d_lr=1e30)]}
 @pytest.mark.parametrize(
     ("method", "rates"), [*each(DIVERGING), *each(DIVERGING_SEARCH, pytest.mark.slow)], indirect=["method"]
 )
-def test_a_diverged_run_fails_and_saves_no_nan(
-    method: ModuleType, tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture, rates: dict, quiet: bool
-) -> None:
+def test_a_diverged_run_fails_and_saves_no_nan(method, tiny, tmp_path, capsys, rates, quiet):
     """It names loss and step; a run that logs nothing notices, too."""
     quieter = {"log_every": 10**6, "eval_every": 10**6, "save_minutes": 0} if quiet else {}
     assert command(method, flags({**tiny, "runs_dir": tmp_path, **rates, **quieter})) == 2
@@ -545,13 +623,13 @@ BAD = {
 @pytest.mark.parametrize(
     ("method", "case"), [*each(dict.fromkeys(METHODS, BAD_OF_ALL)), *each(BAD)], indirect=["method"]
 )  # fmt: skip
-def test_bad_flags_are_refused_before_anything_is_made(refuse: Callable, case: str | tuple[str, str]) -> None:
+def test_bad_flags_are_refused_before_anything_is_made(refuse, case):
     words, named = (case, case) if isinstance(case, str) else case
     line = refuse(*words.split())
     assert all(part in line for part in named.split()), line
 
 
-def test_compile_without_a_compiler_is_refused(refuse: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_without_a_compiler_is_refused(refuse, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     assert "--compile" in refuse("--compile")
@@ -570,7 +648,7 @@ BAD_GENOTYPES = {
 
 
 @pytest.mark.parametrize(("method", "case"), each(BAD_GENOTYPES), indirect=["method"])
-def test_bad_genotype_files_are_refused(refuse: Callable, tmp_path: Path, case: tuple) -> None:
+def test_bad_genotype_files_are_refused(refuse, tmp_path, case):
     text, parts, *flag = case
     (tmp_path / "g.json").write_text(text)
     line = refuse(*(flag or ["--genotype"]), tmp_path / "g.json")
@@ -586,17 +664,11 @@ BAD_WEIGHTS = {
 
 
 @pytest.mark.parametrize(("method", "change"), each(BAD_WEIGHTS), indirect=["method"])
-def test_weights_of_another_network_or_size_are_refused(refuse: Callable, trained: Path, tmp_path: Path, change: dict) -> None:
+def test_weights_of_another_network_or_size_are_refused(refuse, trained, tmp_path, change):
     other, right = tmp_path / "w.pt", trained / "weights.pt"
     torch.save(load(trained, "weights.pt") | change if change else {"hello": 1}, other)
     assert f"--weights {other}" in refuse("--phase", "eval", "--weights", other)
     assert re.search(rf"--weights {right}\b.*--size 16\b", refuse("--phase", "eval", "--weights", right, "--size", 32))
-
-
-@ONE_BY_DEFAULT
-def test_no_space_for_the_run_is_refused(refuse: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.run.shutil, "disk_usage", lambda path: common.run.shutil._ntuple_diskusage(10, 9, 1))
-    assert f"--runs-dir {tmp_path}" in refuse()
 
 
 CHANGED = {
@@ -608,7 +680,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize(("method", "words"), each(CHANGED), indirect=["method"])
-def test_a_changed_flag_is_refused_on_resume(method: ModuleType, whole: Path, words: str, capsys) -> None:
+def test_a_changed_flag_is_refused_on_resume(method, whole, words, capsys):
     before, flag = contents(whole), words.split()[0]
     assert command(method, ["--resume", str(whole), *words.split()]) == 2
     line, had = capsys.readouterr().err, read(whole, "config.json")["args"][flag[2:].replace("-", "_")]
@@ -616,9 +688,7 @@ def test_a_changed_flag_is_refused_on_resume(method: ModuleType, whole: Path, wo
     assert contents(whole) == before
 
 
-def test_a_run_of_another_script_or_live_or_of_other_images_is_refused_on_resume(
-    method: ModuleType, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_of_another_script_or_live_or_of_other_images_is_refused_on_resume(method, trained, tmp_path, capsys):
     run = Path(shutil.copytree(trained, tmp_path / trained.name))
     config, status = read(run, "config.json"), read(run, "status.json")
 
@@ -657,7 +727,7 @@ def test_a_run_of_another_script_or_live_or_of_other_images_is_refused_on_resume
 # ---- the command line, the plan ------------------------------------------------------------
 
 
-def test_flags_beat_presets_and_presets_beat_defaults(method: ModuleType) -> None:
+def test_flags_beat_presets_and_presets_beat_defaults(method):
     smoke = method.PRESETS["smoke"]
     args = vars(parsed(method, ["--preset", "smoke", "--g-ch", "7"]))
     assert {k: args[k] for k in smoke} == {**smoke, "g_ch": 7}
@@ -699,7 +769,7 @@ PAPER = {  # at the paper's widths: G updates of every stage; parameters and mul
 
 
 @pytest.mark.parametrize(("method", "case"), each(PAPER), indirect=["method"])
-def test_dry_run_makes_nothing_and_tells_exact_sizes(method: ModuleType, tiny_data: dict, tmp_path: Path, capsys, case) -> None:
+def test_dry_run_makes_nothing_and_tells_exact_sizes(method, tiny_data, tmp_path, capsys, case):
     more, updates, sizes, *genotype = case
     words = ["--dataset", tiny_data["dataset"], "--size", "32", "--evaluator", "compact", "--dry-run", *more.split()]
     words += ["--search-batch", "32"] if method.__name__ == "adversarialnas" else []
@@ -716,10 +786,17 @@ def test_dry_run_makes_nothing_and_tells_exact_sizes(method: ModuleType, tiny_da
 # ---- several processes ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", ["--d-batch", "--g-batch"])
-def test_a_batch_that_two_processes_cannot_share_is_refused(method: ModuleType, flag: str) -> None:
-    with pytest.raises(UserError, match=rf"^{flag} 33\b.*\b2\b"):
-        method.check(parsed(method, [flag, "33"]), 2)
+@pytest.mark.parametrize("flag", ["--d-batch", "--g-batch", "--search-batch"])
+def test_a_batch_that_processes_cannot_share_is_refused(method, flag):
+    """AdversarialNAS halves its search batch, for the weights and for the architecture."""
+    parts = 2 if (method.__name__, flag) == ("adversarialnas", "--search-batch") else 1
+    for batch, world in ((33, 2), (2, 2), (6, 4)) if hasattr(method.Args, flag[2:].replace("-", "_")) else ():
+        words = ["--d-batch", "64", "--g-batch", "64", flag, str(batch)]
+        if batch % (parts * world):
+            with pytest.raises(UserError, match=rf"^{flag} {batch}\b.*\b{world}\b" + rf".*\b{2 * world}\b" * (parts - 1)):
+                method.check(parsed(method, words), world)
+        words[-1] = str(parts * world)
+        method.check(parsed(method, words), world)
 
 
 def first(run: Path, name: str, key: str) -> object:
@@ -741,7 +818,7 @@ AS_ONE = {  # numbers after a step or two, and how near BatchNorm on half a batc
 
 
 @pytest.mark.slow
-def test_two_processes_share_batches_and_scoring(method: ModuleType, tiny: dict, whole: Path, tmp_path: Path) -> None:
+def test_two_processes_share_batches_and_scoring(method, tiny, whole, tmp_path):
     shared = two_processes(method, tiny, tmp_path)
     assert method is autogan or drawn(shared) == drawn(whole)
     for number, rel in AS_ONE[method.__name__]:

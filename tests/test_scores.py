@@ -37,19 +37,18 @@ def test_kid_has_no_bias_and_its_standard_error_is_true() -> None:
     assert far > 10 * error > 0
 
 
-def test_kid_of_all_images_is_torch_fidelitys() -> None:
+def test_kid_is_torch_fidelitys() -> None:
+    """Of all images, and over subsets."""
     fidelity = pytest.importorskip("torch_fidelity.metric_kid")
-    x, y = normal(60, 32), 1.3 * normal(60, 32, seed=1) + 0.2
-    want = fidelity.kid_features_to_metric(x.double(), y.double(), kid_subsets=1, kid_subset_size=60, verbose=False)
-    assert mmd2(x, y) == pytest.approx(want["kernel_inception_distance_mean"], rel=1e-9)
 
+    def theirs(x: Tensor, y: Tensor, subsets: int, size: int) -> float:
+        options = dict(kid_subsets=subsets, kid_subset_size=size, verbose=False)
+        return fidelity.kid_features_to_metric(x.double(), y.double(), **options)["kernel_inception_distance_mean"]
 
-def test_kid_over_subsets_agrees_with_torch_fidelitys() -> None:
-    fidelity = pytest.importorskip("torch_fidelity.metric_kid")
     x, y = normal(2000, 32), 1.3 * normal(2000, 32, seed=1) + 0.2
+    assert mmd2(x[:60], y[:60]) == pytest.approx(theirs(x[:60], y[:60], 1, 60), rel=1e-9)
     mean, error = kid(x, y, size=100)
-    want = fidelity.kid_features_to_metric(x.double(), y.double(), kid_subsets=100, kid_subset_size=100, verbose=False)
-    assert abs(mean - want["kernel_inception_distance_mean"]) < 4 * error
+    assert abs(mean - theirs(x, y, 100, 100)) < 4 * error
 
 
 # ---- precision and recall, density and coverage ----------------------------------------------------------------------
@@ -110,14 +109,11 @@ def test_one_image_over_and_over_is_precise_and_covers_little() -> None:
     assert neighbourhoods(same, same) == pytest.approx({"precision": 1, "recall": 1, "density": 10, "coverage": 1})
 
 
-def test_radii_and_distances_of_points_on_a_line() -> None:
+def test_distances_radii_and_the_nearest_of_points_on_a_line() -> None:
     x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
     assert [r.tolist() for r in radii(x, 1, 2)] == [[1, 1, 4, 16], [9, 4, 9, 36]]
     assert torch.cat(list(squared_distances(x, x[:2]))).tolist() == [[0, 1], [1, 0], [9, 4], [49, 36]]
-
-
-def test_nearest_of_points_on_a_line() -> None:
-    distances, found = nearest(torch.tensor([[2.9], [0.4]]), torch.tensor([[0.0], [1.0], [3.0], [7.0]]), 2)
+    distances, found = nearest(torch.tensor([[2.9], [0.4]]), x, 2)
     assert found.tolist() == [[2, 1], [0, 1]]
     np.testing.assert_allclose(distances, [[0.1, 1.9], [0.4, 0.6]], rtol=1e-4)
     assert nearest(normal(2), normal(3, seed=1), 5)[1].shape == (2, 3)

@@ -9,6 +9,7 @@ import torch
 import common.data
 from benchmark import speed, steps
 from common import spectral
+from tests.runs import narrow
 
 RECORDED_WITH = "2.14"  # torch; other versions split operations differently
 RECORDED = {
@@ -26,9 +27,8 @@ def test_operations_of_an_update(method: str, loop: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(common.data, "shapes", partial(common.data.shapes, 256))
     monkeypatch.setattr(spectral, "TOGETHER", {"cuda", "cpu"})  # as on a GPU
     script = importlib.import_module(method)
-    small = {"g_ch": 4, "d_ch": 4, "search_g_ch": 4, "search_d_ch": 4, "search_ch": 4, "n_critic": 2}
-    small = {name: value for name, value in small.items() if hasattr(script.Args, name)}
-    flags = {**script.PRESETS["smoke"], "device": "cpu", "bn_batches": 0, **steps.ROWS[method][loop], **small}
+    flags = {**script.PRESETS["smoke"], "device": "cpu", "bn_batches": 0, **steps.ROWS[method][loop], **narrow(script)}
+    flags["n_critic"] = 2
     flags = {name: value for name, value in flags.items() if hasattr(script.Args, name)}
     found, _ = speed.counted(script, script.Args(**flags), torch.device("cpu"))
     assert found <= 1.05 * RECORDED[method][loop]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import autogan
-from benchmark import table, table_search
+from benchmark import table
 
 TINY = dict(g_ch=4, d_ch=4, z_dim=6, g_batch=4, d_batch=4, n_critic=2, g_lr=1e-3, d_lr=1e-3, ema=0.9, eval_n=30)
 SPACE = table.Space(cells=1, seeds=2, updates=4, up="nearest", flags=TINY)
@@ -18,6 +18,7 @@ SPACE = table.Space(cells=1, seeds=2, updates=4, up="nearest", flags=TINY)
 def words(tiny_data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of the command for a space of twelve cells that takes a second."""
     monkeypatch.setitem(table.SPACES, "tiny", SPACE)
+    monkeypatch.setattr(table, "SHARED_N", 30)
     work = ["--work", str(tiny_data["data_dir"]), "--results", str(tmp_path), "--device", "cpu"]
     return ["--space", "tiny", "--images", tiny_data["dataset"], *work]
 
@@ -153,6 +154,7 @@ def test_the_statistics_are_those_of_a_known_table(results: Path, monkeypatch: p
 
 def test_the_report_says_what_was_not_run(results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert table.report("two-cells", results)[-1] == "| all | not run | not run |"
+    monkeypatch.setattr(table, "DRAWS", 40)
     call(monkeypatch, "merge", "--space", "tiny", "--results", str(results))
     lines = table.report("tiny", results)
     assert lines[0].startswith("| tiny: 12 architectures, 3 of 2 seeds |")
@@ -163,12 +165,3 @@ def test_the_report_says_what_was_not_run(results: Path, monkeypatch: pytest.Mon
         scored = [{"updates": 4, "bn_batches": 0, "scores": scores}]
         table.append(results / "table-shared-tiny.jsonl", {"space": "tiny", "seed": seed, "scored": scored})
     assert "with the table | 0.33 (-1.00 to 1.00) | undefined |" in table.report("tiny", results)[-1]
-
-
-@pytest.mark.slow
-def test_the_page_shows_what_the_rows_say() -> None:
-    """Tables between the markers of docs/table.md are those of `report`."""
-    page = (Path(__file__).parents[1] / "docs" / "table.md").read_text()
-    for name, lines in (("stage1", table.report("stage1")), ("search", table_search.report("stage1"))):
-        shown = page.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- end of {name} -->")[0]
-        assert shown.splitlines() == lines

@@ -7,7 +7,6 @@ import random
 import shutil
 import zipfile
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -21,11 +20,6 @@ from tests.runs import GENOTYPE, METHODS, assert_equal, command, load
 SEED = int(os.environ.get("GAN_NAS_SEED", 0))
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
-
-
-@pytest.fixture(scope="module", params=METHODS)
-def method(request: pytest.FixtureRequest) -> ModuleType:
-    return import_module(request.param)
 
 
 @pytest.fixture

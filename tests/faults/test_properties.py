@@ -5,7 +5,6 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -21,7 +20,7 @@ from PIL import Image
 from common.data import load_dataset
 from common.files import UserError
 from common.metrics import Moments, frechet_distance, to_uint8
-from tests.runs import METHODS, command
+from tests.runs import command
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 JSON = st.recursive(
@@ -31,11 +30,6 @@ JSON = st.recursive(
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
-
-
-@pytest.fixture(scope="module", params=METHODS)
-def method(request: pytest.FixtureRequest) -> ModuleType:
-    return import_module(request.param)
 
 
 def changed(data: st.DataObject, value: object) -> object:
