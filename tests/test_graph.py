@@ -1,168 +1,132 @@
 """--graph: what a GPU would capture of each fixed loop, replayed on the CPU, equals the eager loop bit for bit."""
 
-import importlib
-from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, nn
 
-import common.data
 import degas
-from common import gan, graph, spectral
+from common import gan, graph
 from common.files import UserError
-from common.metrics import Score
-from common.run import Run
-from tests.reference import QuietRun
+from common.graph import Graph
+from common.ranks import Ranks
+from tests.loops import LOOPS, LoopRun, Operations, miniature, pairs_of, record, stretch
+from tests.runs import parsed
 
-LOOPS = {
-    ("eagan", "training"): dict(phase="train", genotype="eagan-g", grad_clip=1.0),
-    ("autogan", "training"): dict(phase="train", genotype="A"),
-    ("adversarialnas", "training"): dict(phase="train", genotype="adversarialnas-g"),
-    ("adversarialnas", "search"): dict(phase="search", search_batch=8, search_g_ch=4, search_d_ch=4, search_epochs=9),
-    ("degas", "training"): dict(phase="train", genotype="baseline", iters=40),
-    ("degas", "search"): dict(phase="search", search_batch=8, search_images=52, search_ch=4, search_epochs=8),
-}
-SMALL = dict(device="cpu", epoch_batches=0, d_batch=8, g_batch=8, g_ch=4, d_ch=4, n_critic=2, ema=0.9, log_every=1)
-WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2"}
+CPU = torch.device("cpu")
 
 
-class Enough(BaseException):
-    pass
-
-
-class Operations(TorchDispatchMode):
-    """A CUDA graph in miniature: a step's operations and the tensors that they read and write. A replay runs them again
-    on the same memory, without Python: numbers that came from Python stay what they were."""
-
-    replays = eager = 0  # updates, of all
-
-    def __init__(self, random: bool) -> None:
-        super().__init__()
-        self.random, self.done, self.fresh = random, [], True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        assert func.overloadpacket.__name__ not in WAITS, func
-        assert self.random or torch.Tag.nondeterministic_seeded not in func.tags, func
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.done.append((func, args, kwargs or {}, out))
-        return out
-
-    @torch.no_grad()
-    def replay(self) -> None:
-        Operations.replays += 1
-        for func, args, kwargs, out in [] if self.fresh else self.done:
-            now = func(*args, **kwargs)
-            for a, b in zip(pytree.tree_leaves(out), pytree.tree_leaves(now), strict=True):
-                if isinstance(a, Tensor) and a is not b:
-                    a.copy_(b)
-        self.fresh = False  # unlike a capture, recording has already had the effect of the first replay
-
-
-def record(step: Callable[[], Any], _device: torch.device, random: bool = False) -> tuple[Operations, Any]:
-    operations = Operations(random)
-    with torch.autograd.set_multithreading_enabled(False), operations:  # modes belong to a thread
-        return operations, step()
-
-
-class LoopRun(QuietRun):
-    """A Run that ends a loop after some updates, and keeps what the loop tracks and logs."""
-
-    bad, watch = None, Run.watch
-
-    def __init__(self, updates: int) -> None:
-        super().__init__()
-        self.updates, self.parts, self.logged = updates, {}, []
-        self.status = MagicMock()
-
-    def __enter__(self) -> "LoopRun":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def tick(self, step: int, _upcoming: str) -> None:
-        if step == self.updates:
-            raise Enough
-
-    def track(self, state: gan.Progress, **parts: Any) -> None:
-        self.parts = parts
-
-    def log(self, step: int, **row: Any) -> None:
-        self.logged.append({"step": step, **{k: v.item() if isinstance(v, Tensor) else v for k, v in row.items()}})
-
-
-@pytest.fixture
-def loop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., LoopRun]:
-    """loop(method, loop, **flags): the loop after 20 updates, of seven batches an epoch, the last one short."""
-    monkeypatch.setattr(common.data, "shapes", partial(common.data.shapes, 52))
-    monkeypatch.setattr(spectral, "TOGETHER", {"cuda", "cpu"})
-    monkeypatch.setattr(torch.optim, "Adam", partial(torch.optim.Adam, fused=True))  # others count steps in Python on a CPU
-    monkeypatch.setattr(graph, "capture", record)
-    monkeypatch.setattr(Operations, "replays", 0)
-    monkeypatch.setattr(Operations, "eager", 0)
-
-    def beside(_device: torch.device) -> nullcontext:
-        Operations.eager += 1
-        return nullcontext()
-
-    monkeypatch.setattr(graph, "beside", beside)
-
-    def run(method: str, name: str, **flags: Any) -> LoopRun:
-        script, made = importlib.import_module(method), LoopRun(20)
-        evaluator = MagicMock(batch=8, label="FID", more=frozenset())
-        evaluator.score.return_value = Score(1.0, 1.0, 0.1, 100, "none", "none")
-        monkeypatch.setattr(script, "check", lambda *_: None)  # which refuses --graph on a CPU
-        monkeypatch.setattr(script, "Run", lambda *_args, **_facts: made)
-        monkeypatch.setattr(script, "Evaluator", lambda **_: evaluator)
-        given = {**script.PRESETS["smoke"], **SMALL, **LOOPS[method, name], **flags}
-        with pytest.raises(Enough):
-            script.main(script.Args(**given))
-        return made
-
-    return run
-
-
-def flat(parts: dict) -> list[tuple[str, Tensor]]:
-    """All tensors of what a loop tracks, by name."""
-    found = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in parts.items()}
-    leaves = pytree.tree_leaves_with_path(found)
-    return [(pytree.keystr(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    miniature(monkeypatch)
 
 
 def assert_same(one: LoopRun, other: LoopRun) -> None:
     assert len(one.logged) >= 19
     assert one.logged == other.logged
-    pairs = list(zip(flat(one.parts), flat(other.parts), strict=True))
-    assert len(pairs) > 50
-    for (name, a), (same_name, b) in pairs:
-        assert name == same_name
+    for name, a, b in pairs_of(one, other):
         assert torch.equal(a, b), name
 
 
 @pytest.mark.parametrize(("method", "name"), LOOPS)
-def test_replayed_updates_are_the_eager_ones(
-    method: str, name: str, loop: Callable[..., LoopRun], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replayed_updates_are_the_eager_ones(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, averages, moments, latents and logged losses; without DEGAS's dropout, which has other seeds."""
     monkeypatch.setattr(degas.F, "dropout", lambda x, *_: x)
-    eager = loop(method, name)
+    eager = stretch(method, name, monkeypatch, device="cpu")
     assert Operations.replays == 0
-    replayed = loop(method, name, graph=True)
+    replayed = stretch(method, name, monkeypatch, device="cpu", graph=True)
     assert Operations.replays >= 10
     assert Operations.eager > graph.WARM  # and those with a short batch
     assert_same(replayed, eager)
 
 
-def test_dropout_goes_on_from_the_seed_of_the_update(loop: Callable[..., LoopRun], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_goes_on_from_the_seed_of_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "capture", partial(record, random=True))
-    replayed = loop("degas", "training", graph=True)
+    replayed = stretch("degas", "training", monkeypatch, device="cpu", graph=True)
     assert Operations.replays >= 10
     monkeypatch.setattr(graph, "WARM", 10**6)
-    assert_same(replayed, loop("degas", "training", graph=True))
+    assert_same(replayed, stretch("degas", "training", monkeypatch, device="cpu", graph=True))
+
+
+# ---- Graph ---------------------------------------------------------------------------------------------------------
+
+
+def update_of(run: Any = None) -> tuple[Graph, nn.Linear]:
+    """An update of one weight, w <- w - rate * scale * mean(x), and the weight."""
+    job = gan.Job(SimpleNamespace(graph=True), Ranks(CPU), None, None, run=run or LoopRun(0))
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(net.weight)
+    sgd = torch.optim.SGD(net.parameters(), 0.5, fused=True)
+
+    def step(x: Tensor, scale: float | Tensor) -> dict[str, Tensor]:
+        loss = (net(x) * scale).mean()
+        gan.update(job, net, sgd, loss)
+        return {"loss": loss.detach()}
+
+    found = Graph(job, step, sgd)
+    found.sgd = sgd
+    return found, net
+
+
+def test_inputs_floats_and_rates_of_each_update_are_used() -> None:
+    update, net = update_of()
+    want, data = 1.0, torch.ones(8, 1)
+    for k in range(9):
+        rate, scale, short = 0.5 / (k + 1), 1.0 + k, k in (1, 6)
+        update.sgd.param_groups[0]["lr"] = rate
+        assert update(data[: 2 if short else 4], scale) == {"loss": pytest.approx(want * scale)}
+        want -= rate * scale
+        assert net.weight.item() == pytest.approx(want, rel=1e-6)
+        assert update.sgd.param_groups[0]["lr"] is rate  # a number, for checkpoints
+    assert (Operations.eager, Operations.replays) == (graph.WARM + 2, 4)
+
+
+def test_a_replay_leaves_given_tensors_and_returned_dictionaries_alone() -> None:
+    update, _ = update_of()
+    data, found = torch.arange(32.0)[:, None], []
+    for k in range(8):
+        found.append(update(data[4 * k : 4 * k + 4], 1.0))
+        found[-1].pop("loss")
+    assert Operations.replays == 5
+    assert torch.equal(data[:, 0], torch.arange(32.0))
+
+
+def test_a_loss_that_is_lost_in_a_replay_is_noticed() -> None:
+    run = LoopRun(0)
+    update, _ = update_of(run)
+    for _ in range(5):
+        update(torch.ones(4, 1), 1.0)
+    update(torch.ones(2, 1), 1.0)  # eager
+    assert not run.bad
+    update(torch.full((4, 1), torch.nan), 1.0)
+    assert run.bad
+
+
+def test_adam_counts_its_steps_where_a_graph_needs_them() -> None:
+    """A run with --graph may be resumed without, and the other way round."""
+    net = nn.Linear(1, 1)
+    for fused, on in ((True, True), (False, True), (True, False), (False, False)):
+        adam = torch.optim.Adam(net.parameters(), fused=fused)
+        adam.state[net.weight]["step"] = torch.zeros(())
+        graph.keep_steps(adam, on)
+        assert adam.param_groups[0]["capturable"] == on
+        assert adam.state[net.weight]["step"].device == CPU  # of the weight
+        assert net.bias not in adam.state
+    graph.keep_steps(torch.optim.SGD(net.parameters()), True)
+
+
+@pytest.mark.parametrize("method", ["eagan", "adversarialnas", "autogan", "degas"])
+def test_what_cannot_be_captured_is_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script: ModuleType = __import__(method)
+    for device in ("cpu", "auto", "cuda"):
+        with pytest.raises(UserError, match=r"^--graph: .* GPU.* CPU; omit --graph$"):
+            script.check(parsed(script, ["--graph", "--device", device]), 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=r"^--graph: .* 2 processes; .*omit --graph$"):
+        script.check(parsed(script, ["--graph"]), 2)
+    with pytest.raises(UserError, match=r"^--graph: .* --compile; omit one of them$"):
+        script.check(parsed(script, ["--graph", "--compile"]), 1)
+    script.check(parsed(script, ["--graph"]), 1)
