@@ -66,6 +66,7 @@ from common.cli import CommonArgs, cli, opt
 from common.data import load_dataset
 from common.files import UserError, replacing, rng_of, stream
 from common.gan import Job, Pair, ema_update, fid_or_inf, frozen, latent, pair_of, seeded, update
+from common.graph import Graph
 from common.metrics import Evaluator
 from common.ranks import start_ranks
 from common.run import Run
@@ -252,10 +253,15 @@ class Logits(nn.Module):
             found.append({e.name: dict(zip(e.ops, rows[e.name][: len(e.ops)], strict=True)) for e in edges})
         return found
 
-    def mix(self, job: Job, tau: float, *name: object) -> Mix:
-        """Mixing weights, with one noise sample per edge for the whole batch. name: random stream of the noise."""
-        noise = stream(job.args.seed, "gumbel", self.space.name, *name, device=job.ranks.device)
-        return self.by_op(mix_weights(logits, tau, job.args.gumbel, noise) for logits in self.tables)
+    def noise(self, job: Job, *name: object) -> list[Tensor]:
+        """o ~ Gumbel(0, 1), shaped like the tables. name: its random stream."""
+        g = stream(job.args.seed, "gumbel", self.space.name, *name, device=job.ranks.device)
+        return [-torch.empty_like(logits).exponential_(generator=g).log() for logits in self.tables]
+
+    def mix(self, job: Job, tau: float | Tensor, noise: list[Tensor]) -> Mix:
+        """Mixing weights, with one noise sample per edge for the whole batch."""
+        pairs = zip(self.tables, noise, strict=True)
+        return self.by_op(mix_weights(logits, tau, job.args.gumbel, o) for logits, o in pairs)
 
     def probabilities(self) -> list[dict[str, dict[str, float]]]:
         """softmax(alpha), [cell][edge][op]."""
@@ -267,8 +273,8 @@ class Logits(nn.Module):
         return [{edge: torch.special.entr(p).sum().item() for edge, p in rows.items()} for rows in cells]
 
 
-def mix_weights(logits: Tensor, tau: float, form: str, noise: torch.Generator) -> Tensor:
-    """softmax((p + o) / tau) over the last axis, p = softmax(logits), o ~ Gumbel(0, 1). [paper Eq. 2]
+def mix_weights(logits: Tensor, tau: float | Tensor, form: str, gumbel: Tensor) -> Tensor:
+    """softmax((p + o) / tau) over the last axis, p = softmax(logits), o = gumbel ~ Gumbel(0, 1). [paper Eq. 2]
 
     form "log": log p instead of p, the standard Gumbel-softmax; "off": p itself. The noise has a standard
     deviation of 1.28 while p is in 0..1: in the paper's form, an op with p = 1 is the strongest of seven
@@ -276,7 +282,6 @@ def mix_weights(logits: Tensor, tau: float, form: str, noise: torch.Generator) -
     """
     if form == "off":
         return logits.softmax(-1)
-    gumbel = -torch.empty_like(logits).exponential_(generator=noise).log()
     p = logits.softmax(-1) if form == "prob" else logits.log_softmax(-1)
     return ((p + gumbel) / tau).softmax(-1)
 
@@ -621,20 +626,59 @@ class Supernets(Pair):
         self.G_ema, self.alpha_ema = (deepcopy(net).requires_grad_(False) for net in (G, self.alpha))
         self.first_alpha, self.first_beta = deepcopy(self.alpha), deepcopy(self.beta)
 
-    def mixed(self, job: Job, tau: float, *name: object) -> tuple[Net, Net, Net | None]:
+    def draw(self, job: Job, n: int, *name: object) -> tuple[Tensor, list[list[Tensor]]]:
+        """n latents, and the noise of `mixed`: on alpha and, for real images and for fakes, on beta."""
+        of_beta = [self.beta.noise(job, *name, what) for what in ("real", "fake")] if self.beta else []
+        return latent(job, n, *name), [self.alpha.noise(job, *name), *of_beta]
+
+    def mixed(self, job: Job, tau: float | Tensor, noise: list[list[Tensor]]) -> tuple[Net, Net, Net | None]:
         """G and D with sampled mixes, and D with another sample for the fakes; None: the D is fixed and has no mix."""
-        G = partial(self.G, mix=self.alpha.mix(job, tau, *name))
+        G = partial(self.G, mix=self.alpha.mix(job, tau, noise[0]))
         if self.beta is None:
             return G, self.D, None
-        D, fake_D = (partial(self.D, mix=self.beta.mix(job, tau, *name, what)) for what in ("real", "fake"))
+        D, fake_D = (partial(self.D, mix=self.beta.mix(job, tau, o)) for o in noise[1:])
         return G, D, fake_D
+
+    def d_steps(self, job: Job, real: Tensor, tau: float | Tensor, for_beta: tuple, for_d: tuple) -> dict[str, Tensor]:
+        """Algorithm 1: the updates of beta, unless D is fixed, and of D, on a half of the images each.
+        for_beta, for_d: from `draw`. Returns the losses, and the norm of beta's gradient."""
+        # PAPER Alg. 1, CODE: architecture before weights, so it uses the weights of the previous step.
+        # Always in float32, because its gradients may be as small as 1e-7
+        half, found = len(real) // 2, {}
+        if for_beta:  # 1. the architecture of D
+            with frozen(self.alpha, self.D):
+                G, D, fake_D = self.mixed(job, tau, for_beta[1])
+                loss = d_pass(G, D, real[half:], for_beta[0], fake_D)
+            update(job, self.beta, self.beta_opt, loss)
+            found = {"loss/d_arch": loss.detach(), "grad/beta": gan.grad_norm(self.beta)}
+        with frozen(self.alpha, self.beta), job.autocast():  # 2. the weights of D
+            G, D, fake_D = self.mixed(job, tau, for_d[1])
+            loss = d_pass(G, D, real[:half], for_d[0], fake_D)
+        update(job, self.D, self.d_opt, loss)
+        return {"loss/d": loss.detach()} | found
+
+    def g_steps(self, job: Job, tau: float | Tensor, for_alpha: tuple, for_g: tuple) -> dict[str, Tensor]:
+        """Algorithm 1: the updates of alpha and of G, then of their EMAs. for_alpha, for_g: from `draw`.
+        Returns the losses, and the norm of alpha's gradient."""
+        with frozen(self.G, self.D, self.beta):  # 3. the architecture of G
+            G, D, _ = self.mixed(job, tau, for_alpha[1])
+            arch_loss = g_pass(G, D, for_alpha[0])
+        update(job, self.alpha, self.alpha_opt, arch_loss)
+        grad = gan.grad_norm(self.alpha)
+        with frozen(self.alpha, self.D, self.beta), job.autocast():  # 4. the weights of G
+            G, D, _ = self.mixed(job, tau, for_g[1])
+            loss = g_pass(G, D, for_g[0])
+        update(job, self.G, self.g_opt, loss)
+        ema_update(self.G_ema, self.G, job.args.ema)  # CODE: EMA of alpha, too
+        ema_update(self.alpha_ema, self.alpha, job.args.ema)
+        return {"loss/g": loss.detach(), "loss/g_arch": arch_loss.detach(), "grad/alpha": grad}
 
     def averaged(self, job: Job, tau: float) -> gan.Generate:
         """Generate images with the EMA of Super-G and alpha, with the same noise as in the search."""
 
         def images(z: Tensor, k: int | str) -> Tensor:
             name = ("grid",) if k == "grid" else ("eval", k)
-            return self.G_ema(z, self.alpha_ema.mix(job, tau, *name))
+            return self.G_ema(z, self.alpha_ema.mix(job, tau, self.alpha_ema.noise(job, *name)))
 
         return images
 
@@ -645,13 +689,13 @@ def arch_adam(job: Job, logits: Logits) -> torch.optim.Adam:
     return torch.optim.Adam(logits.parameters(), lr, betas=betas, weight_decay=decay)
 
 
-def d_pass(job: Job, G: Net, D: Net, real: Tensor, *name: object, fake_D: Net | None = None) -> Tensor:
-    """Loss of D on real images and equally many fakes. name: random stream of the latents.
+def d_pass(G: Net, D: Net, real: Tensor, z: Tensor, fake_D: Net | None = None) -> Tensor:
+    """Loss of D on real images and equally many fakes.
 
     fake_D: D with the mix for the fakes; None: they go through D in one pass with the real images.
     """
     with torch.no_grad():
-        fake = G(latent(job, len(real), *name)).to(real.dtype)
+        fake = G(z).to(real.dtype)
     # DEVIATES 1: the kernels are normalised once, with one power iteration of spectral norm; CODE: once a pass
     if fake_D is None:
         of_real, of_fake = D(torch.cat([real, fake])).chunk(2)
@@ -661,18 +705,19 @@ def d_pass(job: Job, G: Net, D: Net, real: Tensor, *name: object, fake_D: Net | 
     return d_loss(of_real.float(), of_fake.float())
 
 
-def g_pass(job: Job, G: Net, D: Net, n: int, *name: object) -> Tensor:
-    """Loss of G on n fakes. name: random stream of the latents."""
-    return g_loss(D(G(latent(job, n, *name))).float())
+def g_pass(G: Net, D: Net, z: Tensor) -> Tensor:
+    """Loss of G on the fakes of these latents."""
+    return g_loss(D(G(z)).float())
 
 
 def search(job: Job, state: State) -> None:
     """Alternate the four updates of Algorithm 1, then derive G and D."""
     args, run, nets = job.args, job.run, Supernets(job)
-    G, D, alpha, beta = nets.G, nets.D, nets.alpha, nets.beta
     run.track(state, **{name: part for name, part in vars(nets).items() if part is not None})
     # DEVIATES 2: a frozen Super-D keeps the noise on beta; neither paper nor code specify it
     beta_steps = args.fixed_d == "none"  # otherwise only G is searched: "SingalNAS"
+    d_steps = Graph(job, partial(nets.d_steps, job), nets.d_opt, *([nets.beta_opt] if beta_steps else []))
+    g_steps = Graph(job, partial(nets.g_steps, job), nets.g_opt, nets.alpha_opt)
     batches, n_fakes = job.batches_of(args.search_batch), args.search_batch // job.ranks.world
     epoch_length, end = search_length(job)
 
@@ -684,39 +729,18 @@ def search(job: Job, state: State) -> None:
         run.tick(state.step, f"end of epoch {epoch} in {epoch * epoch_length - i} batches, tau {tau:.2f}")
         real = batches(i)
         half = len(real) // 2
-
-        # PAPER Alg. 1, CODE: architecture before weights, so it uses the weights of the previous step.
-        # Always in float32, because its gradients may be as small as 1e-7
-        if beta_steps:  # 1. the architecture of D
-            with frozen(alpha, D):
-                mixed_G, mixed_D, fake_D = nets.mixed(job, tau, "d arch", i)
-                loss_d_arch = d_pass(job, mixed_G, mixed_D, real[half:], "d arch", i, fake_D=fake_D)
-            update(job, beta, nets.beta_opt, loss_d_arch)
-            nets.grads["beta"] = gan.grad_norm(beta)
-        with frozen(alpha, beta), job.autocast():  # 2. the weights of D
-            mixed_G, mixed_D, fake_D = nets.mixed(job, tau, "d", i)
-            loss_d = d_pass(job, mixed_G, mixed_D, real[:half], "d", i, fake_D=fake_D)
-        update(job, D, nets.d_opt, loss_d)
+        for_beta = nets.draw(job, len(real) - half, "d arch", i) if beta_steps else ()
+        losses = d_steps(real, tau, for_beta, nets.draw(job, half, "d", i))  # 1. and 2.
         state.batch += 1
+        if beta_steps:
+            nets.grads["beta"] = losses.pop("grad/beta")
         if i % args.n_critic:  # CODE: G is updated after the first of n_critic batches; Alg. 1: after k
             continue
-        with frozen(G, D, beta):  # 3. the architecture of G
-            mixed_G, mixed_D, _ = nets.mixed(job, tau, "g arch", i)
-            loss_g_arch = g_pass(job, mixed_G, mixed_D, n_fakes, "g arch", i)
-        update(job, alpha, nets.alpha_opt, loss_g_arch)
-        nets.grads["alpha"] = gan.grad_norm(alpha)
-        with frozen(alpha, D, beta), job.autocast():  # 4. the weights of G
-            mixed_G, mixed_D, _ = nets.mixed(job, tau, "g", i)
-            loss_g = g_pass(job, mixed_G, mixed_D, n_fakes, "g", i)
-        update(job, G, nets.g_opt, loss_g)
-        ema_update(nets.G_ema, G, args.ema)  # CODE: EMA of alpha, too
-        ema_update(nets.alpha_ema, alpha, args.ema)
+        for_alpha, for_g = (nets.draw(job, n_fakes, what, i) for what in ("g arch", "g"))
+        losses |= g_steps(tau, for_alpha, for_g)  # 3. and 4.
+        nets.grads["alpha"] = losses.pop("grad/alpha")
         state.step += 1
-        if state.step % args.log_every == 0:
-            losses = {"loss/d": loss_d, "loss/g": loss_g, "loss/g_arch": loss_g_arch}
-            if beta_steps:
-                losses["loss/d_arch"] = loss_d_arch
-            run.log(state.step, **losses)
+        gan.log_losses(job, state, losses)
         if state.step % args.sample_every == 0:
             run.samples(state.step, gan.grid(job, nets.G_ema, nets.averaged(job, tau)))
     report_if_due(job, state, nets)
@@ -774,7 +798,7 @@ def supernet_signs(job: Job, nets: Supernets, tau: float) -> gan.Signs:
     signs: gan.Signs = {f"signs/grad_{name}": norm.item() for name, norm in nets.grads.items()}
     for name in nets.grads:
         signs[f"signs/moved_{name}"] = gan.distance(getattr(nets, name), getattr(nets, f"first_{name}"))
-    mix = nets.alpha.mix(job, tau, "grid")
+    mix = nets.alpha.mix(job, tau, nets.alpha.noise(job, "grid"))
     return signs | gan.active_units(job, nets.G, nets.G.to_rgb, gan.along(nets.G, mix))
 
 
@@ -836,11 +860,12 @@ def search_random(job: Job, state: State) -> None:
         if args.candidates > 1:
             nets, G_ema = from_scratch(job, state.G, "autogan", "candidate", n)
             run.track(state, **vars(nets), G_ema=G_ema)
+            step = Graph.training(job, nets, G_ema, partial(gan_step, job, nets))
             what, end = f"candidate {n + 1}", state.began + share
             run.begin("search", what, state.step, images_per_step=args.d_batch * args.n_critic)
             while state.step < end:
                 run.tick(state.step, f"scoring in {end - state.step} steps")
-                train_step(job, state, nets, G_ema)
+                gan.log_losses(job, state, step(*gan.draw(job, state, args.n_critic)))
             run.begin("search", f"{what} scoring", state.step, "the next candidate")
             fid = score_average(job, state, nets.G, G_ema, what)
         state.candidates.append({"genotype": state.G, "fid": fid})
@@ -861,23 +886,18 @@ def from_scratch(job: Job, g: Genotype, d: DKind, *name: object) -> tuple[Pair, 
     return pair_of(job, G, D), deepcopy(G).requires_grad_(False)
 
 
-def train_step(job: Job, state: State, nets: Pair, G_ema: Generator) -> None:
-    """n_critic D steps, one G step, and an update of the EMA."""
+def gan_step(job: Job, nets: Pair, for_d: list, z: Tensor) -> dict[str, Tensor]:
+    """A D step on each of for_d, then one G step. Returns the last losses."""
     args, G, D = job.args, nets.G, nets.D
-    for _ in range(args.n_critic):
-        real = job.batches(state.batch)
+    for real, z_d in for_d:
         with job.autocast():
-            loss_d = d_pass(job, G, D, real, "d", state.batch)
+            loss_d = d_pass(G, D, real, z_d)
         update(job, D, nets.d_opt, loss_d, args.grad_clip)
-        state.batch += 1
     # DEVIATES 4: after n_critic D steps; the authors take the G step after the first of them
     with frozen(D), job.autocast():
-        loss_g = g_pass(job, G, D, job.g_batch, "g", state.step)
+        loss_g = g_pass(G, D, z)
     update(job, G, nets.g_opt, loss_g, args.grad_clip)
-    ema_update(G_ema, G, args.ema)
-    state.step += 1
-    if state.step % args.log_every == 0:
-        job.run.log(state.step, **{"loss/d": loss_d, "loss/g": loss_g})
+    return {"loss/d": loss_d.detach(), "loss/g": loss_g.detach()}
 
 
 def train(job: Job, state: State) -> None:
@@ -885,9 +905,10 @@ def train(job: Job, state: State) -> None:
     args, run = job.args, job.run
     nets, G_ema = from_scratch(job, state.G, state.opponent, "train")
     run.track(state, **vars(nets), G_ema=G_ema)
+    step = Graph.training(job, nets, G_ema, partial(gan_step, job, nets))
     if args.compile:
-        nets.G.compile()
-        nets.D.compile()
+        nets.G.compile(dynamic=False)
+        nets.D.compile(dynamic=False)
 
     about = {"method": "adversarialnas", "genotype": {"G": state.G, "D": state.D}, "chunks": args.chunks}
     about["g_ch"] = nets.G.ch  # may be set by --g-params
@@ -898,7 +919,7 @@ def train(job: Job, state: State) -> None:
         if state.step >= end:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
-        train_step(job, state, nets, G_ema)
+        gan.log_losses(job, state, step(*gan.draw(job, state, args.n_critic)))
         if (state.step - state.began) % args.sample_every == 0:
             run.samples(state.step, gan.grid(job, G_ema))
     run.save()  # can be resumed with more --train-epochs

@@ -28,7 +28,7 @@ PAPER (specified by the paper), CODE (follows the authors' code), DEVIATES (diff
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -47,7 +47,8 @@ from common.cells import AutoGANDiscriminator, Conv, Cost, conv_cost, count_para
 from common.cli import CommonArgs, cli, opt
 from common.data import load_dataset
 from common.files import UserError, read_json, rng_of, stream
-from common.gan import Job, Pair, adam, ema_update, frozen, latent, own_batch_norm, pair_of, seeded, update
+from common.gan import Job, Pair, adam, ema_update, frozen, own_batch_norm, pair_of, seeded, update
+from common.graph import Graph
 from common.metrics import Evaluator, Score
 from common.ranks import Ranks, start_ranks
 from common.run import DivergedError, Run
@@ -590,12 +591,14 @@ def stages_of(args: Args) -> list[str]:
     return search + (["train"] if args.phase == "all" else [])
 
 
-def d_step(job: Job, nets: Pair, batch: int, genotype: Genotype | None = None, stage: int = 2) -> Tensor:
-    """One D step on a real batch and equally many fakes."""
-    real = job.batches(batch)
+def d_step(
+    job: Job, nets: Pair, drawn: tuple[Tensor, Tensor], genotype: Genotype | None = None, stage: int = 2
+) -> Tensor:  # fmt: skip
+    """One D step on real images and equally many fakes."""
+    real, z = drawn
     with job.autocast():
         with torch.no_grad():
-            fake = nets.G(latent(job, len(real), "d", batch), genotype)
+            fake = nets.G(z, genotype)
         # DEVIATES 2: one pass over both, faster; one power iteration per step, two in the authors' code
         d_real, d_fake = nets.D(torch.cat([real, fake.to(real.dtype)]), stage).chunk(2)
     loss = d_loss(d_real.float(), d_fake.float())
@@ -603,31 +606,24 @@ def d_step(job: Job, nets: Pair, batch: int, genotype: Genotype | None = None, s
     return loss.detach()
 
 
-def g_step(job: Job, nets: Pair, step: int, genotype: Genotype | None = None, stage: int = 2) -> Tensor:
+def g_step(job: Job, nets: Pair, z: Tensor, genotype: Genotype | None = None, stage: int = 2) -> Tensor:
     """One G step."""
     with frozen(nets.D):
         with job.autocast():
-            fake = nets.D(nets.G(latent(job, job.g_batch, "g", step), genotype), stage)
+            fake = nets.D(nets.G(z, genotype), stage)
         loss = g_loss(fake.float())
         update(job, nets.G, nets.g_opt, loss)  # DEVIATES 3: Adam does not update ops that were not sampled
     return loss.detach()
 
 
-def gan_step(job: Job, state: State, nets: Pair, controller: Controller | None = None) -> list[Tensor]:
-    """n_critic D steps, each with a new architecture in the search, and one G step. Returns the losses."""
-    genotype, stage, losses = None, 2, []
-    for _ in range(job.args.n_critic):
-        if controller is not None:
-            (path,) = draw(job.args, state, controller, 1, "path", state.batch)
-            genotype, stage = names_of(path.vector), state.s
-        losses.append(d_step(job, nets, state.batch, genotype, stage))
-        state.batch += 1
+def gan_step(
+    job: Job, nets: Pair, for_d: list, z: Tensor, genotypes: Sequence = (), stage: int = 2
+) -> list[Tensor]:  # fmt: skip
+    """A D step on each of for_d, in the search each with its own genotype, then one G step. Returns the losses."""
+    genotypes = genotypes or [None] * len(for_d)
+    losses = [d_step(job, nets, drawn, genotype, stage) for drawn, genotype in zip(for_d, genotypes, strict=True)]
     # DEVIATES 6: after n_critic D steps; the authors take the G step after the first of them
-    losses.append(g_step(job, nets, state.step, genotype, stage))
-    state.step += 1
-    if state.step % job.args.log_every == 0:
-        job.run.log(state.step, **{"loss/d": losses[-2], "loss/g": losses[-1]})
-    return losses
+    return [*losses, g_step(job, nets, z, genotypes[-1], stage)]
 
 
 def uniform(args: Args, n: int, *name: object) -> list[Candidate]:
@@ -801,7 +797,10 @@ def search(job: Job, state: State) -> None:
         steps = args.gan_epochs * here.epoch // args.n_critic
         while state.turn < steps and not state.reset:
             run.tick(state.step, f"{after} in {steps - state.turn} steps")
-            losses = gan_step(here, state, nets, controller)
+            drawn = [draw(args, state, controller, 1, "path", state.batch + k)[0] for k in range(args.n_critic)]
+            paths = [names_of(x.vector) for x in drawn]
+            losses = gan_step(here, nets, *gan.draw(here, state, args.n_critic), paths, state.s)
+            gan.log_losses(here, state, {"loss/d": losses[-2], "loss/g": losses[-1]})
             state.turn += 1
             state.watch(here, losses)
             # DEVIATES 7: checked once per G step; the authors check after every D step
@@ -884,14 +883,15 @@ def derive(job: Job, state: State) -> None:
         nets = new_pair(job, genotype, args.g_ch, args.d_ch, "finalist", i)
         G_ema = deepcopy(nets.G).requires_grad_(False)
         run.track(state, **vars(nets), G_ema=G_ema)
+        step = Graph.training(job, nets, G_ema, partial(gan_step, job, nets))
         name = f"finalist {i + 1}/{n}"
         run.begin(phase, name, state.step, images_per_step=args.d_batch * args.n_critic)
         found = WORST
         try:
             while state.step - state.began < steps:
                 run.tick(state.step, f"scoring in {steps - state.step + state.began} steps")
-                gan_step(job, state, nets)
-                ema_update(G_ema, nets.G, args.ema)
+                *_, loss_d, loss_g = step(*gan.draw(job, state, args.n_critic))
+                gan.log_losses(job, state, {"loss/d": loss_d, "loss/g": loss_g})
             run.check_losses()
             run.begin(phase, f"{name} scoring", state.step)
             job.ranks.average_buffers(nets.G)
@@ -934,9 +934,10 @@ def train(job: Job, state: State) -> None:
     nets = new_pair(job, genotype, args.g_ch, args.d_ch, "train")
     G_ema = deepcopy(nets.G).requires_grad_(False)
     run.track(state, **vars(nets), G_ema=G_ema)
+    step = Graph.training(job, nets, G_ema, partial(gan_step, job, nets))
     if args.compile:
-        nets.G.compile()
-        nets.D.compile()
+        nets.G.compile(dynamic=False)
+        nets.D.compile(dynamic=False)
 
     about = {"method": "autogan", "genotype": {"G": genotype}}
     end = state.began + job.plan[-1][1]
@@ -946,8 +947,8 @@ def train(job: Job, state: State) -> None:
         if state.step >= end:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
-        gan_step(job, state, nets)
-        ema_update(G_ema, nets.G, args.ema)
+        *_, loss_d, loss_g = step(*gan.draw(job, state, args.n_critic))
+        gan.log_losses(job, state, {"loss/d": loss_d, "loss/g": loss_g})
         if (state.step - state.began) % args.sample_every == 0:
             run.samples(state.step, gan.grid(job, G_ema))
     run.save()  # can be resumed with more --train-epochs

@@ -57,6 +57,7 @@ from common.cli import CommonArgs, cli, opt
 from common.data import Batches, Dataset, load_dataset
 from common.files import UserError, read_json, stream
 from common.gan import Job, Pair, ema_update, fixed_latent, frozen, latent, pair_of, seeded, update
+from common.graph import Graph
 from common.metrics import Evaluator
 from common.ranks import start_ranks
 from common.run import Run
@@ -580,6 +581,14 @@ class Generator(nn.Module):
 
         return generate
 
+    def draw(self, job: Job, step: int) -> tuple[Tensor, Tensor | None, int | None]:
+        """What G step `step` is given: latents, labels if there are classes, seed of D's dropout (--graph: None)."""
+        ranks, y = job.ranks, None
+        if self.classes:
+            y = uniform_labels(job, job.args.g_batch, self.classes, "g", step)[ranks.rank :: ranks.world]
+        seed = stream(job.args.seed, "dropout of G", step, ranks.rank).initial_seed()
+        return latent(job, job.g_batch, "g", step), y, None if job.args.graph else seed
+
     @staticmethod
     def saved(weights: dict) -> "Generator":
         """Build the generator of a weights.pt; its weights are not loaded."""
@@ -745,7 +754,7 @@ class Search:
         return reconstruction_loss(made, scaled(self.images[i]), args.lap_levels, args.loss_reduction)
 
 
-def zw_step(job: Job, s: Search, i: Tensor, lr: float) -> Tensor:
+def zw_step(job: Job, s: Search, i: Tensor, lr: float | Tensor) -> Tensor:
     """One step on w and on the latents of images i, with a single backward pass."""
     args = job.args
     p = {name: row.detach() for name, row in s.alpha.probabilities().items()}
@@ -764,7 +773,6 @@ def alpha_step(job: Job, s: Search, i: Tensor) -> Tensor:
     with frozen(s.net):
         loss = s.loss(job, s.alpha.probabilities(), s.Z[i], i)
         update(job, s.alpha, s.a_opt, loss)
-    s.grads["alpha"] = gan.grad_norm(s.alpha)
     return loss.detach()
 
 
@@ -773,6 +781,10 @@ def search(job: Job, state: State) -> None:
     args, run, s, epoch = job.args, job.run, Search(job), job.args.search_epoch
     run.track(state, net=s.net, alpha=s.alpha, w_opt=s.w_opt, a_opt=s.a_opt, latents=s.Z, grads=s.grads)
 
+    def both_steps(i: Tensor, lr: float | Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return zw_step(job, s, i, lr), alpha_step(job, s, other), gan.grad_norm(s.alpha)
+
+    step = Graph(job, both_steps, s.w_opt, s.a_opt)
     run.begin("search", "search", state.step, images_per_step=args.search_batch)
     while True:
         if state.step % epoch == 0 and state.reported < state.step:
@@ -783,13 +795,12 @@ def search(job: Job, state: State) -> None:
 
         lr = args.w_lr_in(state.step // epoch)
         s.w_opt.param_groups[0]["lr"] = lr
-        w_loss = zw_step(job, s, s.batches.indices(state.step), lr)  # (1)
-
+        i = s.batches.indices(state.step)
         # DEVIATES 4: alpha after w, on images that also train w: without a trained z, an image is useless.
         # DARTS: alpha first, on the other half of the images
         g = stream(args.seed, "alpha images", state.step, device=s.images.device)
-        i = torch.randperm(len(s.images), generator=g, device=s.images.device)[: args.search_batch]
-        alpha_loss = alpha_step(job, s, i)  # (2)
+        other = torch.randperm(len(s.images), generator=g, device=s.images.device)[: args.search_batch]
+        w_loss, alpha_loss, s.grads["alpha"] = step(i, lr, other)  # (1), (2)
 
         state.step += 1
         if state.step % args.log_every == 0:
@@ -913,6 +924,18 @@ class Critic(nn.Module):
         return scores, features.float(), self.classes(features).float() if self.classes else None
 
     @staticmethod
+    def draw(job: Job, labels: Tensor | None, batch: int) -> tuple:
+        """What critic step `batch` is given: real images, labels, latents, the penalty's mix, seed of dropout."""
+        seed, device, rank = job.args.seed, job.ranks.device, job.ranks.rank
+        i = job.batches.indices(batch).chunk(job.ranks.world)[rank]
+        y = None if labels is None else labels[i]
+        real = dequantise(job.images[i].to(device), stream(seed, "dequantise", batch, rank, device=device))
+        g = stream(seed, "mix", batch, rank, device=device)
+        mix = torch.rand(len(i), 1, 1, 1, generator=g, device=device)
+        drop = None if job.args.graph else stream(seed, "dropout of D", batch, rank).initial_seed()
+        return real, y, latent(job, len(i), "d", batch), mix, drop
+
+    @staticmethod
     def cost(ch: int = 128, size: int = 32, classes: int = 0) -> Cost:
         """Cost of the critic with these arguments."""
         half, quarter = size // 2, size // 4
@@ -942,38 +965,33 @@ def uniform_labels(job: Job, n: int, classes: int, *name: object) -> Tensor:
     return torch.randint(classes, (n,), generator=g, device=job.ranks.device)
 
 
-def critic_step(job: Job, nets: Pair, labels: Tensor | None, batch: int) -> dict[str, Tensor]:
-    """One critic step on a real batch and fakes with the same labels. Returns the terms of the loss."""
-    seed, D, device, rank = job.args.seed, nets.D, job.ranks.device, job.ranks.rank
-    i = job.batches.indices(batch).chunk(job.ranks.world)[rank]
-    y = None if labels is None else labels[i]
-    real = dequantise(job.images[i].to(device), stream(seed, "dequantise", batch, rank, device=device))
-    g = stream(seed, "mix", batch, rank, device=device)
-    mix = torch.rand(len(i), 1, 1, 1, generator=g, device=device)
-    torch.manual_seed(stream(seed, "dropout of D", batch, rank).initial_seed())  # dropout has no generator argument
+def critic_step(job: Job, nets: Pair, drawn: tuple) -> dict[str, Tensor]:
+    """One critic step on real images and fakes with the same labels. Returns the terms of the loss."""
+    D, (real, y, z, mix, seed) = nets.D, drawn
+    if seed is not None:  # dropout has no generator argument
+        torch.manual_seed(seed)
     with job.autocast():
         # DEVIATES 3: BatchNorm over the whole batch; CT-GAN generates it in two halves, one per GPU
         with torch.no_grad():
-            fake = nets.G(latent(job, len(i), "d", batch), y).float()
+            fake = nets.G(z, y).float()
         scores, features, logits = D(torch.cat([real, real, fake]))  # each with its own dropout mask
         (d1, d2, d_fake), (f1, f2, _) = scores.chunk(3), features.chunk(3)
         parts = {"wasserstein": d_loss(d1, d_fake), "ct": consistency(d1, d2, f1, f2)}
         parts["gp"] = gradient_penalty(D, real, fake, mix)
         if y is not None:
-            parts["d_class"] = D_CLASS * F.cross_entropy(logits[: len(i)], y)  # real images only
+            parts["d_class"] = D_CLASS * F.cross_entropy(logits[: len(real)], y)  # real images only
     update(job, D, nets.d_opt, sum(parts.values()))
     return {name: value.detach() for name, value in parts.items()}
 
 
-def generator_step(job: Job, nets: Pair, step: int) -> dict[str, Tensor]:
+def generator_step(job: Job, nets: Pair, drawn: tuple) -> dict[str, Tensor]:
     """One G step, with a class loss if there are classes. Returns the terms of the loss."""
-    args, ranks, y = job.args, job.ranks, None
-    if nets.G.classes:
-        y = uniform_labels(job, args.g_batch, nets.G.classes, "g", step)[ranks.rank :: ranks.world]
-    torch.manual_seed(stream(args.seed, "dropout of G", step, ranks.rank).initial_seed())
+    z, y, seed = drawn
+    if seed is not None:
+        torch.manual_seed(seed)
     with frozen(nets.D):
         with job.autocast():
-            scores, _, logits = nets.D(nets.G(latent(job, job.g_batch, "g", step), y))
+            scores, _, logits = nets.D(nets.G(z, y))
             parts = {"g": g_loss(scores)}
             if y is not None:
                 parts["g_class"] = G_CLASS * F.cross_entropy(logits, y)
@@ -1005,9 +1023,19 @@ def train(job: Job, state: State) -> None:
     nets = pair_of(job, G, D)
     run.track(state, **vars(nets), G_ema=G_ema)
     if args.compile:
-        G.compile()
-        D.compile()
+        G.compile(dynamic=False)
+        D.compile(dynamic=False)
 
+    def step(for_g: tuple, for_d: list[tuple]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        g_parts = {}
+        if for_g:  # CODE CT-GAN: no G step in the first iteration
+            g_parts = generator_step(job, nets, for_g)
+            ema_update(G_ema, G, args.ema)
+        for drawn in for_d:
+            d_parts = critic_step(job, nets, drawn)
+        return g_parts, d_parts
+
+    step = Graph(job, step, nets.g_opt, nets.d_opt)
     about = {"method": "degas", "genotype": state.G, "classes": state.classes}
     generate = G_ema.labelled(job)
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
@@ -1020,13 +1048,13 @@ def train(job: Job, state: State) -> None:
         left = 1 - iteration / args.iters  # both learning rates decay linearly to 0
         nets.g_opt.param_groups[0]["lr"] = args.g_lr * left
         nets.d_opt.param_groups[0]["lr"] = args.d_lr * left
-        if iteration:  # CODE CT-GAN: no G step in the first iteration
-            g_parts = generator_step(job, nets, state.step)
-            ema_update(G_ema, G, args.ema)
-            state.step += 1
-        for _ in range(args.n_critic):
-            d_parts = critic_step(job, nets, labels, state.batch)
-            state.batch += 1
+        for_d = [D.draw(job, labels, state.batch + k) for k in range(args.n_critic)]
+        for_g = G.draw(job, state.step) if iteration else ()
+        if args.graph:  # dropout in a graph goes on from this seed
+            torch.manual_seed(stream(args.seed, "dropout", iteration).initial_seed())
+        g_parts, d_parts = step(for_g, for_d)
+        state.batch += args.n_critic
+        state.step += bool(iteration)
         if iteration and state.step % args.log_every == 0:
             row = {f"loss/{name}": value for name, value in (d_parts | g_parts).items()}
             row |= {"loss/d": sum(d_parts.values()), "lr/g": args.g_lr * left}

@@ -29,6 +29,7 @@ import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain, pairwise, zip_longest
 from math import inf, isfinite
 from pathlib import Path
@@ -65,7 +66,8 @@ from common.cells import (
 from common.cli import CommonArgs, cli, opt
 from common.data import load_dataset
 from common.files import UserError, read_json, rng_of
-from common.gan import Job, Pair, clone, ema_update, fid_or_inf, frozen, latent, own_batch_norm, pair_of, seeded, update
+from common.gan import Job, Pair, clone, fid_or_inf, frozen, own_batch_norm, pair_of, seeded, update
+from common.graph import Graph
 from common.metrics import Evaluator, Score
 from common.ranks import start_ranks
 from common.run import Run
@@ -583,13 +585,12 @@ ScoreOne = Callable[..., Score]  # (individual, number of images, draw of latent
 Paths = tuple[Genotype | None, Genotype | None]  # through SuperNet-G and SuperNet-D; None: not a supernet
 
 
-def d_step(job: Job, nets: Pair, batch: int, paths: Paths, clip: float = 0.0) -> Tensor:
-    """One D step on a real batch and equally many fakes."""
-    g_path, d_path = paths
-    real = job.batches(batch)
+def d_step(job: Job, nets: Pair, drawn: tuple[Tensor, Tensor], paths: Paths, clip: float = 0.0) -> Tensor:
+    """One D step on real images and equally many fakes."""
+    (real, z), (g_path, d_path) = drawn, paths
     with job.autocast():
         with torch.no_grad():
-            fake = nets.G(latent(job, len(real), "d", batch), g_path)
+            fake = nets.G(z, g_path)
         if isinstance(nets.D, PlainDiscriminator):  # its BatchNorm must not mix real and fake
             d_real, d_fake = nets.D(real, d_path), nets.D(fake, d_path)
         else:  # DEVIATES 7: one pass, faster; one power iteration per step, two in the authors' code
@@ -599,27 +600,25 @@ def d_step(job: Job, nets: Pair, batch: int, paths: Paths, clip: float = 0.0) ->
     return loss.detach()
 
 
-def g_step(job: Job, nets: Pair, step: int, paths: Paths, clip: float = 0.0) -> Tensor:
+def g_step(job: Job, nets: Pair, z: Tensor, paths: Paths, clip: float = 0.0) -> Tensor:
     """One G step."""
     g_path, d_path = paths
     with frozen(nets.D):
         with job.autocast():
-            fake = nets.D(nets.G(latent(job, job.g_batch, "g", step), g_path), d_path)
+            fake = nets.D(nets.G(z, g_path), d_path)
         loss = g_loss(fake.float())
         update(job, nets.G, nets.g_opt, loss, clip)
     return loss.detach()
 
 
-def gan_step(job: Job, state: State, nets: Pair, paths: Paths, n_critic: int = 1, clip: float = 0.0) -> None:
-    """n_critic D steps, then one G step."""
-    for _ in range(n_critic):
-        loss_d = d_step(job, nets, state.batch, paths, clip)
-        state.batch += 1
+def gan_step(
+    job: Job, nets: Pair, for_d: list, z: Tensor, paths: Paths = (None, None), clip: float = 0.0
+) -> dict[str, Tensor]:  # fmt: skip
+    """A D step on each of for_d, then one G step. Returns the last losses."""
+    for drawn in for_d:
+        loss_d = d_step(job, nets, drawn, paths, clip)
     # DEVIATES 15: in training, the authors take the G step after the first of n_critic batches
-    loss_g = g_step(job, nets, state.step, paths, clip)
-    state.step += 1
-    if state.step % job.args.log_every == 0:
-        job.run.log(state.step, **{"loss/d": loss_d, "loss/g": loss_g})
+    return {"loss/d": loss_d, "loss/g": g_step(job, nets, z, paths, clip)}
 
 
 def score_all(job: Job, individuals: People, score_one: ScoreOne, n: int) -> None:
@@ -673,7 +672,8 @@ def search_g(job: Job, state: State) -> None:
         # line 1. PAPER §5.1: random paths train all ops equally
         for _ in gan.steps(job, state, end, "stage 1 warm-up", "population"):
             rng = rng_of(args.seed, "path", state.batch)
-            gan_step(job, state, nets, (sample(G_SPACE, rng), sample(D_SPACE, rng) if coupled else None))
+            paths = sample(G_SPACE, rng), sample(D_SPACE, rng) if coupled else None
+            gan.log_losses(job, state, gan_step(job, nets, *gan.draw(job, state, 1), paths))
         job.ranks.average_buffers(G)
         # lines 2-3. DEVIATES 11: sampled after the warm-up, which may have trained them already
         state.population = births(args, G_SPACE, state, P, [])
@@ -684,7 +684,8 @@ def search_g(job: Job, state: State) -> None:
         name = f"stage 1 round {state.round}/{args.rounds}"
         for _ in gan.steps(job, state, end, name, "scoring"):  # lines 5-12: one path per batch; D sees all
             x = rng_of(args.seed, "path", state.batch).choice(state.population)
-            gan_step(job, state, nets, (x.genotype, x.d_genotype))
+            losses = gan_step(job, nets, *gan.draw(job, state, 1), (x.genotype, x.d_genotype))
+            gan.log_losses(job, state, losses)
         job.ranks.average_buffers(G)
 
         run.begin("search", f"{name} scoring", state.step)  # line 13
@@ -731,7 +732,7 @@ def search_d(job: Job, state: State) -> None:
         end = state.began + args.search_epochs(0) * job.epoch // args.n_critic
         for _ in gan.steps(job, state, end, "stage 2 warm-up", "population", args.n_critic):
             path = sample(D_SPACE, rng_of(args.seed, "path", state.batch))
-            gan_step(job, state, nets, (None, path), args.n_critic)
+            gan.log_losses(job, state, gan_step(job, nets, *gan.draw(job, state, args.n_critic), (None, path)))
         state.population = births(args, D_SPACE, state, P, [])  # line 18
         job.ranks.average_buffers(G)
         copies.update({x.id: clone(G) for x in state.population})
@@ -744,7 +745,8 @@ def search_d(job: Job, state: State) -> None:
         for _ in gan.steps(job, state, end, name, "scoring", args.n_critic):
             x = rng_of(args.seed, "path", state.batch).choice(state.population)
             G.load_state_dict(copies[x.id])
-            gan_step(job, state, nets, (None, x.genotype), args.n_critic)
+            losses = gan_step(job, nets, *gan.draw(job, state, args.n_critic), (None, x.genotype))
+            gan.log_losses(job, state, losses)
             copies[x.id] = clone(G)
 
         run.begin("search", f"{name} scoring", state.step)
@@ -850,9 +852,9 @@ def train(job: Job, state: State) -> None:
     nets = pair_of(job, G, D)
     run.track(state, **vars(nets), G_ema=G_ema)
     if args.compile:
-        G.compile()
-        D.compile()
-
+        G.compile(dynamic=False)
+        D.compile(dynamic=False)
+    step = Graph.training(job, nets, G_ema, partial(gan_step, job, nets, clip=args.grad_clip))
     about = {"method": "eagan", "genotype": {"G": state.G, "D": state.D}}
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
     while True:
@@ -860,8 +862,7 @@ def train(job: Job, state: State) -> None:
         if state.step >= state.began + job.plan[-1][1]:
             break
         run.tick(state.step, gan.until_evaluation(job, state))
-        gan_step(job, state, nets, (None, None), args.n_critic, args.grad_clip)
-        ema_update(G_ema, G, args.ema)
+        gan.log_losses(job, state, step(*gan.draw(job, state, args.n_critic)))
         if (state.step - state.began) % args.sample_every == 0:
             run.samples(state.step, gan.grid(job, G_ema))
     run.save()  # can be resumed with more --train-epochs

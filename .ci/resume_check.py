@@ -16,7 +16,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 FLAGS = shlex.split(
-    "--preset smoke --g-ch 8 --d-ch 8 --rounds 1 --search-n 60 --final-n 60 --eval-n 200 --train-epochs 3 --eval-every 1 --log-every 5"
+    "--preset smoke --g-ch 8 --d-ch 8 --rounds 1 --search-n 60 --final-n 60 --eval-n 200 --train-epochs 3"
+    " --eval-every 1 --log-every 5"
 )
 
 

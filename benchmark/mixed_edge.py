@@ -84,7 +84,7 @@ def cases(args: argparse.Namespace, device: torch.device) -> dict[str, tuple[nn.
         return x.contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def mixes(logits: nas.Logits) -> nas.Mix:
-        return logits.mix(job, 1.0, "benchmark")
+        return logits.mix(job, 1.0, logits.noise(job, "benchmark"))
 
     up, down, first = made(nas.UpCell(g, None, 0)), made(nas.DownCell(d, None, 1)), made(nas.DownCell(d, None, 0))
     G, D = made(nas.Generator(None, g)), made(nas.Discriminator(None, d))

@@ -111,8 +111,8 @@ def train(job: gan.Job, space: Space, vector: autogan.Vector, seed: int) -> dict
     scores, scoring, began = [], 0.0, time.perf_counter()
     for step in range(space.updates):
         for k in range(args.n_critic):
-            autogan.d_step(job, nets, step * args.n_critic + k, None, stage)
-        autogan.g_step(job, nets, step, None, stage)
+            autogan.d_step(job, nets, gan.d_draw(job, step * args.n_critic + k), None, stage)
+        autogan.g_step(job, nets, gan.latent(job, job.g_batch, "g", step), None, stage)
         gan.ema_update(average, nets.G, args.ema)
         if step + 1 in space.budgets:
             before = time.perf_counter()
@@ -180,8 +180,8 @@ def score_all_shared(job: gan.Job, space: Space, seed: int) -> list[dict]:
     for step in range(4 * space.updates):
         for k in range(step * args.n_critic, (step + 1) * args.n_critic):
             path = autogan.names_of(rng_of(seed, "path", k).choice(vectors))
-            autogan.d_step(job, nets, k, path, stage)
-        autogan.g_step(job, nets, step, path, stage)
+            autogan.d_step(job, nets, gan.d_draw(job, k), path, stage)
+        autogan.g_step(job, nets, gan.latent(job, job.g_batch, "g", step), path, stage)
         for own in (0, 16) if step + 1 in (space.updates, 4 * space.updates) else ():
             scoring = replace(job, args=replace(args, bn_batches=own))
             found = [autogan.score_shared(scoring, nets.G, autogan.Candidate(vector)) for vector in vectors]

@@ -70,6 +70,7 @@ class CommonArgs:
     ema: float = opt(0.999, "EMA decay of G; 0: no EMA. [authors' code]", "Train", min=0, max=1)
     amp: bool = opt(False, "bfloat16 autocast for G and D. [ours]", "Train")
     compile: bool = opt(False, "Use torch.compile when training from scratch. [ours]", "Train")
+    graph: bool = opt(False, "CUDA graphs: launch the kernels of an update at once; one GPU. [ours]", "Train")
 
     evaluator: Literal["inception", "compact"] = opt(
         "inception", "compact: a small classifier trained on the data set's labels. [ours]", "Eval"

@@ -123,6 +123,25 @@ def latent(job: Job, n: int, *name: object) -> Tensor:
     return fixed_latent(job, n * job.ranks.world, *name)[job.ranks.rank :: job.ranks.world]
 
 
+def d_draw(job: Job, batch: int) -> tuple[Tensor, Tensor]:
+    """What D step `batch` is given: real images, and latents of as many fakes."""
+    real = job.batches(batch)
+    return real, latent(job, len(real), "d", batch)
+
+
+def draw(job: Job, state: Progress, n_critic: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Draw what the next n_critic D steps and the G step after them are given, and count these steps."""
+    drawn = [d_draw(job, state.batch + k) for k in range(n_critic)], latent(job, job.g_batch, "g", state.step)
+    state.batch, state.step = state.batch + n_critic, state.step + 1
+    return drawn
+
+
+def log_losses(job: Job, state: Progress, losses: dict[str, Tensor]) -> None:
+    """Log the latest losses, as set by --log-every."""
+    if state.step % job.args.log_every == 0:
+        job.run.log(state.step, **losses)
+
+
 def seeded(job: Job, make: Callable[[], nn.Module], *name: object) -> nn.Module:
     """Call make() and move the network to the device; initial weights are seeded by (seed, name)."""
     torch.manual_seed(stream(job.args.seed, "init", *name).initial_seed())
@@ -587,6 +606,13 @@ def check_flags(args: Any, world: int, skips_search: str, published: str) -> Non
             raise UserError(f"{flag} {value}: not divisible by {world} processes; use a multiple")
     if args.compile and not any(map(which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cc"))):
         raise UserError("--compile: no C++ compiler found; install g++, or omit --compile")
+    if args.graph:
+        if args.device == "cpu" or not torch.cuda.is_available():
+            raise UserError("--graph: CUDA graphs need a GPU, and this run would be on the CPU; omit --graph")
+        if world > 1:
+            raise UserError(f"--graph: does not work with {world} processes; start one process, or omit --graph")
+        if args.compile:
+            raise UserError("--graph: does not work with --compile; omit one of them")
     if args.phase == "train" and not (skips_search or args.genotype):
         raise UserError(f"--phase train: requires --genotype, {published}")
     if args.phase == "search" and skips_search:

@@ -43,11 +43,13 @@ OWN = {"lock", "source", "status.json", "STOP"}  # all that a run has before its
 ON_RESUME = {  # flags that may change on --resume: only the device, with its own random streams, changes results
     "resume", "auto_resume", "preset", "dry_run", "device", "dataset", "runs_dir", "data_dir", "inception_weights",
     "save_minutes", "log_every", "sample_every", "eval_every", "eval_after", "eval_n", "train_epochs", "compile",
-    "metrics", "eval_data", "sample_n", "out",
+    "graph", "metrics", "eval_data", "sample_n", "out",
 }  # fmt: skip
 INPUTS = ("dataset", "eval_data", "fid_stats", "inception_weights", "weights")  # flags that may be paths
 GENOTYPES = ("genotype", "d_genotype", "init_g", "init_d")  # flags that may be paths of .json or .npy files
-KEPT = ON_RESUME - {"resume", "auto_resume", "preset", "dry_run", "device", "runs_dir", "compile"}  # by later resumes
+KEPT = ON_RESUME - {  # by later resumes
+    "resume", "auto_resume", "preset", "dry_run", "device", "runs_dir", "compile", "graph",
+}  # fmt: skip
 
 
 class Stopped(BaseException):
@@ -285,6 +287,7 @@ class Run:
                 "torch": c["versions"]["torch"],
                 "git": c["git"]["sha"],
                 "compile": c["args"].get("compile"),
+                "graph": c["args"].get("graph", False),
             }
             for c in (config, today)
         )
@@ -497,13 +500,15 @@ class Run:
     def watch(self, loss: torch.Tensor) -> None:
         """Remember on the device whether any loss was not finite; read at the next row or save, so no step waits."""
         bad = loss.detach().isfinite().logical_not()
-        self.bad = bad if self.bad is None else self.bad | bad
+        self.bad = bad if self.bad is None else self.bad.logical_or_(bad)  # in place, as a CUDA graph needs it
 
     def check_losses(self, lost: str = "") -> None:
         """Raise DivergedError on all processes, which call this together, if a loss of any of them was not finite since
         the last check. lost: such a loss that this process knows."""
-        bad, self.bad = self.bad, None
-        if self.ranks.any(bool(lost) or (bad is not None and bool(bad.any()))):
+        bad = self.bad is not None and bool(self.bad)
+        if self.bad is not None:
+            self.bad.zero_()
+        if self.ranks.any(bool(lost) or bad):
             raise DivergedError(f"{lost or 'a loss is not finite'}: {DIVERGED}")
 
     def evaluated(self, step: int, score_row: dict, **more: Any) -> None:

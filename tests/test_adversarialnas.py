@@ -51,9 +51,18 @@ def one_hot(space: Space, genotype: Genotype) -> nas.Mix:
     return mix
 
 
+def mix_of(logits: Logits, job: gan.Job, tau: float, name: str) -> nas.Mix:
+    """Mixing weights under the noise of this name."""
+    return logits.mix(job, tau, logits.noise(job, name))
+
+
+def gumbel(like: Tensor, name: str) -> Tensor:
+    return -torch.empty_like(like).exponential_(generator=stream(0, name)).log()
+
+
 def random_mix(space: Space, dtype: torch.dtype = torch.float64) -> nas.Mix:
     """Mixing weights of equal logits under a draw of the noise."""
-    return Logits(space).to(dtype).mix(job_of(TINY), 1.0, "test")
+    return mix_of(Logits(space).to(dtype), job_of(TINY), 1.0, "test")
 
 
 # ---- the published networks, measured on the authors' code -----------------------------------------------------------
@@ -217,7 +226,7 @@ def test_merged_and_plain_are_one_function(net: str, size: int):
     for merged in (False, True):
         for cell in model.cells:
             cell.merged = merged
-        y = model(x, logits.mix(job_of(TINY), 1.0, "test"))
+        y = model(x, mix_of(logits, job_of(TINY), 1.0, "test"))
         loss = (y * normal(*y.shape, seed=9)).sum()
         found.append([y, *torch.autograd.grad(loss, differentiated, materialize_grads=True)])
     for one, other in zip(*found, strict=True):
@@ -297,7 +306,7 @@ def test_how_often_an_op_is_the_strongest(ops: int, logit: float, prob: float, l
     logits = torch.zeros(100_000, ops)
     logits[:, 0] = logit
     for form, share in (("prob", prob), ("log", log)):
-        w = nas.mix_weights(logits, 0.5, form, stream(1, form))
+        w = nas.mix_weights(logits, 0.5, form, gumbel(logits, form))
         torch.testing.assert_close(w.sum(-1), torch.ones(100_000))
         assert (w.argmax(-1) == 0).float().mean().item() == pytest.approx(share, abs=0.005)
 
@@ -306,7 +315,7 @@ def test_how_often_an_op_is_the_strongest(ops: int, logit: float, prob: float, l
 def test_gradient_of_the_mixing_weights(form: str):
     """Against finite differences, under one draw of the noise."""
     logits = normal(3, 7).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: nas.mix_weights(x, 0.7, form, stream(0, "test")), logits)
+    assert torch.autograd.gradcheck(lambda x: nas.mix_weights(x, 0.7, form, gumbel(logits, "test")), logits)
 
 
 def test_mixing_weights_sum_to_one_and_one_draw_serves_all_edges():
@@ -314,16 +323,16 @@ def test_mixing_weights_sum_to_one_and_one_draw_serves_all_edges():
     beta = Logits(D_SPACE)
     for form in ("prob", "log", "off"):
         job = job_of(replace(TINY, gumbel=form))
-        mix, again, other = (beta.mix(job, 0.3, name) for name in "aab")
+        mix, again, other = (mix_of(beta, job, 0.3, name) for name in "aab")
         sums = [sum(ops.values()).item() for edges in mix for ops in edges.values()]
         assert all(x < 1 for x in sums[:3])  # the dead have their share
         assert sums[3:] == pytest.approx([1] * 25)
         assert mix == again
         assert (mix[2]["1->2"] == other[2]["1->2"]) == (form == "off")
         assert list(mix[2]["1->2"].values()) != list(mix[2]["1->3"].values())
-    off = beta.mix(job, 0.3, "a")[1]["2->4"]
+    off = mix_of(beta, job, 0.3, "a")[1]["2->4"]
     torch.testing.assert_close(torch.stack(list(off.values())), beta.tables[1][1, 0].softmax(0))
-    cold, warm = (max(beta.mix(job_of(TINY), tau, "a")[1]["0->1"].values()) for tau in (0.1, 5.0))
+    cold, warm = (max(mix_of(beta, job_of(TINY), tau, "a")[1]["0->1"].values()) for tau in (0.1, 5.0))
     assert cold > 0.9 > 0.4 > warm
 
 
@@ -350,7 +359,7 @@ def test_every_number_of_a_table_is_the_weight_of_one_op_or_dead(space: Space):
     cells = logits.by_op(tables)
     numbers = [n.item() for cell in cells for ops in cell.values() for n in ops.values()]
     assert len(set(numbers)) == len(numbers)
-    for cell, (row, mix) in enumerate(zip(logits.rows(tables), logits.mix(job_of(TINY), 1.0, "x"), strict=True)):
+    for cell, (row, mix) in enumerate(zip(logits.rows(tables), mix_of(logits, job_of(TINY), 1.0, "x"), strict=True)):
         edges = space.edges_of(cell)
         assert [(name, tuple(ops)) for name, ops in mix.items()] == [(e.name, e.ops) for e in edges]
         for e in edges:
@@ -600,11 +609,11 @@ def test_architecture_gradients_do_not_vanish_at_initialisation():
     job = job_of(replace(TINY, search_g_ch=16, search_d_ch=8))
     nets = Supernets(job)
     with nas.frozen(nets.alpha, nets.D):
-        G, D, fake_D = nets.mixed(job, 4.3, 0)
-        nas.d_pass(job, G, D, normal(8, 3, 16, 16).float().tanh(), "d", 0, fake_D=fake_D).backward()
+        G, D, fake_D = nets.mixed(job, 4.3, nets.draw(job, 8, 0)[1])
+        nas.d_pass(G, D, normal(8, 3, 16, 16).float().tanh(), latent(job, 8, "d", 0), fake_D).backward()
     with nas.frozen(nets.G, nets.D, nets.beta):
-        G, D, _ = nets.mixed(job, 4.3, 1)
-        nas.g_pass(job, G, D, 8, "g", 0).backward()
+        G, D, _ = nets.mixed(job, 4.3, nets.draw(job, 8, 1)[1])
+        nas.g_pass(G, D, latent(job, 8, "g", 0)).backward()
     for t in (*nets.alpha.tables, *nets.beta.tables):
         assert t.grad.dtype == torch.float32
         assert (t.grad != 0).all()
@@ -616,7 +625,7 @@ def test_real_and_fake_images_have_their_own_noise_and_share_normalised_kernels(
     """As two passes of the authors' code with the vectors of spectral norm held: loss, gradients of D and of beta."""
     job = job_of(replace(TINY, search_d_ch=4))
     nets, real = Supernets(job), normal(8, 3, 16, 16).float().tanh()
-    _, D, fake_D = nets.mixed(job, 4.3, 0)
+    _, D, fake_D = nets.mixed(job, 4.3, nets.draw(job, 8, 0)[1])
     draws = [torch.cat([x.flatten() for cell in net.keywords["mix"] for row in cell.values() for x in row.values()])
              for net in (D, fake_D)]  # fmt: skip
     assert not torch.isclose(*draws).any()
@@ -625,7 +634,7 @@ def test_real_and_fake_images_have_their_own_noise_and_share_normalised_kernels(
         return torch.autograd.grad(loss, [*nets.D.parameters(), *nets.beta.parameters()], retain_graph=True)
 
     vectors = {k: v.clone() for k, v in nets.D.named_buffers()}
-    one = nas.d_pass(job, lambda z: z.new_full((len(z), 3, 16, 16), 0.5), D, real, 0, fake_D=fake_D)
+    one = nas.d_pass(lambda z: z.new_full((len(z), 3, 16, 16), 0.5), D, real, latent(job, 8, 0), fake_D)
     assert any(not torch.equal(v, vectors[k]) for k, v in nets.D.named_buffers())
     nets.D.eval()  # no further power iteration
     two = nas.d_loss(D(real), fake_D(torch.full_like(real, 0.5)))
@@ -639,11 +648,11 @@ def test_hinge_losses():
     G, D, job = ref.Scaled(), ref.Scaled(), job_of(TINY)
     real = normal(64, 1, 1, 1).float().expand(-1, 3, 4, 4)
     of_real, of_fake = real[:, 0, 0, 0], latent(job, 64, "d", 7)[:, 0]
-    loss = nas.d_pass(job, G, D, real, "d", 7)
+    loss = nas.d_pass(G, D, real, latent(job, 64, "d", 7))
     loss.backward()
     assert loss.item() == pytest.approx(ref.hinge(of_real, of_fake), rel=1e-5)
     assert G.weight.grad is None  # the fakes are made without a graph
-    loss = nas.g_pass(job, G, D, 64, "g", 7)
+    loss = nas.g_pass(G, D, latent(job, 64, "g", 7))
     assert loss.item() == pytest.approx(-latent(job, 64, "g", 7)[:, 0].mean().item(), rel=1e-5)
 
 

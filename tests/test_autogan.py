@@ -251,7 +251,7 @@ def test_each_step_trains_its_own_network_and_only_the_cells_in_use() -> None:
         return {name for (name, p), q in pairs if not torch.equal(p, q)}
 
     G, D = deepcopy(nets.G), deepcopy(nets.D)
-    loss = autogan.d_step(job, nets, 0, genotype, 1)
+    loss = autogan.d_step(job, nets, gan.d_draw(job, 0), genotype, 1)
     assert not moved(G, nets.G)
     of_d = moved(D, nets.D)
     assert any(name.startswith("middle.0.conv1") for name in of_d)
@@ -260,7 +260,7 @@ def test_each_step_trains_its_own_network_and_only_the_cells_in_use() -> None:
     torch.testing.assert_close(loss, autogan.d_loss(real, fake))
 
     G, D = deepcopy(nets.G), deepcopy(nets.D)
-    loss = autogan.g_step(job, nets, 0, genotype, 1)
+    loss = autogan.g_step(job, nets, gan.latent(job, 4, "g", 0), genotype, 1)
     assert not moved(D, nets.D)
     of_g = moved(G, nets.G)
     assert "cells.1.skips.1.conv.weight" in of_g
@@ -541,9 +541,9 @@ class Watched:
             self.last[len(self.began) - 1] = job, deepcopy(nets.G)
             return loss
 
-        def watch_d(job: Job, nets: Pair, batch: int, genotype: Genotype, stage: int) -> Tensor:
-            self.paths.append((stage, job.batches(batch).shape[-1], genotype))
-            return d_step(job, nets, batch, genotype, stage)
+        def watch_d(job: Job, nets: Pair, drawn: tuple[Tensor, Tensor], genotype: Genotype, stage: int) -> Tensor:
+            self.paths.append((stage, drawn[0].shape[-1], genotype))
+            return d_step(job, nets, drawn, genotype, stage)
 
         def watch_track(run: Run, state: State, **parts: object) -> None:
             track(run, state, **parts)
@@ -680,8 +680,8 @@ def test_a_finalist_that_diverges_is_out_and_the_others_go_on(
 ) -> None:
     step = autogan.gan_step
 
-    def diverging(job: gan.Job, state: autogan.State, nets: gan.Pair, *rest: object) -> list:
-        losses = step(job, state, nets, *rest)
+    def diverging(job: gan.Job, nets: gan.Pair, *rest: object) -> list:
+        losses = step(job, nets, *rest)
         if job.run.status["stage"].startswith("finalist 1"):
             job.run.watch(torch.tensor(float("nan")))
         return losses

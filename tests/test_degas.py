@@ -623,7 +623,7 @@ def test_a_critic_step_moves_the_critic_and_a_g_step_the_generator(classes: int)
     forward = nets.D.forward
     nets.D.forward = lambda x: seen.append((nets.D.training, len(x))) or forward(x)
     g, d = copy_of(nets.G), copy_of(nets.D)
-    parts = degas.critic_step(job, nets, labels, 0)
+    parts = degas.critic_step(job, nets, nets.D.draw(job, labels, 0))
     assert seen == [(True, 12), (True, 4)]  # real twice and fake; the penalty's images. Dropout is on in all of them
     assert parts.keys() == {"wasserstein", "ct", "gp"} | ({"d_class"} if classes else set())
     assert parts["ct"] > 0
@@ -631,7 +631,7 @@ def test_a_critic_step_moves_the_critic_and_a_g_step_the_generator(classes: int)
     assert all(p.grad is None for p in nets.G.parameters())
     assert not same(d, copy_of(nets.D))
     d = copy_of(nets.D)
-    parts = degas.generator_step(job, nets, 0)
+    parts = degas.generator_step(job, nets, nets.G.draw(job, 0))
     assert seen[2:] == [(True, 4)]
     assert parts.keys() == {"g"} | ({"g_class"} if classes else set())
     assert same(d, copy_of(nets.D))
@@ -649,7 +649,7 @@ def test_the_consistency_terms_gradient_goes_through_both_passes():
         return tuple(outputs[-3:])
 
     nets.D.forward = kept
-    degas.critic_step(job, nets, labels, 0)
+    degas.critic_step(job, nets, nets.D.draw(job, labels, 0))
     scores, features = outputs[:2]
     (d1, d2, _), (of_d1, of_d2, _) = scores.detach().chunk(3), scores.grad.chunk(3)
     torch.testing.assert_close(of_d2, d2 - d1)
@@ -662,7 +662,7 @@ def test_the_consistency_terms_gradient_goes_through_both_passes():
 def test_the_class_losses_are_those_of_ac_gan(monkeypatch: pytest.MonkeyPatch):
     (job, nets, labels), seen, cross_entropy = networks(2), [], F.cross_entropy
     monkeypatch.setattr(F, "cross_entropy", lambda logits, y: seen.append(y) or cross_entropy(logits, y))
-    d, g = degas.critic_step(job, nets, labels, 0), degas.generator_step(job, nets, 0)
+    d, g = degas.critic_step(job, nets, nets.D.draw(job, labels, 0)), degas.generator_step(job, nets, nets.G.draw(job, 0))
     assert torch.equal(seen[0], labels[job.batches.indices(0)])  # of the real images alone, in the first pass
     assert torch.equal(seen[1], degas.uniform_labels(job, 4, 2, "g", 0))
     assert d["d_class"].item() == pytest.approx(log(2), abs=0.5)

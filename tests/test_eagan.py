@@ -440,14 +440,16 @@ def test_hinge_losses():
     G, D, real = nets.G, nets.D, normal(64, 1, 1, 1).float().expand(-1, 3, 4, 4)
     job.batches = {7: real}.__getitem__
     of_real, of_fake = real[:, 0, 0, 0], latent(job, 64, "d", 7)[:, 0]
-    assert eagan.d_step(job, nets, 7, (None, None)).item() == pytest.approx(ref.hinge(of_real, of_fake), rel=1e-5)
+    assert eagan.d_step(job, nets, gan.d_draw(job, 7), (None, None)).item() == pytest.approx(
+        ref.hinge(of_real, of_fake), rel=1e-5
+    )
     slope = (of_fake * (of_fake > -1) - of_real * (of_real < 1)).mean()
     torch.testing.assert_close(D.weight.grad, slope[None])
     torch.testing.assert_close(D.weight.data, 1 - 0.25 * slope.sign()[None])  # Adam's first step is the rate itself
     assert G.weight.grad is None
 
     want = -D.weight.data * latent(job, 64, "g", 7)[:, 0].mean()
-    torch.testing.assert_close(eagan.g_step(job, nets, 7, (None, None)), want.squeeze())
+    torch.testing.assert_close(eagan.g_step(job, nets, latent(job, 64, "g", 7), (None, None)), want.squeeze())
     torch.testing.assert_close(G.weight.grad, want)
     torch.testing.assert_close(D.weight.grad, slope[None])  # untouched by the step of G
     assert D.weight.requires_grad
@@ -461,7 +463,7 @@ def test_ops_that_are_not_sampled_are_left_alone(which: str):
     net, optimizer, step = (nets.G, nets.g_opt, eagan.g_step) if which == "G" else (nets.D, nets.d_opt, eagan.d_step)
     parameters, used, values = dict(net.named_parameters()), [], []
     for i, paths in enumerate(zip(genotypes(G_SPACE, 2), genotypes(D_SPACE, 2), strict=True)):
-        step(job, nets, i, paths)
+        step(job, nets, latent(job, job.g_batch, "g", i) if which == "G" else gan.d_draw(job, i), paths)
         used.append({name for name, p in parameters.items() if p.grad is not None})
         now = {name: [parameters[name], *optimizer.state[parameters[name]].values()] for name in used[0]}
         values.append(deepcopy(now))
@@ -523,7 +525,7 @@ def test_evaluations_of_the_papers_training(images: int, d_batch: int, epoch: in
 def test_a_best_score_of_as_many_images_is_kept_and_of_others_is_not(n: int, kept: bool):
     job, G = job_of(replace(TINY, phase="train", eval_n=8)), ref.Scaled()
     job.plan = eagan.plan_of(job)
-    state = State(step=job.plan[0][1], best={"fid": -100.0, "n": n, "net": "fake", "ref": "none"})
+    state = State(step=job.plan[0][1], best={"fid": -100.0, "step": 1, "n": n, "net": "fake", "ref": "none"})
     gan.evaluate_if_due(job, state, G, G, {})
     assert (state.last["n"], state.best["fid"] == -100) == (8, kept)
 

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -22,13 +23,16 @@ import common.data
 import degas
 import eagan
 from benchmark import steps
-from common import gan
+from common import gan, graph
 from common.cells import avg_pool_3x3
 from common.data import Batches, shapes
 from common.files import stream
 from common.gan import Job, seeded
 from common.metrics import Evaluator
 from common.ranks import Ranks
+from tests import loops
+from tests.loops import LOOPS as FIXED_LOOPS
+from tests.loops import LoopRun, flat, miniature, pairs_of, stretch
 from tests.runs import command, parsed, read, rows, stop_and_resume, torchrun
 
 CPU = torch.device("cpu")
@@ -186,6 +190,45 @@ def test_any_architecture_gives_the_numbers_of_the_cpu() -> None:
         nets = ((seeded(job_of(script, device), make, "net").eval(), device) for device in (CPU, DEVICE))
         here, there = (net(given.to(device), *path).cpu() for net, device in nets)
         torch.testing.assert_close(there, here, rtol=1e-3 if script is nas else 0, atol=1e-4)
+
+
+# ---- --graph ---------------------------------------------------------------------------------------------------------
+
+
+def graphed(method: str, loop: str, monkeypatch: pytest.MonkeyPatch, **flags: object) -> tuple[LoopRun, int]:
+    """The loop's first 20 updates with --graph, and the number of graphs that were captured."""
+    if DEVICE.type == "cpu":
+        miniature(monkeypatch)
+    captured, capture = [], graph.capture
+    monkeypatch.setattr(graph, "capture", lambda *given: captured.append(given) or capture(*given))
+    return stretch(method, loop, monkeypatch, device=DEVICE.type, graph=True, **flags), len(captured)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("method", "loop"), FIXED_LOOPS)
+def test_updates_of_a_graph_are_the_eager_ones(method: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to rounding: rates are float32 in a graph, and alpha's Adam has another kernel."""
+    eager = stretch(method, loop, monkeypatch, device=DEVICE.type)
+    replayed, captured = graphed(method, loop, monkeypatch)
+    assert captured == (2 if (method, loop) == ("adversarialnas", "search") else 1)
+    assert len(replayed.logged) == len(eager.logged) >= 19
+    for one, other in zip(replayed.logged, eager.logged, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    for name, a, b in pairs_of(replayed, eager):
+        torch.testing.assert_close(a.cpu().double(), b.cpu().double(), rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("method", "loop"), FIXED_LOOPS)
+def test_a_graph_trains_in_bfloat16(method: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout: replays see other masks than each other, since the loss of the critic's consistency is not 0."""
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(loops, "record", partial(loops.record, random=True))
+    run, captured = graphed(method, loop, monkeypatch, amp=True)
+    assert captured > 0
+    assert all(isfinite(value) for row in run.logged for value in row.values())
+    assert all(x.isfinite().all() for _, x in flat(run.parts))
+    if (method, loop) == ("degas", "training"):
+        assert len({row["loss/ct"] for row in run.logged}) > 10
 
 
 # ---- data and metrics ------------------------------------------------------------------------------------------------
