@@ -1,9 +1,9 @@
 """What the tests of EAGAN and AdversarialNAS share: tiny jobs without files, and their generator by its definition."""
 
 from collections.abc import Callable
-from pathlib import Path
 from itertools import product
 from math import isqrt
+from pathlib import Path
 from typing import Any
 
 import torch
