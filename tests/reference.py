@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import product
 from math import isqrt
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ IMAGES = (normal(16, 3, 16, 16) * 50 + 128).clamp(0, 255).to(torch.uint8)
 class QuietRun:
     """A Run that writes nothing but keeps the rows of the search and what was evaluated."""
 
+    dir = Path("nowhere")
+
     def __init__(self) -> None:
         self.status, self.main, self.rows, self.evaluations = {"phase": "search"}, False, [], []
 
@@ -39,7 +42,7 @@ class QuietRun:
 class FakeEvaluator:
     """Scores a generator by its first images, so that equal weights score equal and others do not."""
 
-    net, label, ref, batch = "fake", "FID(fake)", "none", 8
+    net, label, ref, features, batch = "fake", "FID(fake)", "none", "0", 8
     more, other = frozenset(), None
 
     def __init__(self) -> None:

@@ -11,7 +11,8 @@ import pytest
 import common.metrics
 import eagan
 from common.cli import cli
-from tests.runs import command, flags, load, read, start, tiny_flags
+from common.run import Run, Stopped
+from tests.runs import assert_equal, command, flags, load, read, rows, start, tiny_flags
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
 TRAIN = {"phase": "train", "genotype": "eagan-g"}
@@ -46,6 +47,23 @@ def test_less_than_what_is_done_is_said(tiny: dict, tmp_path: Path) -> None:
     done = read(run, "status.json")["step"]
     assert resume(run, "--train-epochs", "2") == 0
     assert f"{done} updates are done" in (run / "log.txt").read_text()
+
+
+def test_a_training_cut_short_is_scored_where_it_ends(tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tick = Run.tick
+
+    def stop(run: Run, step: int, upcoming: str = "") -> None:
+        run.stopping = step == 5
+        tick(run, step, upcoming)
+
+    monkeypatch.setattr(Run, "tick", stop)
+    with pytest.raises(Stopped):
+        start(eagan, tiny, tmp_path, train_epochs=9, eval_every=4)
+    monkeypatch.setattr(Run, "tick", tick)
+    (run,) = tmp_path.iterdir()
+    assert resume(run, "--train-epochs", "4") == 0
+    assert rows(run, "metrics.jsonl")[-1]["eval/what"] == "last"
+    assert read(run, "result.json")["last"]["step"] == load(run, "weights.pt")["step"] == 5
 
 
 @pytest.mark.parametrize("left", ["source/common", "lock", "config.json.4711.tmp", "source/eagan.py"])
@@ -108,6 +126,25 @@ def test_best_is_chosen_among_scores_of_the_same_network(tiny: dict, tmp_path: P
     assert "1 evaluations" in result["best"]["chosen"]
 
 
+def test_a_finished_run_is_scored_again_by_what_is_asked_for_now(tiny: dict, tmp_path: Path) -> None:
+    """And then not again. Its command and its scores belong together."""
+    run = start(eagan, tiny, tmp_path, train_epochs=3, eval_every=1)
+    before, weights = read(run, "result.json"), load(run, "weights.pt")
+    assert resume(run, "--metrics", "fid,is,kid,nearest", "--eval-data", tiny["dataset"]) == 0
+    more = read(run, "result.json")
+    assert more["last"].items() >= before["last"].items()
+    assert more["best"]["chosen"] == before["best"]["chosen"]
+    assert all("kid" in more[k] for k in ("last", "best", f"last against {tiny['dataset']}", f"best against {tiny['dataset']}"))
+    assert (run / "nearest.png").exists()
+    assert resume(run, "--eval-n", "40") == 0
+    result = read(run, "result.json")
+    assert (result["n"], result["last"]["n"], result["best"]["step"]) == (40, 40, result["last"]["step"])
+    lines = (run / "metrics.jsonl").read_bytes()
+    assert resume(run) == 0
+    assert (run / "metrics.jsonl").read_bytes() == lines
+    assert_equal(load(run, "weights.pt")["G"], weights["G"])
+
+
 def test_files_of_a_relative_path_are_found_from_any_folder(
     tiny: dict, tmp_path: Path, undisturbed: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,10 +152,11 @@ def test_files_of_a_relative_path_are_found_from_any_folder(
     elsewhere.mkdir()
     monkeypatch.chdir(images.parent)
     shutil.copy(undisturbed("eagan") / "genotype.json", "g.json")
-    named = {"dataset": images.name, "eval_data": images.name, "genotype": "g.json", "init_g": "g.json"}
+    named = {"dataset": images.name, "eval_data": images.name, "genotype": "g.json", "init_g": "g.json", "data_dir": Path()}
     run = start(eagan, {**tiny, **named}, tmp_path, train_epochs=1)
     monkeypatch.chdir(elsewhere)
     assert resume(run, "--train-epochs", "2") == 0
+    assert not list(elsewhere.iterdir())  # no second cache
 
 
 def test_a_name_that_is_no_utf_8_does_not_end_a_run(tiny: dict, tmp_path: Path) -> None:

@@ -323,7 +323,8 @@ def test_a_loss_that_is_not_finite_is_known_before_a_save(tmp_path: Path) -> Non
     with suppress(DivergedError), new_run(tmp_path, resume=path) as run:
         run.load(Counter())
         run.track(Counter(), net=nn.Linear(3, 3))
-        run.watch(torch.tensor(float("inf")))
+        for loss in (1.0, float("inf"), 2.0):
+            run.watch(torch.tensor(loss))
         with pytest.raises(DivergedError):
             run.save()
     assert (path / "checkpoint.pt").read_bytes() == before
