@@ -173,3 +173,12 @@ def test_weights_of_another_method_are_named(tiny_data: dict, undisturbed: Calla
     words = [*flags({k: v for k, v in tiny_data.items()}), "--phase", "eval", "--weights", str(weights)]
     assert cli(degas.main, degas.Args, degas.PRESETS, words) == 2
     assert "eagan" in capsys.readouterr().err.replace(str(weights), "")
+
+
+def test_one_flipped_bit_of_weights_is_noticed(tiny_data: dict, undisturbed: Callable, tmp_path: Path, capsys) -> None:
+    data = bytearray((undisturbed("eagan") / "weights.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "w.pt").write_bytes(data)
+    words = [*flags(tiny_data), "--phase", "eval", "--weights", str(tmp_path / "w.pt")]
+    assert command(eagan, [*words, "--runs-dir", str(tmp_path)]) == 2
+    assert "is damaged" in capsys.readouterr().err
