@@ -470,6 +470,8 @@ class Controller(nn.Module):
             h, c = self.lstm(x, (h, c))
             log_p = decoder(h).log_softmax(1)
             p = log_p.exp()
+            if not p.isfinite().all():
+                raise DivergedError("the controller's policy is not finite; lower --ctrl-lr and start again")
             token = torch.multinomial(p.detach(), 1, generator=rng)
             x = self.embedding(token[:, 0] + first)
             first += decoder.out_features
@@ -717,6 +719,7 @@ def controller_step(job: Job, state: State, G: Generator, controller: Controller
         state.baseline = None  # CODE: reset at every iteration
     rewards = torch.tensor([x.score for x in scored])
     loss, state.baseline = controller_loss(args, rewards, drawn, state.baseline)
+    job.run.watch(loss)
     c_opt.zero_grad()
     loss.backward()
     c_opt.step()

@@ -281,7 +281,8 @@ def evaluate_if_due(
     the values needed to rebuild G. The first evaluation also scores uniform noise, for comparison.
     """
     evaluate(job, state, G, G_ema, about, generate)
-    if is_last(job, state) and state.finished != state.step:  # a step of its own: a run may be stopped in between
+    made = state.finished == state.step and not asks_more_in_the_end(job, state)
+    if is_last(job, state) and not made:  # a step of its own: a run may be stopped in between
         final_scores(job, state, G_ema, generate)
         state.finished = state.step
         job.run.begin("train", "training", state.step, images_per_step=job.args.d_batch * job.args.n_critic)
@@ -292,6 +293,19 @@ def is_last(job: Job, state: Progress) -> bool:
     return state.step - state.began >= job.plan[-1][1]
 
 
+def asks_more(job: Job, state: Progress) -> bool:
+    """Whether --eval-n or --metrics ask for other scores than the last ones, in a finished run that is resumed."""
+    names = {"kid": "kid", "pr": "precision", "dc": "density", "fid-inf": "fid_inf"}
+    wanted = {names[name] for name in job.evaluator.more - {"nearest"}}
+    return state.last is None or state.last["n"] != job.args.eval_n or not wanted <= state.last.keys()
+
+
+def asks_more_in_the_end(job: Job, state: Progress) -> bool:
+    """The same of --eval-data and nearest.png."""
+    other = job.evaluator.other and f"last against {job.args.eval_data}" not in state.final
+    return bool(other) or ("nearest" in job.evaluator.more and not (job.run.dir / "nearest.png").exists())
+
+
 def evaluate(
     job: Job, state: Progress, G: nn.Module, G_ema: nn.Module, about: dict, generate: Generate | None = None
 ) -> None:
@@ -299,7 +313,8 @@ def evaluate(
     args, run, evaluator, ranks = job.args, job.run, job.evaluator, job.ranks
     done, last = state.step - state.began, is_last(job, state)
     every, after = evaluation_steps(job)
-    if state.evaluated == state.step or not (done == 0 or last or (done % every == 0 and done > after)):
+    scored = state.evaluated == state.step and not (last and asks_more(job, state))
+    if scored or not (done == 0 or last or (done % every == 0 and done > after)):
         return
     what = "untrained" if done == 0 else "last" if last else "training"
     run.begin("eval", f"evaluation ({what})", state.step, "finish" if last else "training")
@@ -321,11 +336,12 @@ def evaluate(
     best = state.best  # only like with like
     if best and any(best.get(k, v) != v for k, v in about.items()):
         best = None
-    state.evaluations = (state.evaluations if best else 0) + (what != "untrained")
+    if not (best and state.evaluated == state.step):  # else evaluated again, by more scores
+        state.evaluations = (state.evaluations if best else 0) + (what != "untrained")
     if what != "untrained" and (best is None or fid_or_inf(s.fid) < fid_or_inf(best["fid"])):
         state.best = state.last
         run.weights("weights.best.pt", weights)
-    state.evaluated = state.step
+    state.evaluated, state.finished = state.step, -1
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)
 
 

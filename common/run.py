@@ -130,6 +130,8 @@ class Run:
             published = given in SIZES if key in INPUTS else Path(given).suffix not in (".json", ".npy")
             if given and not published and Path(given).exists():
                 self.args[key] = str(Path(given).absolute())
+        if "data_dir" in self.args:
+            self.args["data_dir"] = str(Path(self.args["data_dir"]).absolute())
         self.ranks, self.plan, self.main = ranks, plan, ranks.rank == 0
         self.console = Console(highlight=False, soft_wrap=True)
         self.stopping, self.interrupted, self.lock = False, False, threading.Lock()

@@ -42,7 +42,7 @@ class QuietRun:
 class FakeEvaluator:
     """Scores a generator by its first images, so that equal weights score equal and others do not."""
 
-    net, label, ref, features, batch = "fake", "FID(fake)", "none", "", 8
+    net, label, ref, features, batch = "fake", "FID(fake)", "none", "0", 8
     more, other = frozenset(), None
 
     def __init__(self) -> None:

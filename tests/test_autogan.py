@@ -30,7 +30,7 @@ from common.metrics import Score
 from common.ranks import Ranks
 from common.run import Run
 from tests.conftest import REAL_DATA
-from tests.runs import assert_equal, command, load, read, rows, slow, start
+from tests.runs import assert_equal, command, flags, load, read, rows, slow, start
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
 
@@ -691,6 +691,11 @@ def test_a_finalist_that_diverges_is_out_and_the_others_go_on(
     (row,) = (r for r in rows(run, "search.jsonl") if r["kind"] == "derive")
     assert [x["score"] > 0 for x in row["beam"]] == [True] * (len(row["beam"]) - 1) + [False]
     assert "finalist 1" in (run / "log.txt").read_text()
+
+
+def test_a_controller_that_diverges_ends_the_run_in_one_line(tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command(autogan, flags({**tiny, "ctrl_lr": 1e30, "runs_dir": tmp_path})) == 2
+    assert "--ctrl-lr" in capsys.readouterr().err
 
 
 @pytest.mark.slow

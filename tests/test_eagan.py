@@ -525,7 +525,7 @@ def test_evaluations_of_the_papers_training(images: int, d_batch: int, epoch: in
 def test_a_best_score_of_as_many_images_is_kept_and_of_others_is_not(n: int, kept: bool):
     job, G = job_of(replace(TINY, phase="train", eval_n=8)), ref.Scaled()
     job.plan = eagan.plan_of(job)
-    state = State(step=job.plan[0][1], best={"fid": -100.0, "step": 1, "n": n, "net": "fake", "ref": "none"})
+    state = State(step=job.plan[0][1], best={"fid": -100.0, "n": n, "net": "fake", "ref": "none", "step": 0})
     gan.evaluate_if_due(job, state, G, G, {})
     assert (state.last["n"], state.best["fid"] == -100) == (8, kept)
 

@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 import common.run
 import eagan
 from common.files import UserError
+from common.gan import update
 from common.ranks import Ranks
 from common.run import DivergedError, Run, Stopped
 from tests.runs import Counter, assert_equal, load, rows
@@ -317,13 +319,41 @@ def test_a_loss_that_is_not_finite_is_known_at_the_next_row_and_then_forgotten(t
                 run.check_losses()
 
 
+def test_the_loss_of_every_update_is_watched(tmp_path: Path) -> None:
+    """Also one that leaves the weights finite."""
+    net = nn.Linear(2, 1)
+    with suppress(DivergedError), new_run(tmp_path) as run:
+        job = SimpleNamespace(run=run, ranks=Ranks(CPU))
+        update(job, net, torch.optim.Adam(net.parameters()), net(torch.ones(1, 2)).sum() + float("inf"))
+        assert net.weight.isfinite().all()
+        with pytest.raises(DivergedError):
+            run.check_losses()
+
+
+@pytest.mark.parametrize("write", ["weights", "result"])
+def test_after_a_loss_that_is_not_finite_there_is_no_result(tmp_path: Path, write: str) -> None:
+    with suppress(DivergedError), new_run(tmp_path) as run:
+        run.watch(torch.tensor(float("nan")))
+        with pytest.raises(DivergedError):
+            run.weights("weights.pt", {}) if write == "weights" else run.result()
+    assert not list(run.dir.glob("weights.pt"))
+    assert not list(run.dir.glob("result.json"))
+
+
+def test_no_weight_that_is_not_finite_is_written(tmp_path: Path) -> None:
+    with suppress(DivergedError), new_run(tmp_path) as run, pytest.raises(DivergedError):
+        run.weights("weights.pt", {"G": {"w": torch.tensor([1.0, float("nan")])}})
+    assert not list(run.dir.glob("weights.pt"))
+
+
 def test_a_loss_that_is_not_finite_is_known_before_a_save(tmp_path: Path) -> None:
     path = saved_run(tmp_path)
     before = (path / "checkpoint.pt").read_bytes()
     with suppress(DivergedError), new_run(tmp_path, resume=path) as run:
         run.load(Counter())
         run.track(Counter(), net=nn.Linear(3, 3))
-        run.watch(torch.tensor(float("inf")))
+        for loss in (1.0, float("inf"), 2.0):
+            run.watch(torch.tensor(loss))
         with pytest.raises(DivergedError):
             run.save()
     assert (path / "checkpoint.pt").read_bytes() == before

@@ -24,7 +24,7 @@ import common.run
 import degas
 import eagan
 from common.files import UserError
-from common.run import Run, all_finite
+from common.run import Run, Stopped, all_finite
 from tests.runs import (
     GENOTYPE,
     METHODS,
@@ -443,40 +443,103 @@ def test_rows_that_were_cut_or_damaged_are_noticed_and_no_row_is_glued_to_them(t
     assert (run / "log.txt").read_text().count("WARNING") == lost + 1
 
 
-@pytest.mark.parametrize("fault", ["lost", "damaged", "of another step", ""])
-def test_best_weights_that_are_not_there_in_the_end_are_noticed(training, tmp_path, fault):
-    """The run ends with the scores that it has."""
-    words = {**training, "train_epochs": 3, "eval_every": 1, "g_lr": 0.05, "metrics": "fid,is,kid"}
+def resume(run: Path, *words: str) -> int:
+    return command(eagan, ["--resume", str(run), *words])
+
+
+def test_a_training_cut_short_is_scored_where_it_ends(training: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tick = Run.tick
+
+    def stop(run: Run, step: int, upcoming: str = "") -> None:
+        run.stopping = step == 5
+        tick(run, step, upcoming)
+
+    monkeypatch.setattr(Run, "tick", stop)
+    with pytest.raises(Stopped):
+        start(eagan, training, tmp_path, train_epochs=9, eval_every=4)
+    monkeypatch.setattr(Run, "tick", tick)
+    (run,) = tmp_path.iterdir()
+    assert resume(run, "--train-epochs", "4") == 0
+    assert rows(run, "metrics.jsonl")[-1]["eval/what"] == "last"
+    assert read(run, "result.json")["last"]["step"] == load(run, "weights.pt")["step"] == 5
+
+
+@pytest.fixture(scope="module")
+def passed_its_best(tiny_data: dict, quick_compact: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose best weights are not its last."""
+    more = {"train_epochs": 3, "eval_every": 1, "g_lr": 0.05, "metrics": "fid,is,kid"}
     for seed in range(4):
-        run = start(eagan, words, tmp_path, seed=seed)
-        best, last = (read(run, "result.json")[name] for name in ("best", "last"))
-        if best["step"] != last["step"]:
-            break
-    file, data = run / "weights.best.pt", bytearray((run / "weights.best.pt").read_bytes())
+        run = start(
+            eagan, {**tiny_flags("eagan", tiny_data), "genotype": "eagan-g", **more}, tmp_path_factory.mktemp("best"), seed=seed
+        )
+        result = read(run, "result.json")
+        if result["best"]["step"] != result["last"]["step"]:
+            return run
+    raise AssertionError("none")
+
+
+@pytest.mark.parametrize("fault", ["lost", "damaged", "of another step", ""])
+def test_best_weights_that_are_not_there_in_the_end_are_noticed(passed_its_best: Path, tmp_path: Path, fault: str) -> None:
+    """The run ends with the scores that it has."""
+    run = Path(shutil.copytree(passed_its_best, tmp_path / "run"))
+    best, file = read(run, "result.json")["best"], run / "weights.best.pt"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
     if fault == "lost":
         file.unlink()
     elif fault == "damaged":
-        data[len(data) // 2] ^= 1
         file.write_bytes(data)
     elif fault:
         shutil.copy(run / "weights.pt", file)
-    assert command(eagan, ["--resume", str(run), "--train-epochs", "4"]) == 0
+    assert resume(run, "--train-epochs", "4") == 0
     result = read(run, "result.json")
     assert result["best"]["step"] == best["step"]
     assert f"WARNING: {file}" in (run / "log.txt").read_text() if fault else "kid" in result["best"]
 
 
-def test_best_is_chosen_among_scores_of_the_same_network(training, tmp_path, monkeypatch):
+def test_best_is_chosen_among_scores_of_the_same_network(training: dict, tmp_path: Path, monkeypatch) -> None:
     """Such as another --inception-weights, or a compact network that was trained again elsewhere."""
     run = start(eagan, training, tmp_path, train_epochs=3, eval_every=1)
-    assert command(eagan, ["--resume", str(run), "--train-epochs", "4"]) == 0
+    assert resume(run, "--train-epochs", "4") == 0
     assert (before := (run / "log.txt").read_text().count("WARNING")) == 0
     monkeypatch.setattr(common.metrics, "COMPACT_STEPS", (21, 21))
-    assert command(eagan, ["--resume", str(run), "--train-epochs", "5", "--data-dir", str(tmp_path / "elsewhere")]) == 0
+    assert resume(run, "--train-epochs", "5", "--data-dir", str(tmp_path / "elsewhere")) == 0
     assert (run / "log.txt").read_text().count("WARNING") == before + 1
     result = read(run, "result.json")
     assert result["best"]["step"] == result["last"]["step"]
     assert "1 evaluations" in result["best"]["chosen"]
+
+
+def test_a_finished_run_is_scored_again_by_what_is_asked_for_now(training: dict, tmp_path: Path) -> None:
+    """And then not again. Its command and its scores belong together."""
+    run = start(eagan, training, tmp_path, train_epochs=3, eval_every=1)
+    before, weights = read(run, "result.json"), load(run, "weights.pt")
+    for words in (["--eval-data", training["dataset"]], ["--metrics", "fid,is,nearest"], ["--metrics", "fid,is,nearest,kid"]):
+        assert resume(run, *words) == 0
+        more = read(run, "result.json")
+        assert f"last against {training['dataset']}" in more
+        assert (run / "nearest.png").exists() == ("nearest" in words[1])
+    assert more["last"].items() >= before["last"].items()
+    assert more["best"]["chosen"] == before["best"]["chosen"]
+    assert all(
+        "kid" in more[k] for k in ("last", "best", f"last against {training['dataset']}", f"best against {training['dataset']}")
+    )
+    assert resume(run, "--eval-n", "40") == 0
+    result = read(run, "result.json")
+    assert (result["n"], result["last"]["n"], result["best"]["step"]) == (40, 40, result["last"]["step"])
+    lines = (run / "metrics.jsonl").read_bytes()
+    assert resume(run) == 0
+    assert (run / "metrics.jsonl").read_bytes() == lines
+    assert_equal(load(run, "weights.pt")["G"], weights["G"])
+
+
+def test_one_flipped_bit_of_weights_is_noticed(tiny_data: dict, undisturbed: Callable, tmp_path: Path, capsys) -> None:
+    data = bytearray((undisturbed("eagan") / "weights.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "w.pt").write_bytes(data)
+    words = [*flags(tiny_data), "--phase", "eval", "--weights", str(tmp_path / "w.pt")]
+    assert command(eagan, [*words, "--runs-dir", str(tmp_path)]) == 2
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_a_resume_from_another_folder_finds_files_of_relative_paths_and_a_run_whose_name_is_no_utf_8(
@@ -485,10 +548,12 @@ def test_a_resume_from_another_folder_finds_files_of_relative_paths_and_a_run_wh
     images, runs = Path(training["dataset"]), Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xffad"))
     monkeypatch.chdir(images.parent)
     shutil.copy(undisturbed("eagan") / "genotype.json", "g.json")
-    named = {"dataset": images.name, "eval_data": images.name, "genotype": "g.json", "init_g": "g.json"}
+    named = {"dataset": images.name, "eval_data": images.name, "genotype": "g.json", "init_g": "g.json", "data_dir": Path()}
     run = start(eagan, {**training, **named}, runs, train_epochs=1)
-    monkeypatch.chdir(tmp_path)
-    assert command(eagan, ["--resume", str(run), "--train-epochs", "2"]) == 0
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert resume(run, "--train-epochs", "2") == 0
+    assert not list(elsewhere.iterdir())  # no second cache
 
 
 @pytest.mark.parametrize("reader", METHODS)
