@@ -216,6 +216,7 @@ LISTED = json.dumps({"labels": [[name, i % 3] for name, i in RUNNING.items()]}).
         (RUNNING | {"dataset.json": LISTED}, [*range(6)], [0, 1, 2, 0, 1, 2], ("0", "1", "2")),
         (RUNNING | {"dataset.json": b'{"labels": null}'}, [*range(6)], None, ()),
         ({f"{c}/{i}.png": 2 * c + i for c in range(3) for i in range(2)}, [*range(6)], [0, 0, 1, 1, 2, 2], ("0", "1", "2")),
+        ({f"{i // 2}/{i}.png": i for i in range(6)}, [*range(6)], [0, 0, 1, 1, 2, 2], ("0", "1", "2")),
         ({f"1000{c}/{i}.png": 2 * c + i for c in range(2) for i in range(2)}, [*range(4)], [0, 0, 1, 1], ("10000", "10001")),
         (SPLIT, [1, 2], [0, 1], ("cat", "dog")),
         ({"test/test.png": 1, "toast/toast.png": 2}, [1, 2], [0, 1], ("test", "toast")),
