@@ -212,10 +212,11 @@ LISTED = json.dumps({"labels": [[name, i % 3] for name, i in RUNNING.items()]}).
         ({"b/1.png": 1, "a/2.png": 2, "c.png": 3}, [2, 1, 3], [0, 1, -1], ("a", "b")),
         ({"/b/1.png": 1, "a/2.png": 2}, [2, 1], [0, 1], ("a", "b")),
         (RUNNING, [*range(6)], None, ()),
-        ({f"{i // 6:05d}/{i}.png": i for i in range(6, 12)}, [10, 11, 6, 7, 8, 9], None, ()),  # 10 comes before 6
+        ({f"{i // 11:05d}/{i}.png": i for i in range(8, 13)}, [10, 8, 9, 11, 12], None, ()),  # 10 comes before 8
         (RUNNING | {"dataset.json": LISTED}, [*range(6)], [0, 1, 2, 0, 1, 2], ("0", "1", "2")),
         (RUNNING | {"dataset.json": b'{"labels": null}'}, [*range(6)], None, ()),
         ({f"{c}/{i}.png": 2 * c + i for c in range(3) for i in range(2)}, [*range(6)], [0, 0, 1, 1, 2, 2], ("0", "1", "2")),
+        ({f"{i // 2}/{i}.png": i for i in range(6)}, [*range(6)], [0, 0, 1, 1, 2, 2], ("0", "1", "2")),
         ({f"1000{c}/{i}.png": 2 * c + i for c in range(2) for i in range(2)}, [*range(4)], [0, 0, 1, 1], ("10000", "10001")),
         (SPLIT, [1, 2], [0, 1], ("cat", "dog")),
         ({"test/test.png": 1, "toast/toast.png": 2}, [1, 2], [0, 1], ("test", "toast")),

@@ -341,9 +341,13 @@ def test_after_a_loss_that_is_not_finite_there_is_no_result(tmp_path: Path, writ
 
 
 def test_no_weight_that_is_not_finite_is_written(tmp_path: Path) -> None:
-    with suppress(DivergedError), new_run(tmp_path) as run, pytest.raises(DivergedError):
-        run.weights("weights.pt", {"G": {"w": torch.tensor([1.0, float("nan")])}})
-    assert not list(run.dir.glob("weights.pt"))
+    bad = {"w": torch.tensor([1.0, float("nan")])}
+    with suppress(DivergedError), new_run(tmp_path) as run:
+        run.track(Counter(), net=bad)
+        for write in (run.save, lambda: run.weights("weights.pt", {"G": bad})):
+            with pytest.raises(DivergedError):
+                write()
+    assert not list(run.dir.glob("*.pt"))
 
 
 def test_a_loss_that_is_not_finite_is_known_before_a_save(tmp_path: Path) -> None:
