@@ -356,6 +356,7 @@ def test_a_resumed_run_stopped_before_its_stage_keeps_its_checkpoint(method, tra
 def test_a_finished_run_can_be_trained_longer_and_stays_so(method, tiny, trained, tmp_path):
     """And be evaluated on more images; its flags and its command tell so. With less to do it ends at once and says that."""
     run = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], train_epochs=1)
+    short = read(run, "status.json")["step"]
     more = {"eval_n": tiny["eval_n"] + 10, "train_epochs": tiny["train_epochs"]}
     assert command(method, ["--resume", str(run), *flags(more)]) == 0
     assert_equal(load(run, "checkpoint.pt")["parts"], load(trained, "checkpoint.pt")["parts"])
@@ -369,7 +370,8 @@ def test_a_finished_run_can_be_trained_longer_and_stays_so(method, tiny, trained
     after = contents(run)
     assert all(after[Path(name)] == before[Path(name)] for name in ("metrics.jsonl", "weights.pt", "weights.best.pt"))
     assert read(run, "status.json")["state"] == "done"
-    assert f"{read(run, 'status.json')['step']} " in (run / "log.txt").read_text()[len(before[Path("log.txt")]) :]
+    told, done = contents(run)[Path("log.txt")][len(before[Path("log.txt")]) :].decode(), read(run, "status.json")["step"]
+    assert re.search(rf"^{done} .* {short} ", told, re.M)
 
 
 # What common/run.py does for every method is shown by EAGAN's training.
