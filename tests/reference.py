@@ -41,6 +41,7 @@ class FakeEvaluator:
 
     net, label, ref, batch = "fake", "FID(fake)", "none", 8
     more, other = frozenset(), None
+    use = prepare = lambda *_: None
 
     def __init__(self) -> None:
         self.scores: list[float] = []
