@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -417,42 +416,6 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(training, 
 def test_no_space_for_the_run_is_refused(training, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(common.run.shutil, "disk_usage", lambda path: common.run.shutil._ntuple_diskusage(10, 9, 1))
     assert f"--runs-dir {tmp_path}" in refused(eagan, capsys, tmp_path, flags(training))
-
-
-@pytest.mark.parametrize("left", ["source/common", "lock", "config.json.4711.tmp", "source/eagan.py"])
-def test_a_start_that_was_cut_off_begins_again_in_place(left, training, tmp_path, monkeypatch):
-    run = tmp_path / "job"
-    (run / left).parent.mkdir(parents=True)
-    (run / left).mkdir() if left.endswith("common") else (run / left).write_text("{")
-    words = [*flags({**training, "train_epochs": 1}), "--auto-resume", str(run)]
-    monkeypatch.setattr(sys, "argv", ["eagan.py", *words])  # which the next start compares its own with
-    assert command(eagan, words) == command(eagan, words) == 0
-    assert read(run, "status.json")["state"] == "done"
-
-
-def test_rows_that_were_cut_or_damaged_are_noticed_and_no_row_is_glued_to_them(training, tmp_path):
-    run = start(eagan, training, tmp_path, train_epochs=3, eval_every=1)
-    path = run / "metrics.jsonl"
-    os.truncate(path, path.stat().st_size - 30)
-    assert command(eagan, ["--resume", str(run), "--train-epochs", "4"]) == 0
-    assert all(isinstance(json.loads(line), dict) for line in path.read_text().splitlines())
-    lost = (run / "log.txt").read_text().count("WARNING")
-    data = bytearray(path.read_bytes())
-    data[2:4] = b"\xff\xfe"
-    path.write_bytes(data)
-    assert command(eagan, ["--resume", str(run)]) == 0
-    assert (run / "log.txt").read_text().count("WARNING") == lost + 1
-
-
-def test_a_resume_from_another_folder_finds_images_of_a_relative_path_and_a_run_whose_name_is_no_utf_8(
-    training, tmp_path, monkeypatch
-):
-    images, runs = Path(training["dataset"]), Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xffad"))
-    monkeypatch.chdir(images.parent)
-    run = start(eagan, {**training, "dataset": images.name, "eval_data": images.name}, runs, train_epochs=1)
-    monkeypatch.chdir(tmp_path)
-    assert command(eagan, ["--resume", str(run), "--train-epochs", "2"]) == 0
-    assert read(run, "status.json")["state"] == "done"
 
 
 @pytest.mark.parametrize("reader", METHODS)
