@@ -352,25 +352,18 @@ def test_a_resumed_run_stopped_before_its_stage_keeps_its_checkpoint(method, tra
 
 
 @WITH_EPOCHS
-def test_a_finished_run_can_be_trained_longer_and_stays_so(method, tiny, trained, tmp_path):
-    """And be evaluated on more images; its flags and its command tell so. With less to do it ends at once and says that."""
+def test_a_finished_run_can_be_trained_longer(method: ModuleType, tiny: dict, trained: Path, tmp_path: Path) -> None:
+    """And evaluated on more images; with less to do it ends at once."""
     run = start(method, tiny, tmp_path, genotype=GENOTYPE[method.__name__], train_epochs=1)
-    short = read(run, "status.json")["step"]
-    more = {"eval_n": tiny["eval_n"] + 10, "train_epochs": tiny["train_epochs"]}
-    assert command(method, ["--resume", str(run), *flags(more)]) == 0
+    more = ["--eval-n", str(tiny["eval_n"] + 10), "--train-epochs", str(tiny["train_epochs"])]
+    assert command(method, ["--resume", str(run), *more]) == 0
     assert_equal(load(run, "checkpoint.pt")["parts"], load(trained, "checkpoint.pt")["parts"])
-    assert command(method, ["--resume", str(run)]) == 0
-    config, result, before = read(run, "config.json"), read(run, "result.json"), contents(run)
+    result, before = read(run, "result.json"), contents(run)
     assert result["best"]["n"] == result["last"]["n"] == tiny["eval_n"] + 10
-    assert config["command"] == result["command"]
-    for args in (config["args"], vars(parsed(method, config["command"].split()[2:]))):
-        assert {k: args[k] for k in more} == more
     assert command(method, ["--resume", str(run), "--train-epochs", "1"]) == 0
     after = contents(run)
     assert all(after[Path(name)] == before[Path(name)] for name in ("metrics.jsonl", "weights.pt", "weights.best.pt"))
     assert read(run, "status.json")["state"] == "done"
-    told, done = contents(run)[Path("log.txt")][len(before[Path("log.txt")]) :].decode(), read(run, "status.json")["step"]
-    assert re.search(rf"^{done} .* {short} ", told, re.M)
 
 
 # What common/run.py does for every method is shown by EAGAN's training.
@@ -430,10 +423,6 @@ def test_only_generators_of_one_search_space_are_exchanged(writer, reader, undis
     assert (str(file) in err, err.count("\n")) == ((False, 0) if fits else (True, 1))
     if (writer, reader) == ("adversarialnas", "eagan"):  # its D is of another space
         assert str(file) in out
-    weights = {**tiny_data, "runs_dir": tmp_path, "phase": "eval", "weights": undisturbed(writer) / "weights.pt"}
-    if not fits:
-        assert command(script, flags(weights)) == 2
-        assert writer in capsys.readouterr().err.replace(str(weights["weights"]), "")
     assert not list(tmp_path.iterdir())
 
 
