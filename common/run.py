@@ -484,8 +484,8 @@ class Run:
         self.bad = bad if self.bad is None else self.bad | bad
 
     def check_losses(self, lost: str = "") -> None:
-        """Raise DivergedError on all processes, which call this together, if a loss of any of them was not finite since
-        the last check. lost: such a loss that this process knows."""
+        """DivergedError on all processes, which call this together, if a loss of any of them has not been finite since
+        the last check. lost: what this process knows to be lost."""
         bad, self.bad = self.bad, None
         if self.ranks.any(bool(lost) or (bad is not None and bool(bad.any()))):
             raise DivergedError(f"{lost or 'a loss is not finite'}: {DIVERGED}")
