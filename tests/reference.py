@@ -44,6 +44,7 @@ class FakeEvaluator:
 
     net, label, ref, features, batch = "fake", "FID(fake)", "none", "0", 8
     more, other = frozenset(), None
+    use = prepare = lambda *_: None
 
     def __init__(self) -> None:
         self.scores: list[float] = []

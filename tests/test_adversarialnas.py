@@ -21,7 +21,7 @@ import adversarialnas as nas
 from adversarialnas import D_SPACE, G_SPACE, PUBLISHED, Args, Discriminator, Generator, Logits, State, Supernets
 from common import gan
 from common.cells import CONVS, OPS_NORMAL, Genotype, Normal, Space, count_params, named
-from common.files import UserError, stream
+from common.files import stream
 from common.gan import latent
 from common.metrics import IS_SPLITS
 from tests import reference as ref
@@ -112,7 +112,6 @@ TABLE_1 = (  # of the paper, in the order of the file: 0->1, 0->2, 1->3, 2->3, 1
 def test_the_published_generator_is_that_of_table_1():
     assert PAPER_G == TABLE_1
     assert G_SPACE.to_codes(PAPER_G) == [[1, 1, 1, 0, 3, 3, 1], [1, 1, 0, 1, 3, 3, 3], [0, 1, 0, 3, 3, 0, 3]]
-    assert ref.distance(named("eagan-g", G_SPACE, PUBLISHED), PAPER_G) == 4
     G = Generator(PAPER_G, 4)
     assert [cell.resize for cell in G.cells[1:]] == ["bilinear", "nearest"]  # Table 1: 3->c2 and 3->c3
     assert [len(cell.skips) for cell in G.cells] == [0, 1, 2]
@@ -153,25 +152,6 @@ def test_random_genotypes_are_valid_and_uniform():
     sizes = sorted(Generator.cost(g).params for g in found)
     assert sizes[len(sizes) // 2] / 1e6 == pytest.approx(13.8, abs=0.2)
     assert all(D_SPACE.check(d, "random") for d in genotypes(D_SPACE, 200))
-
-
-@pytest.mark.parametrize(
-    ("cell", "changes", "words"),
-    [
-        (1, {0: 5}, ["0->1", "5", "0..4"]),  # five convolutions from the image
-        (3, {5: 6}, ["2->4", "6", "0..5"]),
-        (2, {1: 0, 3: 0}, ["node 2", "0->2", "1->2"]),
-        (3, {0: 0}, ["node 1", "0->1"]),
-    ],
-)
-def test_bad_codes_of_d_are_refused(cell: int, changes: dict[int, int], words: list[str], tmp_path: Path):
-    codes = np.array(PUBLISHED["D"]["animation-d"])
-    for column, code in changes.items():
-        codes[cell - 1, column] = code
-    np.save(tmp_path / "bad.npy", codes)
-    with pytest.raises(UserError) as error:
-        named(str(tmp_path / "bad.npy"), D_SPACE, PUBLISHED)
-    assert all(word in str(error.value) for word in ["bad.npy", f"cell {cell}", *words])
 
 
 def test_a_node_that_nobody_reads_needs_no_input():

@@ -23,12 +23,11 @@ import autogan
 from autogan import PUBLISHED, Args, Candidate, Cell, Controller, Generator, State, Vector, decisions, names_of, read_vector
 from common import gan
 from common.cells import AutoGANDiscriminator, Conv, Cost, Genotype, count_params
-from common.data import Dataset
 from common.files import UserError, stream
 from common.gan import Job, Pair, adam
 from common.metrics import Score
-from common.ranks import Ranks
 from common.run import Run
+from tests import reference as ref
 from tests.conftest import REAL_DATA
 from tests.runs import assert_equal, command, flags, load, read, rows, slow, start
 
@@ -45,9 +44,7 @@ TINY = Args(size=16, **WIDTHS)
 def job_of(args: Args, images: Tensor | None = None) -> Job:
     """A job on such real images, of values in [-1, 1]; without them on blank ones."""
     images = torch.zeros(8, 3, 4, 4) if images is None else images
-    images = (images * 127.5 + 127.5).round().to(torch.uint8)
-    evaluator = SimpleNamespace(use=lambda _data: None, prepare=lambda: None)
-    return Job(args, Ranks(torch.device("cpu")), evaluator, Dataset("tiny", images, None, ""))
+    return replace(ref.job_of(args, (images * 127.5 + 127.5).round().to(torch.uint8)), run=gan.NO_RUN)
 
 
 def vectors(n: int, cells: int = 3) -> list[Vector]:

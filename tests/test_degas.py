@@ -23,8 +23,8 @@ from common import gan
 from common.cells import Cost, count_params
 from common.data import Dataset, shapes
 from common.files import UserError, stream
-from common.ranks import Ranks
 from degas import OPS, OPS_NORMAL, Alpha, Args, Critic, Generator, Search, Space, SuperG, prune
+from tests.reference import job_of
 from tests.runs import assert_equal, load, read, rows, slow, start
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
@@ -68,11 +68,6 @@ def alpha_of(rows: dict[str, list[float]], space: Space = Space()) -> Alpha:  # 
 
 def random_genotypes(count: int, n: int = 1) -> list[degas.Genotype]:
     return [prune(Alpha(Space(n), seed, 1.0)) for seed in range(count)]
-
-
-def job_of(args: Args, images: Tensor) -> gan.Job:
-    ranks, data = Ranks(torch.device("cpu")), Dataset("x", images, None, "0")
-    return gan.Job(args, ranks, SimpleNamespace(batch=100), data, to_bytes=degas.quantise)
 
 
 @pytest.fixture
@@ -672,6 +667,7 @@ def test_the_class_losses_are_those_of_ac_gan(monkeypatch: pytest.MonkeyPatch):
 @torch.no_grad()
 def test_evaluations_draw_labels_for_whole_batches_and_grids_have_a_class_a_row():
     job, G, seen = job_of(TINY, random_images(8)), Generator(FOUND, 4, 6, 16, 3), []
+    job.evaluator.batch = 100
     G.forward = lambda z, y=None: seen.append(y) or z
     generate = G.labelled(job)
     z = normal(100, 6).float()

@@ -146,6 +146,7 @@ def edited(rows: list, cell: int, changes: dict[int, object]) -> list[list]:
 
 
 G_CODES, D_CODES = PUBLISHED["G"]["eagan-g"], PUBLISHED["D"]["eagan-d-cifar10"]
+NAS_SPACE, NAS_CODES = adversarialnas.D_SPACE, adversarialnas.PUBLISHED["D"]["animation-d"]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +163,10 @@ G_CODES, D_CODES = PUBLISHED["G"]["eagan-g"], PUBLISHED["D"]["eagan-d-cifar10"]
         (D_SPACE, edited(D_CODES, 3, {3: 0, 4: 0}), ["cell 3", "node 3", "1->3", "0->3"]),
         (D_SPACE, edited(D_CODES, 1, {5: -1}), ["cell 1", "2->4", "3->4", "none"]),
         (D_SPACE, edited(D_CODES, 2, {5: 0}), ["cell 2", "2->4", "3->4", "none"]),
+        (NAS_SPACE, edited(NAS_CODES, 1, {0: 5}), ["cell 1", "0->1", "5", "0..4"]),  # five convolutions from the image
+        (NAS_SPACE, edited(NAS_CODES, 3, {5: 6}), ["cell 3", "2->4", "6", "0..5"]),
+        (NAS_SPACE, edited(NAS_CODES, 2, {1: 0, 3: 0}), ["cell 2", "node 2", "0->2", "1->2"]),
+        (NAS_SPACE, edited(NAS_CODES, 3, {0: 0}), ["cell 3", "node 1", "0->1"]),
         (G_SPACE, np.zeros((3, 6), int), ["(3, 7)", "(3, 6)"]),
         (G_SPACE, np.zeros((2, 7), int), ["(3, 7)", "(2, 7)"]),
         (G_SPACE, np.zeros(21, int), ["(3, 7)", "(21,)"]),

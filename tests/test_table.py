@@ -79,7 +79,8 @@ def test_shared_weights_score_every_architecture(words: list[str], tmp_path: Pat
     rows = table.lines_of(tmp_path / "table-shared-tiny.jsonl")
     assert [row["seed"] for row in rows] == [0, 1]
     for row in rows:
-        assert [(x["updates"], x["bn_batches"]) for x in row["scored"]] == [(4, 0), (4, 16), (16, 0), (16, 16)]
+        scored = [(x["updates"], x["bn_batches"], x["n"]) for x in row["scored"]]
+        assert scored == [(4, 0, 30), (4, 16, 30), (16, 0, 30), (16, 16, 30)]
         assert all(len(x["scores"]) == 12 and len({fid for fid, _ in x["scores"]}) == 12 for x in row["scored"])
     assert rows[0]["scored"] != rows[1]["scored"]
 
