@@ -130,3 +130,20 @@ def test_what_cannot_be_captured_is_refused(method: str, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"^--graph: .* --compile; omit one of them$"):
         script.check(parsed(script, ["--graph", "--compile"]), 1)
     script.check(parsed(script, ["--graph"]), 1)
+
+
+# ---- --compile -----------------------------------------------------------------------------------------------------
+
+
+def test_compiled_networks_have_static_shapes_in_spite_of_a_short_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, compile_ = [], nn.Module.compile
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Any]) -> torch.fx.GraphModule:
+        assert not any(isinstance(x, torch.SymInt) for x in inputs)
+        batches.extend(len(x) for x in inputs if x.ndim == 4 and x.shape[1] == 3 and not isinstance(x, nn.Parameter))
+        return module
+
+    monkeypatch.setattr(nn.Module, "compile", lambda net, **how: compile_(net, backend=backend, **how))
+    torch.compiler.reset()
+    stretch("autogan", "training", monkeypatch, device="cpu", compile=True)
+    assert set(batches) == {16, 8}  # of D: real and fake images, of a whole and of a short batch; those of a G step are 8
