@@ -262,6 +262,19 @@ def test_compact_scores_are_those_of_the_cpu(tmp_path: Path) -> None:
     assert (there.is_mean, there.is_std) == pytest.approx((here.is_mean, here.is_std), rel=1e-3, abs=1e-5)
 
 
+def test_features_are_float32_where_tf32_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = torch.randint(0, 256, (100, 3, 32, 32), dtype=torch.uint8, generator=stream(0, "made")).to(DEVICE)
+    evaluator = Evaluator("compact", DEVICE, tmp_path)
+    evaluator.use(shapes(1000))
+    evaluator.prepare()
+    exact = evaluator._apply(made)[0]
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.testing.assert_close(evaluator._apply(made)[0], exact, rtol=1e-6, atol=1e-6)
+    assert torch.backends.cudnn.allow_tf32
+    if DEVICE.type == "cuda":
+        assert (evaluator.network(made)[0] - exact).abs().max() > 1e-5 * exact.abs().max()
+
+
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
 SHORT = f"--preset smoke --device {DEVICE.type} --g-ch 8 --d-ch 8 --d-batch 8 --g-batch 8 --epoch-batches 4 --eval-n 100"
