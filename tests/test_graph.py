@@ -122,12 +122,12 @@ def test_adam_counts_its_steps_where_a_graph_needs_them() -> None:
 def test_what_cannot_be_captured_is_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     script: ModuleType = __import__(method)
     for device in ("cpu", "auto", "cuda"):
-        with pytest.raises(UserError, match=r"^--graph: .* GPU.* CPU; omit --graph$"):
+        with pytest.raises(UserError, match=r"^--graph: .* GPU.* CPU; use --no-graph$"):
             script.check(parsed(script, ["--graph", "--device", device]), 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(UserError, match=r"^--graph: .* 2 processes; .*omit --graph$"):
+    with pytest.raises(UserError, match=r"^--graph: .* 2 processes; .*--no-graph$"):
         script.check(parsed(script, ["--graph"]), 2)
-    with pytest.raises(UserError, match=r"^--graph: .* --compile; omit one of them$"):
+    with pytest.raises(UserError, match=r"^--graph: .* --compile; use --no-graph or --no-compile$"):
         script.check(parsed(script, ["--graph", "--compile"]), 1)
     script.check(parsed(script, ["--graph"]), 1)
 
