@@ -43,6 +43,8 @@ ROWS = {  # method: {loop: flags}
     },
 }
 
+GRAPHS = {("adversarialnas", "search"), ("degas", "search")}  # with --graph, besides all trainings
+
 
 class Measured(BaseException):
     """Raised when enough steps have been timed."""
@@ -96,7 +98,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="measuring time per row")
     parser.add_argument("--preset", default="paper", help="widths and batch sizes: paper, quick or smoke")
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, help="add rows with torch.compile; default: on CUDA"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="add rows with compile and graph; default: on CUDA",
     )
     asked = parser.parse_args()
     if unknown := set(asked.methods) - set(ROWS):
@@ -118,6 +122,8 @@ def main() -> None:
             ways = {float32: {}, "amp (bf16)": {"amp": True}}
             if row == "training" and (cuda if asked.compile is None else asked.compile):
                 ways["amp + compile"] = {"amp": True, "compile": True}
+            if cuda and asked.compile is not False and (row == "training" or (method, row) in GRAPHS):
+                ways |= {"graph": {"graph": True}, "amp + graph": {"amp": True, "graph": True}}
             for way, more in ways.items():
                 gc.collect()  # free the memory of the previous row
                 torch.compiler.reset()

@@ -624,11 +624,11 @@ def check_flags(args: Any, world: int, skips_search: str, published: str) -> Non
         raise UserError("--compile: no C++ compiler found; install g++, or omit --compile")
     if args.graph:
         if args.device == "cpu" or not torch.cuda.is_available():
-            raise UserError("--graph: CUDA graphs need a GPU, and this run would be on the CPU; omit --graph")
+            raise UserError("--graph: CUDA graphs need a GPU, and this run would be on the CPU; use --no-graph")
         if world > 1:
-            raise UserError(f"--graph: does not work with {world} processes; start one process, or omit --graph")
+            raise UserError(f"--graph: does not work with {world} processes; start one, or use --no-graph")
         if args.compile:
-            raise UserError("--graph: does not work with --compile; omit one of them")
+            raise UserError("--graph: does not work with --compile; use --no-graph or --no-compile")
     if args.phase == "train" and not (skips_search or args.genotype):
         raise UserError(f"--phase train: requires --genotype, {published}")
     if args.phase == "search" and skips_search:

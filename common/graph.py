@@ -1,5 +1,6 @@
 """CUDA graphs: the kernels of an update, captured once, then launched together."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +34,7 @@ class Graph:
     def __init__(self, job: Job, step: Callable[..., Losses], *optimizers: Optimizer) -> None:
         self.on, self.step, self.device = job.args.graph, step, job.ranks.device
         self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        exact = torch.float32 if self.device.type == "cuda" else torch.float64  # what fused optimisers take
-        self.rates = [torch.zeros((), dtype=exact, device=self.device) for _ in self.groups]
+        self.rates = [torch.zeros((), dtype=rate_dtype(group), device=self.device) for group in self.groups]
         self.seen: Counter = Counter()  # updates run eagerly, by the shapes of their inputs
         self.captured: tuple | None = None  # shapes, inputs, graph, outputs
         for optimizer in optimizers:
@@ -95,7 +95,8 @@ def beside(device: torch.device) -> Iterator[None]:
     """Inside the `with` block, kernels go to a side stream: on the usual one, a graph can't be captured."""
     side, usual = side_stream(device), torch.cuda.current_stream(device)
     side.wait_stream(usual)
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # not yet captured
         yield
     usual.wait_stream(side)
 
@@ -103,6 +104,14 @@ def beside(device: torch.device) -> Iterator[None]:
 @cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
+
+
+def rate_dtype(group: dict) -> torch.dtype:
+    """Type of a learning rate that is a tensor: on CUDA float32 for fused optimisers, else that of the parameters."""
+    weight = group["params"][0]
+    if weight.device.type == "cpu":
+        return torch.float64  # as exact as a Python number
+    return torch.float32 if group["fused"] else weight.dtype
 
 
 def keep_steps(optimizer: Optimizer, on: bool) -> None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -316,6 +317,17 @@ def train_compact(
     return net
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Inside the `with` block, convolutions on CUDA keep float32's 24 bits: by default they use TF32, of 11."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 def fid_label(net: str, score: str = "FID") -> str:
     """Display name of a score of features: inception-2048: FID, inception-768: FID-768, compact: FID(compact)."""
     if net.startswith("inception-"):
@@ -505,8 +517,8 @@ class Evaluator:
         resize, size = "no" if self.net == "compact" else "bilinear 299", tuple(self.dataset.images.shape[-2:])
         return (
             f"version {CACHE_VERSION}, data {self.dataset.digest}, size {size}, images {images}, net {self.net} "
-            f"{self.network.digest}, resize {resize}, device {self.device.type}"  # TF32 or not
-        )
+            f"{self.network.digest}, resize {resize}, device {self.device.type}"
+        ) + (", float32" if self.device.type == "cuda" else "")  # TF32 in caches of earlier versions
 
     @property
     def features(self) -> str:
@@ -590,7 +602,7 @@ class Evaluator:
         return torch.cat([images.cpu()[:, None], real], 1)
 
     def _apply(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        with torch.autocast(self.device.type, enabled=False):  # even inside a bf16 step
+        with torch.autocast(self.device.type, enabled=False), without_tf32():  # even inside a bf16 step
             return self.network(images)
 
     def _train(self) -> dict[str, Tensor]:

@@ -368,6 +368,8 @@ class Run:
         of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
         if of_compiler or (self.args.get("compile") and "aot_autograd" in str(error)):
             return UserError(f"{told}; run {resume} --no-compile")
+        if self.args.get("graph") and "captur" in str(error):
+            return UserError(f"{told}; run {resume} --no-graph")
         return error
 
     def _on_signal(self, number: int, _frame: object) -> None:

@@ -262,8 +262,22 @@ def test_compact_scores_are_those_of_the_cpu(tmp_path: Path) -> None:
     assert (there.is_mean, there.is_std) == pytest.approx((here.is_mean, here.is_std), rel=1e-3, abs=1e-5)
 
 
+def test_features_are_float32_where_tf32_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = torch.randint(0, 256, (100, 3, 32, 32), dtype=torch.uint8, generator=stream(0, "made")).to(DEVICE)
+    evaluator = Evaluator("compact", DEVICE, tmp_path)
+    evaluator.use(shapes(1000))
+    evaluator.prepare()
+    exact = evaluator._apply(made)[0]
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.testing.assert_close(evaluator._apply(made)[0], exact, rtol=1e-6, atol=1e-6)
+    assert torch.backends.cudnn.allow_tf32
+    if DEVICE.type == "cuda":
+        assert (evaluator.network(made)[0] - exact).abs().max() > 1e-5 * exact.abs().max()
+
+
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
+ON_GPU = pytest.mark.skipif(DEVICE.type == "cpu", reason="--graph needs a GPU")
 SHORT = f"--preset smoke --device {DEVICE.type} --g-ch 8 --d-ch 8 --d-batch 8 --g-batch 8 --epoch-batches 4 --eval-n 100"
 EAGAN = "--search-n 100 --final-n 100 --train-epochs 4 --n-critic 2 --eval-every 2"
 ADVERSARIALNAS = "--search-g-ch 4 --search-d-ch 4 --search-batch 8 --search-epochs 3 --derive-every 4 --search-eval-every 2"
@@ -286,8 +300,10 @@ def command_line(data_dir: Path, runs: Path, *more: str) -> list[str]:
         (adversarialnas, ADVERSARIALNAS + " --amp --train-epochs 2", ("search", 5), 3),
         (autogan, AUTOGAN + " --train-epochs 2", ("stage 0 iteration 1/3 controller", 2), 10),
         (degas, "--search-ch 8 --search-epochs 1 --iters 4 --conditional --amp", ("search", 3), 2),
+        pytest.param(adversarialnas, ADVERSARIALNAS + " --graph --train-epochs 2", ("search", 5), 3, marks=ON_GPU),
+        pytest.param(degas, "--search-ch 8 --search-epochs 1 --iters 12 --graph", ("training", 9), 2, marks=ON_GPU),
     ],
-    ids=["eagan", "adversarialnas", "autogan", "degas"],
+    ids=["eagan", "adversarialnas", "autogan", "degas", "adversarialnas graph", "degas graph"],
 )
 def test_a_whole_run_goes_on_after_a_stop(
     script: ModuleType, flags: str, stop: tuple[str, int], search_rows: int, data_dir, tmp_path, monkeypatch

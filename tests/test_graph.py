@@ -122,11 +122,28 @@ def test_adam_counts_its_steps_where_a_graph_needs_them() -> None:
 def test_what_cannot_be_captured_is_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     script: ModuleType = __import__(method)
     for device in ("cpu", "auto", "cuda"):
-        with pytest.raises(UserError, match=r"^--graph: .* GPU.* CPU; omit --graph$"):
+        with pytest.raises(UserError, match=r"^--graph: .* GPU.* CPU; use --no-graph$"):
             script.check(parsed(script, ["--graph", "--device", device]), 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(UserError, match=r"^--graph: .* 2 processes; .*omit --graph$"):
+    with pytest.raises(UserError, match=r"^--graph: .* 2 processes; .*--no-graph$"):
         script.check(parsed(script, ["--graph"]), 2)
-    with pytest.raises(UserError, match=r"^--graph: .* --compile; omit one of them$"):
+    with pytest.raises(UserError, match=r"^--graph: .* --compile; use --no-graph or --no-compile$"):
         script.check(parsed(script, ["--graph", "--compile"]), 1)
     script.check(parsed(script, ["--graph"]), 1)
+
+
+# ---- --compile -----------------------------------------------------------------------------------------------------
+
+
+def test_compiled_networks_have_static_shapes_in_spite_of_a_short_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, compile_ = [], nn.Module.compile
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Any]) -> torch.fx.GraphModule:
+        assert not any(isinstance(x, torch.SymInt) for x in inputs)
+        batches.extend(len(x) for x in inputs if x.ndim == 4 and x.shape[1] == 3 and not isinstance(x, nn.Parameter))
+        return module
+
+    monkeypatch.setattr(nn.Module, "compile", lambda net, **how: compile_(net, backend=backend, **how))
+    torch.compiler.reset()
+    stretch("autogan", "training", monkeypatch, device="cpu", compile=True)
+    assert set(batches) == {16, 8}  # of D: real and fake images, of a whole and of a short batch; those of a G step are 8

@@ -399,6 +399,28 @@ def test_stopping_leaves_nothing_half_written(calls: int, written: list[str], tm
     assert [file.name.split("-")[0] for file in tmp_path.iterdir()] == written
 
 
+def test_features_are_made_without_tf32_and_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator, seen = ready("compact", classes(), tmp_path), []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    forward, images = evaluator.network.forward, classes().images[:100]
+
+    def network(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return forward(images)
+
+    evaluator.network.forward = network
+    with torch.autocast("cpu", torch.bfloat16):
+        features, _ = evaluator._apply(images)
+    assert features.dtype == torch.float32
+    with pytest.raises(AttributeError):
+        evaluator._apply(None)
+    assert seen == [False, False]
+    assert torch.backends.cudnn.allow_tf32
+    on_cpu = evaluator._key(10)
+    evaluator.device = torch.device("cuda")
+    assert evaluator._key(10) == on_cpu.replace("cpu", "cuda, float32")
+
+
 MORE = ("kid", "pr", "dc", "fid-inf", "nearest")
 KEYS = ["kid", "kid_se", "precision", "recall", "density", "coverage", "fid_inf"]
 

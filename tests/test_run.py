@@ -385,11 +385,12 @@ class InductorError(RuntimeError):
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "--d-batch"),
         (InductorError("g++: not found\nlong text"), "--no-compile"),
         (RuntimeError("torch.compile with aot_autograd does not support double backward"), "--no-compile"),
+        (RuntimeError("CUDA error: operation not permitted when stream is capturing\nlong text"), "--no-graph"),
     ],
 )
 def test_errors_of_memory_and_compiler_are_one_line_with_a_remedy(tmp_path: Path, error: Exception, remedy: str) -> None:
     run = new_run(tmp_path)
-    run.args["compile"] = True
+    run.args["compile"] = run.args["graph"] = True
 
     def train() -> None:
         with run:
