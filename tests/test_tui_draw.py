@@ -13,7 +13,7 @@ from test_tui_runs import opened
 import tui
 from ui import draw, genotypes, pages
 from ui.draw import Series, chart
-from ui.samples import open_image
+from ui.pages import open_image
 from ui.search import edges, entropy
 from ui.view import View
 from ui.widgets import PALETTES, to_strip, use_palette

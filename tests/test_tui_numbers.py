@@ -54,7 +54,7 @@ def test_only_evaluations_of_the_same_kind_are_compared(tmp_path: Path) -> None:
     c = run_of(tmp_path / "c", [{**supernet, "step": 5}, {**EVAL, "step": 40, "eval/fid": 15.0}])
     text = shown(compare.compare(a, c, 100, View()))
     assert cells(text, "last FID") == [["13.84", "15.00", "-1.16", "30", "and", "40"]]
-    assert cells(text, "best FID") == [["13.50", "15.00", "-1.5"]]
+    assert cells(text, "best FID") == [["13.50", "15.00", "-1.50"]]
     for change in ({"eval/n": 50}, {"eval/ref": "b"}, {"eval/ema": False}, {"eval/net": "inception-768"}):
         other = run_of(tmp_path / str(change), [{**EVAL, "step": 40, "eval/fid": 15.0, **change}])
         assert not cells(shown(compare.compare(a, other, 100, View())), "last FID"), change
