@@ -110,11 +110,11 @@ class Tui(App):
 
     # -- polling: a thread that checks the runs once a second
     def poll(self) -> None:
-        first = True
+        first, told, names = True, 0.0, set[str]()
         while not self.leaving.is_set():
             began = time.perf_counter()
             try:
-                names = self.state.store.scan() | self.state.store.refresh()
+                names |= self.state.store.scan() | self.state.store.refresh()
                 if first:
                     for run in self.state.store.ordered():
                         run.peek()
@@ -128,14 +128,17 @@ class Tui(App):
                 for name in names & set(self.state.store.runs):
                     if (run := self.state.store.runs[name]).live:
                         self.troubles[name] = pages.troubles(run)
-                self.call_from_thread(self.changed, names)
+                behind = any(not r.loaded for r in self.state.store.ordered())
+                if first or not behind or time.perf_counter() - told > self.interval:  # reading is not slowed by drawing
+                    self.call_from_thread(self.changed, names)
+                    told, names = time.perf_counter(), set()
             except RuntimeError:
                 return  # the app has exited
             except Exception as e:  # a bad run directory must not stop polling; retry in a second
                 self.complain("reading runs", e)
+                behind = False
             first = False
-            behind = any(not r.loaded for r in self.state.store.ordered())
-            self.state.wake.wait(0.05 if behind else self.interval)
+            self.state.wake.wait(0.02 if behind else self.interval)
             self.state.wake.clear()
 
     def load_more(self) -> set[str]:

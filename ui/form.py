@@ -41,7 +41,7 @@ class Form(Page):
         Binding("slash", "find", "find an option"),
         Binding("n", "next", "next match", show=False),
         Binding("u", "undo", "reset: to the value of the preset or the run"),
-        Binding("ctrl+y", "app.yank", "copy the command"),
+        Binding("ctrl+y", "copy", "copy the command"),
         Binding("p", "paste", "paste a command"),
         Binding("escape", "back", "back"),
         *MOVES,
@@ -320,6 +320,9 @@ class Form(Page):
         if hits and self.found:
             table.go(hits[0])
         return bool(hits)
+
+    def action_copy(self) -> None:
+        self.copy(self.command())
 
     def action_paste(self) -> None:
         def done(text: str) -> None:

@@ -95,30 +95,33 @@ class Columns:
                 self.stages.append((step, clean(stage, 40)))
             if "eval/fid" in row or "eval/is" in row:
                 self.evals.add(step, t, row)
+                self._add_scores(i, row)
             for key, value in row.items():
-                if key in ("step", "t") or (value is not None and type(value) not in (float, int)):
-                    continue
-                kind, _, name = key.partition("/")
-                if kind == "eval":
-                    if name not in ("fid", "is"):
-                        continue
-                    key = fid_label(row.get("eval/net"), name.upper())
-                column = self.keys.get(key)
-                if column is None:
-                    key = clean(key, 60)
-                    if len(self.keys) >= 200 and key not in self.keys:
-                        continue
-                    column = self.keys.setdefault(key, (array("I"), array("d")))
-                value = number(value)
-                if kind == "eval":
-                    now = (*kind_of(self.evals[-1]), self.evals[-1]["bn"])  # BatchNorm tells EAGAN's two stages apart
-                    if column[0] and self.phases.get(key) != now:
-                        self.breaks.setdefault(key, []).append(len(column[0]))
-                    self.phases[key] = now
-                elif value is None:
-                    self.nans += 1
-                column[0].append(i)
-                column[1].append(math.nan if value is None else value)
+                kind = type(value)
+                if (kind is float or kind is int or value is None) and not (key in ("step", "t") or key.startswith("eval/")):
+                    finite = value if kind is float and -math.inf < value < math.inf else number(value)  # mostly the former
+                    self.nans += finite is None
+                    if column := self.keys.get(key) or self._column(key):
+                        column[0].append(i)
+                        column[1].append(math.nan if finite is None else finite)
+
+    def _add_scores(self, i: int, row: dict) -> None:
+        now = (*kind_of(self.evals[-1]), self.evals[-1]["bn"])  # BatchNorm tells EAGAN's two stages apart
+        for what in ("fid", "is"):
+            value, key = row.get(f"eval/{what}", ""), fid_label(row.get("eval/net"), what.upper())
+            if value is None or type(value) in (float, int):
+                if key in self.keys and self.phases.get(key) != now:
+                    self.breaks.setdefault(key, []).append(len(self.keys[key][0]))
+                self.phases[key] = now
+                if column := self._column(key):
+                    column[0].append(i)
+                    column[1].append(math.nan if (value := number(value)) is None else value)
+
+    def _column(self, key: str) -> tuple[array, array] | None:
+        """That of a key, new if it is; None: there are too many."""
+        key = clean(key, 60)
+        known = key in self.keys or len(self.keys) < 200
+        return self.keys.setdefault(key, (array("I"), array("d"))) if known else None
 
 
 class Run:

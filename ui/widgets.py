@@ -22,7 +22,7 @@ from ui.draw import Line, crop, fit
 from ui.files import Log, clean
 
 TOL_LIGHT = ["#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#dddddd"]  # for dark backgrounds
-OKABE_ITO = ["#0072b2", "#b36b00", "#00795a", "#8a7d00", "#a8447f", "#2f7fb5", "#b84700", "#666666"]  # for light ones, darkened
+OKABE_ITO = ["#0072b2", "#b36b00", "#00795a", "#8a7d00", "#a8447f", "#2f7fb5", "#5b3fa0", "#666666"]  # for light ones, darkened
 DARK = {
     **{f"s{i}": color for i, color in enumerate(TOL_LIGHT)},
     **{"dim": "#8a8f98", "faint": "#4a505a", "key": "#56b4e9", "info": "#8ab4f8", "good": "#4cc38a", "warn": "#e6a700"},
