@@ -120,15 +120,17 @@ class Terminal:
 
 
 def first_paint(root: Path) -> None:
-    empty, whole = [], []
+    empty, busy, whole = [], [], []
     for _ in range(5):
         terminal = Terminal(root)
         terminal.read(20, b"scanning for runs")
         empty.append(time.perf_counter() - terminal.began)
+        busy.append(terminal.cpu())
         terminal.read(20, b"100 done")
         whole.append(time.perf_counter() - terminal.began)
         terminal.close()
     report("start to first paint, 100 runs on disk, wall time", 1.0, statistics.median(empty), "s")
+    report("the same, CPU time", 1.0, statistics.median(busy), "s")
     report("start to final scores of all 100 runs, wall time", 2.0, statistics.median(whole), "s")
 
 
@@ -295,6 +297,7 @@ def large(folder: Path) -> None:
     while time.perf_counter() - terminal.began < 60 and b"charts 1-" not in terminal.data:
         terminal.read(0.1)
     report("1,000,000 rows: all read and drawn, wall time", 6.0, time.perf_counter() - terminal.began, "s")
+    report("the same, CPU time", 6.0, terminal.cpu(), "s")
     terminal.read(1)
     report("1,000,000 rows: memory", 300, terminal.memory(), "MB")
     terminal.close()

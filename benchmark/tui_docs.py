@@ -4,6 +4,7 @@ python -m benchmark.tui_docs    writes both pages and docs/images/tui-*.svg, fro
 """
 
 import asyncio
+import contextlib
 import re
 import tempfile
 from collections.abc import Iterable
@@ -18,11 +19,12 @@ from ui.several import Compare, Results
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = {  # name: (method of the run that is opened, keys)
-    "runs": ("", ("space", "space", "space", "space", "up", "up")),
+    "runs": ("", (*["space"] * 5, "up", "up")),
     "population": ("eagan", ("5",)),
     "probabilities": ("adversarialnas", ("5",)),
-    "reconstruction": ("degas", ("4",)),
     "policy": ("autogan", ("5",)),
+    "architecture": ("degas", ("4",)),
+    "compare": ("", ("down", "down", "space", "space", "c")),
 }
 
 
@@ -56,9 +58,11 @@ def make_runs(root: Path) -> None:
     make_run(root, "autogan", seed=1, rows=40, state="failed", quality=30, status=failed)
 
 
-async def pictures(root: Path) -> None:
+async def pictures() -> None:
+    """Of runs/ in the current directory."""
     for name, (method, keys) in PICTURES.items():
-        app = Tui(root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root)
+        Path("runs/.tui.json").unlink(missing_ok=True)  # what the picture before has chosen
+        app = Tui(Path("runs"))
         async with app.run_test(size=(120, 36)) as pilot:
             while not (app.state.scanned and all(run.loaded for run in app.state.store.ordered())):
                 await pilot.pause(0.1)
@@ -80,10 +84,9 @@ def main() -> None:
         (ROOT / page).write_text(
             f"{before}<!-- keys -->\n{keys}<!-- end of keys -->{rest.split('<!-- end of keys -->')[1]}"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "runs"
-        make_runs(root)
-        asyncio.run(pictures(root))
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        make_runs(Path("runs"))
+        asyncio.run(pictures())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ui import np
 from ui.files import clean
 
 Line = list[tuple[str, str | Style]]
+GUTTER = 8  # columns left of a chart, for the labels of its y axis
 
 
 # ---- numbers and words ------------------------------------------------------------------------------------------------
@@ -219,8 +220,7 @@ def chart(
 ) -> tuple[list[Line], str]:  # fmt: skip
     """(lines, note on points not shown). Points in the same dot column are averaged; the last series is on top.
     zoom: all, tail (last 20% of x), low (lowest y). marks: x and name of dotted lines. x_range: default, that of the series."""
-    gutter = 8
-    w, h = width - gutter, height - 1
+    w, h = width - GUTTER, height - 1
     series = [s for s in series if len(s.x)]
     if w < 4 or h < 2 or not series:
         return _nothing(empty, width, height), ""
@@ -243,7 +243,7 @@ def chart(
         marks = [(cursor, "")]
     canvas.mark(marks)
     canvas.name_ends()
-    lines = [*canvas.lines(ticks(y0, y1, max(3, h // 3), log), gutter), canvas.x_axis(x_ticks, gutter, cursor)]
+    lines = [*canvas.lines(ticks(y0, y1, max(3, h // 3), log)), canvas.x_axis(x_ticks, cursor)]
     left_out = [f"{count(canvas.clipped, 'point')} outside"] if zoom == "low" and canvas.clipped else []
     left_out += [f"{count(canvas.dropped, 'value')} ≤ 0 not on a log axis"] if canvas.dropped else []
     return lines, " · ".join(left_out)
@@ -350,13 +350,13 @@ class Canvas:
                 taken.add(spot)
                 self.chars[spot], self.owner[spot] = ord(letter), index
 
-    def lines(self, ticks: list[float], gutter: int) -> list[Line]:
+    def lines(self, ticks: list[float]) -> list[Line]:
         """The picture right of a y axis with labels at these values."""
         rows = dict(zip(map(self.row, ticks), labels(ticks), strict=True))
         made: list[Line] = []
         for r in range(self.h):
             text = "".join(map(chr, self.chars[r]))
-            line: Line = [(fit(rows.get(r, ""), gutter - 1, True) + ("┤" if r in rows else "│"), "dim")]
+            line: Line = [(fit(rows.get(r, ""), GUTTER - 1, True) + ("┤" if r in rows else "│"), "dim")]
             edges = [0, *(np.flatnonzero(np.diff(self.owner[r])) + 1).tolist(), self.w]
             for a, b in pairwise(edges):
                 who = int(self.owner[r, a])
@@ -364,15 +364,15 @@ class Canvas:
             made.append(line)
         return made
 
-    def x_axis(self, ticks: list[float], gutter: int, cursor: float | None = None, log: bool = False) -> Line:
+    def x_axis(self, ticks: list[float], cursor: float | None = None, log: bool = False) -> Line:
         """The line below the picture: labels at these values, or only at the cursor. log: x is log10 of the values."""
-        axis = [" "] * (gutter + self.w)
+        axis = [" "] * (GUTTER + self.w)
         wanted = list(zip(ticks, labels(ticks), strict=True))
         if cursor is not None and self.x0 <= cursor <= self.x1:
             wanted = [(cursor, human(cursor, 5))]
         for t, label in wanted:
-            at = gutter + self.column(math.log10(t) if log else t) - len(label) // 2
-            at = max(gutter - 1, min(at, gutter + self.w - len(label)))
+            at = GUTTER + self.column(math.log10(t) if log else t) - len(label) // 2
+            at = max(GUTTER - 1, min(at, GUTTER + self.w - len(label)))
             if all(c == " " for c in axis[max(0, at - 1) : at + len(label) + 1]):
                 axis[at : at + len(label)] = label
         return [("".join(axis), "dim")]
@@ -435,8 +435,7 @@ def scatter(
     log_x: bool = False, path: Sequence[tuple[float, float]] = ()
 ) -> list[Line]:  # fmt: skip
     """A scatter plot. points: (x, y, character, style), later ones on top. path: points joined by a staircase."""
-    gutter = 8
-    w, h = width - gutter, height - 1
+    w, h = width - GUTTER, height - 1
     points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1]) and (p[0] > 0 or not log_x)]
     if not points or w < 4 or h < 2:
         return [[(fit("  no scores yet", width), "dim")]]
@@ -455,7 +454,7 @@ def scatter(
     for x, y, mark, style in points:
         canvas.put(canvas.row(y), canvas.column(fx(x)), mark, style)
     x_ticks = ticks(*((10**x0, 10**x1) if log_x else (x0, x1)), max(2, w // 10), log_x)
-    return [*canvas.lines(ticks(y0, y1, max(2, h // 3)), gutter), canvas.x_axis(x_ticks, gutter, log=log_x)]
+    return [*canvas.lines(ticks(y0, y1, max(2, h // 3))), canvas.x_axis(x_ticks, log=log_x)]
 
 
 # ---- cells and probabilities ------------------------------------------------------------------------------------------

@@ -105,10 +105,8 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     stage = rounds[-1]["stage"]
     of_stage = [r for r in rounds if r["stage"] == stage]
     last, people = of_stage[-1], ranked(of_stage[-1])
-    label, is_label = fid_label(last["net"]), fid_label(last["net"], "IS")
-    volumes = hypervolumes(of_stage)
-    spread = [diversity(r["population"]) for r in of_stage]
-    n = number(last["n"])
+    label, is_label, n = fid_label(last["net"]), fid_label(last["net"], "IS"), number(last["n"])
+    volumes, spread = hypervolumes(of_stage), [diversity(r["population"]) for r in of_stage]
     pick = people[view.pick % len(people)] if people else None
     many = f"{count(len(people), 'individual')}, {len(last['front'])} in the front"
     facts = [f"stage {stage}", f"round {human(last['round'])}", many, *([f"scored on {human(n)} images"] if n else [])]

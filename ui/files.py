@@ -137,10 +137,10 @@ class Tail:
         if (st.st_dev, st.st_ino) != self.key or st.st_size < self.offset:
             anew = self.offset > 0
             self._reset((st.st_dev, st.st_ino))
-        if st.st_size == self.offset or (st.st_size == self.size and st.st_mtime == self.mtime and not self.more):
-            self.size, self.mtime = st.st_size, st.st_mtime
-            return anew, []
+        same = st.st_size == self.size and st.st_mtime == self.mtime and not self.more
         self.size, self.mtime = st.st_size, st.st_mtime
+        if st.st_size == self.offset or same:
+            return anew, []
         try:
             with opened(self.path) as fd:
                 if self.mark and os.pread(fd, len(self.mark), self.offset - len(self.mark)) != self.mark:

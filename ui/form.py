@@ -184,20 +184,17 @@ class Form(Page):
         for text in output.split("\n") if output else []:
             parts = textwrap.wrap(clean(text, 2000), self.size.width - 2, drop_whitespace=False) or [""]
             lines += [[(" " + part, "bad" if run and run.code else "")] for part in parts]
-        doc.display = bool(lines)
+        doc.display, new = bool(lines), lines != doc.lines
         doc.styles.height = min(len(lines), 10 if self.has_class("-tall") else 4)
-        new = lines != doc.lines
         doc.show(lines)
         if new and run and run.code:
             doc.move("end")
 
     def fill(self) -> None:
         table = self.query_one(Table)
-        width, wrong = table.size.width, self.problems()
-        usual = self.usual()
-        rows: list[tuple[str, Line]] = []
+        width, wrong, usual, panel = table.size.width, self.problems(), self.usual(), ""
         value_width = max(14, min(30, width // 4))
-        panel = ""
+        rows: list[tuple[str, Line]] = []
         for key, title in self.rows():
             option = self.option(key)
             changed = option and usual[option.name] != self.texts[option.name]

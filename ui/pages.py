@@ -3,6 +3,7 @@
 The keys in search.jsonl decide which search page is shown, so copies of a script get it too.
 """
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def header(run: Run, width: int, at: float | None = None) -> list[Line]:
     third = [f" {scores(run, at) or 'not evaluated' + ' yet' * (run.live or at is not None)}"]
     third += [f"best {score(best['fid'])} at step {human(best['step'])}"] if best else []
     third += [f"memory {draw.size(run.memory)}"] if run.memory and at is None else []
-    third += [f"{count(run.bad, 'unreadable line')}"] if run.bad else []
+    third += [count(run.bad, "unreadable line")] if run.bad else []
     third += [f"cannot read {', '.join(f'{k} ({v})' for k, v in run.problems.items())}"] if run.problems else []
     if run.error and at is None:
         third = [f" {run.error}", *third[:1]]
@@ -104,10 +105,9 @@ def varieties(run: Run) -> list[float | None]:
     wanted = list(dict.fromkeys([*files[:1], *files[len(files) // 2 :][:1], *files[-1:]]))
     for path in wanted:
         if path not in run.varieties:
-            try:
+            run.varieties[path] = None
+            with contextlib.suppress(ValueError):
                 run.varieties[path] = draw.variety(open_image(path))
-            except ValueError:
-                run.varieties[path] = None
     return [run.varieties[path] for path in wanted]
 
 
@@ -134,16 +134,14 @@ def search(run: Run, width: int, height: int, view: View) -> list[Line]:
 
 def configuration(run: Run, width: int, defaults: dict | None = None, at: float | None = None) -> list[Line]:
     """All arguments with differences from the preset, versions, commands, results (unless as of a step), unreadable files."""
-    lines: list[Line] = []
-    defaults = defaults or {}
-    rows: list[Line] = []
+    defaults, rows = defaults or {}, list[Line]()
     for key, value in sorted(run.args.items(), key=lambda kv: str(kv[0]))[:300]:
         shown, preset = (clean("—" if v is None else v, 60) for v in (value, defaults.get(key, value)))
         differs = preset not in (shown, "—")
         rows.append([(f" {fit(clean(key, 30), 18)} ", ""), (shown, "warn" if differs else "")])
         rows[-1] += [(f"   preset: {preset}", "dim")] if differs else []
-    lines += [[(" arguments", "bold"), ("   highlighted: differs from the preset" if defaults else "", "dim")]]
-    half = -(-len(rows) // 2) if width >= 100 else len(rows)
+    lines: list[Line] = [[(" arguments", "bold"), ("   highlighted: differs from the preset" if defaults else "", "dim")]]
+    half = -(-len(rows) // 2)
     lines += beside(rows[:half], rows[half:], width // 2) if width >= 100 else rows
     lines += [[], [(" details", "bold")]]
     for key, text in _details(run):

@@ -402,8 +402,7 @@ class Runs(Launching):
         return self.marked() or self.state.listed()
 
     def copied(self) -> str:
-        run = self.run_now()
-        return str(run.path) if run else ""
+        return str(run.path) if (run := self.run_now()) else ""
 
 
 TABS = ("charts", "log", "samples", "architecture", "search", "config")
@@ -506,10 +505,9 @@ class OneRun(Launching):
         return [crop([*line, (gap, ""), (right, "warn" if self.view.at is not None else "dim")], width)]
 
     def on_click(self, event: events.Click) -> None:
-        if event.widget is self.query_one("#tabs", Doc):
-            name = next((name for end, name in self.tab_spots if event.x < end), None)
-            if name:
-                self.action_tab(name)
+        name = next((name for end, name in self.tab_spots if event.x < end), None)
+        if name and event.widget is self.query_one("#tabs", Doc):
+            self.action_tab(name)
 
     def action_tab(self, tab: str) -> None:
         self.tab = tab
