@@ -5,6 +5,7 @@ python -m benchmark.tui_docs    writes both pages and docs/images/tui-*.svg, fro
 
 import asyncio
 import contextlib
+import json
 import re
 import tempfile
 from collections.abc import Iterable
@@ -56,6 +57,10 @@ def make_runs(root: Path) -> None:
     make_run(root, "eagan", seed=1, rows=150, state="running", samples=2, quality=9, status=running)
     failed = {"error": {"type": "OutOfMemoryError", "message": "CUDA out of memory"}, "total": 4000}
     make_run(root, "autogan", seed=1, rows=40, state="failed", quality=30, status=failed)
+    for run in root.iterdir():
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        told = [f"step {r['step']}: D {r['loss/d']:.3f} G {r['loss/g']:.3f}" for r in rows if "loss/d" in r]
+        (run / "log.txt").write_text("\n".join(told) + "\n")
 
 
 async def pictures() -> None:

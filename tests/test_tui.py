@@ -321,7 +321,9 @@ def test_filter_sort_hide_tag_trash_undo(copied: Path) -> None:
         pilot.answer("/", text="fid<low")
         assert isinstance(app.screen, Ask)
         assert "low" in app.screen.wrong
-        pilot.answer(text="eagan")
+        pilot.press("escape")
+        assert app.state.filter_text == "eagan fid<15"  # as it was before what was typed
+        pilot.answer("/", text="eagan")
         app.state.sort = "FID"
         pilot.do(app.refresh_screens)
         assert seeds() == [0, 1, 7, 8]
@@ -437,9 +439,12 @@ def test_a_key_that_cannot_act_says_why(four: Path) -> None:
 def test_a_run_that_ends_is_announced(live: Path, tmp_path: Path) -> None:
     out = tmp_path / "told"
     with driven(tmp_path, on_finish=f'echo "$GAN_STATE $GAN_RUN" > {out}') as (_, pilot):
+        pilot.sees("I stop")
         write(live / "status.json", {"state": "failed", "error": {"type": "X", "message": "loss/g is nan at step 7"}})
         pilot.until(lambda: "loss/g is nan at step 7" in pilot.told())
         pilot.until(lambda: out.exists() and out.read_text())
+        pilot.until(lambda: "I stop" not in pilot.text())  # the footer follows
+        pilot.sees("R resume")
     assert out.read_text() == f"failed {live}\n"
 
 
@@ -653,6 +658,8 @@ def fill_form(pilot: Pilot, **values: object) -> Form:
 def test_the_form_names_what_is_wrong_and_launches_nothing(tmp_path: Path) -> None:
     with driven(tmp_path / "runs") as (app, pilot):
         form = fill_form(pilot)
+        pilot.press("x")
+        assert "nothing to export" in pilot.told()
         pilot.answer("/", text="steps")
         pilot.answer("enter", text="0")
         assert "≥ 1" in app.screen.wrong
@@ -960,8 +967,10 @@ def test_no_key_means_two_things_every_action_exists_and_help_lists_it(screen: t
 
 
 def test_help_shows_every_key(four: Path) -> None:
-    with driven(four, size=(80, 24)) as (_, pilot):
+    with driven(four, size=(80, 24)) as (app, pilot):
         pilot.press("?")
+        texts = [text for width in (73, 94, 111, 188) for line in app.screen.lines(width, 0) for text, _ in line]
+        assert not [text for text in texts if "…" in text]  # nothing is cut off
         seen = ""
         for _ in range(6):
             seen += pilot.text()

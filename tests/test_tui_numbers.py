@@ -179,7 +179,9 @@ def test_distances_are_of_one_search_space(tmp_path: Path) -> None:
     assert "eagan" in text
     assert "degas" not in text
     assert ["·", "3", "eagan"] in cells(text, "1")
-    assert "not comparable" in shown(compare.compare(runs[0], runs[2], 100, View()))
+    lines = compare.compare(runs[0], runs[2], 100, View())
+    assert "not comparable" in shown(lines)
+    assert not any("[" in text for line in lines for text, _ in line)  # and no edge is marked as another
     assert "18 of 21 edges equal" in shown(compare.compare(runs[0], runs[1], 100, View()))
 
 

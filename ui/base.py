@@ -355,7 +355,7 @@ class Help(ModalScreen):
 
     def lines(self, width: int, _: int) -> list[Line]:
         lines: list[Line] = [[(f" Keys: {type(self.below).__doc__.splitlines()[0]}", "bold")], []]
-        two = width >= 110
+        two = width >= 112
         half = width // 2 if two else width
         for title, rows in key_groups(type(self.below)):
             lines.append([(f" {title}", "bold key")])

@@ -40,7 +40,7 @@ class Form(Page):
         Binding("left", "cycle(-1)", "previous choice", show=False),
         Binding("slash", "find", "find an option"),
         Binding("n", "next", "next match", show=False),
-        Binding("u", "undo", "reset: to the value of the preset or the run"),
+        Binding("u", "undo", "reset: to the preset's or the run's value"),
         Binding("ctrl+y", "copy", "copy the command"),
         Binding("p", "paste", "paste a command"),
         Binding("escape", "back", "back"),
