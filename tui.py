@@ -240,7 +240,7 @@ class Tui(App):
             yield SystemCommand(binding.description, key_name(binding.key), partial(screen.run_action, binding.action))
         store = self.state.store
         for run in store.ordered():
-            yield SystemCommand(f"open {run.name}", run.state, partial(self.push_screen, OneRun(self.state, run)))
+            yield SystemCommand(f"open {run.name}", run.state, lambda run=run: self.push_screen(OneRun(self.state, run)))
         others = {m for run in store.ordered() for m in metrics(run) if not is_score(m)}
         for metric in (*self.state.labels(), *sorted(others)):
             yield SystemCommand(f"chart {metric}", "", partial(self.choose_metric, metric))
