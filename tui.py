@@ -11,15 +11,9 @@
 It reads run directories (docs/tui.md) and controls runs through their processes and directories. Runs therefore keep
 running when the UI exits, and runs started from the command line are listed too. The UI does not import torch.
 
-ui/files.py, ui/samples.py  untrusted files, logs       ui/draw.py     charts, diagrams, heat maps, images as text
-ui/runs.py     a run, its state, all runs of a folder   ui/curves.py   metrics as arrays, charts of several runs
-ui/search.py   search.jsonl                             ui/pages.py    contents of a run's tabs, of all methods
-ui/query.py    filters and sorting                      ui/genotypes.py  cells, distances, the architecture tab
-ui/state.py, ui/view.py  what the user has chosen       ui/eagan.py, ui/probabilities.py, ui/autogan.py  search pages
-ui/launch.py   script options, starting runs, GPUs      ui/compare.py  comparison of runs
-ui/report.py   --plain, CSV, Markdown, LaTeX, HTML      ui/acts.py     stop, pause, resume, kill, trash
-ui/form.py     the launch form                          ui/widgets.py, ui/base.py  widgets, keys, dialogs
-this file      the app and the command line             ui/screens.py, ui/pair.py, ui/results.py  list, run, two, all
+Below ui/state.py, what the user has chosen, ui/ computes and never draws on a terminal: run directories (files, runs, search,
+foreign), launching (launch, acts), lines of text (draw, curves, pages, genotypes, one file for each method's page).
+Above it are the screens (screens, several, form) and what they are made of (base, widgets).
 """
 
 import contextlib
@@ -30,10 +24,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NoReturn
+from typing import Annotated, ClassVar, Literal, NoReturn
 
 import typer
 
@@ -42,108 +36,41 @@ if os.environ.get("SSH_CONNECTION"):  # must be set before importing textual
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
 
 from textual import work
-from textual.app import App
-from textual.command import DiscoveryHit, Hit, Provider
+from textual.app import App, SystemCommand
+from textual.screen import Screen
 from textual.widget import Widget
 
 from ui import acts, draw, launch, pages, report
-from ui.base import EVERYWHERE, Choose, Help, Page, key_groups, key_name
+from ui.base import EVERYWHERE, Choose, Help, Page, key_name
+from ui.columns import ordered, query
 from ui.curves import is_score, metrics
 from ui.files import clean
-from ui.form import Form
-from ui.pair import Compare
-from ui.query import ordered, query
-from ui.results import Results
 from ui.runs import Run, Store
 from ui.screens import OneRun, Runs
 from ui.state import State
 from ui.widgets import THEMES, Problem, safely, use_palette
 
-# ---- keys and commands ------------------------------------------------------------------------------------------------
-
-
-def key_table(rows: Iterable[tuple[str, str]]) -> str:
-    return "| key | action |\n|---|---|\n" + "".join(f"| `{key}` | {does} |\n" for key, does in rows)
-
-
-def first_keys() -> str:
-    """The key table in README.md: the keys in the footer of the run list."""
-    return key_table((key_name(b.key), b.description) for b in Runs.BINDINGS if b.show)
-
-
-def key_tables() -> str:
-    """The key tables in docs/tui.md."""
-    parts = []
-    for title, screen in (
-        ("Runs", Runs),
-        ("One run", OneRun),
-        ("Compare", Compare),
-        ("Results", Results),
-        ("Launch form", Form),
-    ):
-        rows = [row for name, found in key_groups(screen) if name not in ("move", "everywhere") for row in found]
-        parts.append(f"### {title}\n\n{key_table(rows)}")
-    groups = dict(key_groups(Runs))
-    parts.append(f"### Everywhere\n\n{key_table(groups['move'] + groups['everywhere'])}")
-    return "\n".join(parts)
-
-
-class Commands(Provider):
-    """The command palette: the current screen's actions, all runs, metrics and themes."""
-
-    def every(self) -> Iterator[tuple[str, str, Callable]]:
-        app, screen = self.app, self.screen
-        for binding in [*getattr(screen, "BINDINGS", []), *app.BINDINGS]:
-            yield binding.description, key_name(binding.key), partial(screen.run_action, binding.action)
-        for run in app.state.store.ordered():
-            yield f"open {run.name}", run.state, partial(app.push_screen, OneRun(app.state, run))
-        for metric in app.state.labels() + sorted(
-            {m for r in app.state.store.ordered() for m in metrics(r) if not is_score(m)}
-        ):
-            yield f"chart {metric}", "", partial(app.choose_metric, metric)
-        for trashed, original in app.state.store.trashed():
-            do = partial(acts.restore, app.state, trashed, original)
-            yield f"restore {original.name}", "from the trash", partial(screen.try_to, "restore", do)
-        for theme in THEMES:
-            yield f"theme {theme}", "", partial(app.use_theme, theme)
-
-    async def discover(self) -> Any:
-        for text, key, do in self.every():
-            yield DiscoveryHit(text, do, help=key or None)
-
-    async def search(self, query: str) -> Any:
-        matcher = self.matcher(query)
-        for text, key, do in self.every():
-            if (found := matcher.match(text)) > 0:
-                yield Hit(found, matcher.highlight(text), do, help=key or None)
-
 
 # ---- the app ----------------------------------------------------------------------------------------------------------
-
-
 class Tui(App):
     """The app: a stack of screens over one store of runs, which a background thread keeps up to date."""
 
     TITLE = "GAN architecture search"
-    COMMANDS: ClassVar = {Commands}
     CSS = """
     Screen { layers: base; }
     #tiny { display: none; height: 1fr; }
     .-tiny #tiny { display: block; }
     .-tiny #whole { display: none; }
-    #whole { height: 1fr; }
-    #top, #keys, #status, #tabs { height: 1; }
+    #top, #keys, #status, #tabs, #host-below, #ask Doc { height: 1; }
     #middle { height: 1fr; layout: vertical; }
     .-wide #middle, .-broad #middle { layout: horizontal; }
-    #left { height: 1fr; width: 100%; }
-    #charts { height: 1fr; width: 100%; }
+    #left, #charts { height: 1fr; width: 100%; }
     .-wide #left { width: 60%; height: 100%; }
     .-broad #left { width: 54%; height: 100%; }
     .-wide #charts, .-broad #charts { width: 1fr; height: 100%; }
-    #table, #options, #content, #log { height: 1fr; }
+    #whole, #table, #options, #content, #log { height: 1fr; }
     #pixels { height: 1fr; width: auto; }
     #preview, #host { display: none; }
-    #host-below { height: 1; }
     .-wide.-tall #preview, .-broad.-tall #preview { display: block; height: 5; }
     .-wide.-tall #host, .-broad.-tall #host { display: block; }
     .-wide.-tall #host-below, .-broad.-tall #host-below { display: none; }
@@ -153,7 +80,6 @@ class Tui(App):
     .-tall #foot { height: 10; }
     Ask { align: center bottom; background: $background 30%; }
     #ask { height: 2; }
-    #ask Doc { height: 1; }
     Choose { align: center middle; background: $background 50%; }
     #choose { width: 70; max-width: 90%; border: round $primary; }
     Help { align: center middle; background: $background 50%; }
@@ -162,12 +88,7 @@ class Tui(App):
     BINDINGS: ClassVar = EVERYWHERE
 
     def __init__(
-        self,
-        root: Path,
-        readonly: bool = False,
-        look: str = "dark",
-        scripts_dir: Path | None = None,
-        on_finish: str = "",
+        self, root: Path, readonly: bool = False, look: str = "dark", scripts_dir: Path | None = None, on_finish: str = ""
     ) -> None:
         super().__init__()
         scripts_dir = scripts_dir or Path(__file__).resolve().parent
@@ -188,13 +109,12 @@ class Tui(App):
         self.call_after_refresh(threading.Thread(target=self.poll, daemon=True).start)
 
     # -- polling: a thread that checks the runs once a second
-
     def poll(self) -> None:
-        first = True
+        first, told, names = True, 0.0, set[str]()
         while not self.leaving.is_set():
             began = time.perf_counter()
             try:
-                names = self.state.store.scan() | self.state.store.refresh()
+                names |= self.state.store.scan() | self.state.store.refresh()
                 if first:
                     for run in self.state.store.ordered():
                         run.peek()
@@ -208,14 +128,17 @@ class Tui(App):
                 for name in names & set(self.state.store.runs):
                     if (run := self.state.store.runs[name]).live:
                         self.troubles[name] = pages.troubles(run)
-                self.call_from_thread(self.changed, names)
+                behind = any(not r.loaded for r in self.state.store.ordered())
+                if first or not behind or time.perf_counter() - told > self.interval:  # reading is not slowed by drawing
+                    self.call_from_thread(self.changed, names)
+                    told, names = time.perf_counter(), set()
             except RuntimeError:
                 return  # the app has exited
             except Exception as e:  # a bad run directory must not stop polling; retry in a second
                 self.complain("reading runs", e)
+                behind = False
             first = False
-            behind = any(not r.loaded for r in self.state.store.ordered())
-            self.state.wake.wait(0.05 if behind else self.interval)
+            self.state.wake.wait(0.02 if behind else self.interval)
             self.state.wake.clear()
 
     def load_more(self) -> set[str]:
@@ -251,40 +174,31 @@ class Tui(App):
         """Notify when a run ends, stalls or shows a first sign of trouble, and when a stop takes too long."""
         now = {r.name: r.state for r in self.state.store.ordered()}
         for name, state in now.items():
-            old = self.states.get(name)
-            if old is None or old == state:
+            if self.states.get(name) in (None, state) or state not in ("done", "failed", "stalled", "lost", "stopped"):
                 continue
             run = self.state.store.runs[name]
-            if state in ("done", "failed", "stalled", "lost", "stopped"):
-                bad = state in ("failed", "stalled", "lost")
-                self.notify(
-                    f"{run.name} {state} {run.why} {run.error}".strip(),
-                    severity="warning" if bad else "information",
-                    markup=False,
-                )
-                self.bell()
-                if self.on_finish and state != "stalled":
-                    env = {**os.environ, "GAN_RUN": str(run.path), "GAN_STATE": state}
-                    nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-                    subprocess.Popen(self.on_finish, shell=True, env=env, **nowhere)
+            self.alarm(f"{name} {state} {run.why} {run.error}".strip(), state in ("failed", "stalled", "lost"))
+            if self.on_finish and state != "stalled":
+                env = {**os.environ, "GAN_RUN": str(run.path), "GAN_STATE": state}
+                nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+                subprocess.Popen(self.on_finish, shell=True, env=env, **nowhere)
         self.states = now
         for name, found in list(self.troubles.items()):
             for kind, text in found.items():
                 if (name, kind) not in self.warned:
                     self.warned.add((name, kind))
-                    self.notify(f"{name}: {text}", severity="warning", markup=False)
-                    self.bell()
+                    self.alarm(f"{name}: {text}")
         for name, since in list(self.state.stopping.items()):
             run = self.state.store.runs.get(name)
-            if run is None or not run.live:
+            late = run is not None and run.live and time.monotonic() - since > 30
+            if late:
+                self.alarm(f"{name} is still running 30 s after the stop request: press T to terminate, K to kill")
+            if late or run is None or not run.live:
                 del self.state.stopping[name]
-            elif time.monotonic() - since > 30:
-                self.notify(
-                    f"{name} is still running 30 s after the stop request: press T to terminate, K to kill",
-                    severity="warning",
-                    markup=False,
-                )
-                del self.state.stopping[name]
+
+    def alarm(self, text: str, bad: bool = True) -> None:
+        self.notify(text, severity="warning" if bad else "information", markup=False)
+        self.bell()
 
     def on_problem(self, event: Problem) -> None:
         self.complain(event.what, event.error)
@@ -299,14 +213,9 @@ class Tui(App):
         if not self.state.readonly:
             with contextlib.suppress(OSError), open(self.state.store.root / ".tui.log", "a", encoding="utf-8") as f:
                 f.write("".join(traceback.format_exception(error)))
+        tell = partial(self.notify, text, severity="error", markup=False)
         with contextlib.suppress(RuntimeError):
-            (
-                self.notify
-                if threading.current_thread() is threading.main_thread()
-                else partial(self.call_from_thread, self.notify)
-            )(text, severity="error", markup=False)
-
-    # -- display
+            tell() if threading.current_thread() is threading.main_thread() else self.call_from_thread(tell)
 
     def choose_metric(self, metric: str) -> None:
         self.state.metric = metric
@@ -325,7 +234,21 @@ class Tui(App):
                 screen.restyle()
                 screen.call_after_refresh(screen.update_all)
 
-    # -- settings kept between sessions: runs/.tui.json
+    def get_system_commands(self, screen: Screen) -> Iterator[SystemCommand]:
+        """The command palette: the screen's actions, all runs, metrics, the trash, themes."""
+        for binding in (*getattr(screen, "BINDINGS", ()), *self.BINDINGS):
+            yield SystemCommand(binding.description, key_name(binding.key), partial(screen.run_action, binding.action))
+        store = self.state.store
+        for run in store.ordered():
+            yield SystemCommand(f"open {run.name}", run.state, lambda run=run: self.push_screen(OneRun(self.state, run)))
+        others = {m for run in store.ordered() for m in metrics(run) if not is_score(m)}
+        for metric in (*self.state.labels(), *sorted(others)):
+            yield SystemCommand(f"chart {metric}", "", partial(self.choose_metric, metric))
+        for trashed, original in store.trashed():
+            do = partial(acts.restore, self.state, trashed, original)
+            yield SystemCommand(f"restore {original.name}", "from the trash", partial(screen.try_to, "restore", do))
+        for theme in THEMES:
+            yield SystemCommand(f"theme {theme}", "", partial(self.use_theme, theme))
 
     async def on_unmount(self) -> None:
         self.leaving.set()
@@ -334,7 +257,6 @@ class Tui(App):
         self.state.remember()
 
     # -- actions on every screen
-
     def action_help(self) -> None:
         if isinstance(self.screen, Page):
             self.push_screen(Help(self.screen))
@@ -344,27 +266,23 @@ class Tui(App):
         self.screen.refresh(layout=True)
 
     def action_yank(self) -> None:
-        if hasattr(self.screen, "copied"):
+        if isinstance(self.screen, Page):
             self.screen.copy(self.screen.copied())
 
     def action_export(self) -> None:
         screen = self.screen
-        if not hasattr(screen, "exported"):
+        runs = screen.exported() if isinstance(screen, Page) else []
+        if not runs:
+            self.notify("nothing to export here", severity="warning")
             return
-        runs = screen.exported()
-        tables = f"tables of {draw.count(len(runs), 'run')}"
-        svg = self.export_screenshot(title="GAN architecture search")
-        kinds = [
+        tables, svg = f"tables of {draw.count(len(runs), 'run')}", self.export_screenshot(title="GAN architecture search")
+        title = f"Runs of {self.state.store.root}"
+        kinds: list[tuple[str, str, str, Callable[[], str]]] = [
             ("c", "CSV: all values", "csv", screen.csv),
-            ("m", f"Markdown: {tables}", "md", getattr(screen, "markdown", lambda: report.markdown(runs))),
-            ("l", f"LaTeX: {tables}", "tex", getattr(screen, "latex", lambda: report.latex(runs))),
+            ("m", f"Markdown: {tables}", "md", screen.markdown),
+            ("l", f"LaTeX: {tables}", "tex", screen.latex),
             ("s", "SVG: this screen", "svg", lambda: svg),
-            (
-                "h",
-                "HTML: a self-contained report",
-                "html",
-                lambda: report.html_report(runs, f"Runs of {self.state.store.root}"),
-            ),
+            ("h", "HTML: a self-contained report", "html", lambda: report.html_report(runs, title)),
         ]
         answers = [(k, text, partial(self.export, suffix, make, runs)) for k, text, suffix, make in kinds]
         self.push_screen(Choose("Export", answers))
@@ -386,37 +304,21 @@ class Tui(App):
 
 
 # ---- the command ------------------------------------------------------------------------------------------------------
-
-
 def main(
     runs: Annotated[str, typer.Argument(help="Directory that contains the run directories.")] = "runs",
-    asked: Annotated[
-        str, typer.Argument(metavar="[QUERY]", help="With --json: list matching runs, as --filter does.")
-    ] = "",
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Print the status of all runs as plain text and exit.")
-    ] = False,
+    asked: Annotated[str, typer.Argument(metavar="[QUERY]", help="With --json: list matching runs, as --filter does.")] = "",
+    plain: Annotated[bool, typer.Option("--plain", help="Print the status of all runs as plain text and exit.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print runs as JSON. Exit code: 0 done, 1 failed, 3 running, 4 no such run.")
     ] = False,
-    readonly: Annotated[
-        bool, typer.Option("--readonly", help="Do not start, stop or modify runs; for shared servers.")
-    ] = False,
+    readonly: Annotated[bool, typer.Option("--readonly", help="Do not start, stop or modify runs: shared servers.")] = False,
     theme: Annotated[
         Literal["dark", "light", "colour-blind", "ansi"] | None,
-        typer.Option(
-            help="Colours; ansi uses the terminal's own 16. Default: light or dark as COLORFGBG says, else dark."
-        ),
+        typer.Option(help="Colours; ansi uses the terminal's own 16. Default: light or dark as COLORFGBG says, else dark."),
     ] = None,
-    filter: Annotated[
-        str, typer.Option(help="Show matching runs only, e.g. 'cifar10 fid<15 state=running'; see docs/tui.md.")
-    ] = "",
-    scripts: Annotated[
-        Path | None, typer.Option(help="Directory of the scripts to launch; default: that of tui.py.")
-    ] = None,
-    on_finish: Annotated[
-        str, typer.Option(help="Shell command to execute when a run ends, with GAN_RUN and GAN_STATE set.")
-    ] = "",
+    filter: Annotated[str, typer.Option(help="Show matching runs only, e.g. 'cifar10 fid<15'; see docs/tui.md.")] = "",
+    scripts: Annotated[Path | None, typer.Option(help="Directory of the scripts to launch; default: that of tui.py.")] = None,
+    on_finish: Annotated[str, typer.Option(help="Shell command to run when a run ends, with GAN_RUN and GAN_STATE set.")] = "",
 ) -> None:
     """Launch, monitor, control and compare runs in a terminal."""
     if as_json and not asked and runs != "runs" and not Path(runs).exists():  # `--json QUERY`
@@ -437,8 +339,7 @@ def main(
         refuse("not in a terminal: use --plain for text or --json for programs")
     app = Tui(root, readonly, theme or theme_of_terminal(), scripts, on_finish)
     app.state.pixels = pixels() if app.state.images else None
-    if filter:
-        app.state.set_filter(filter)
+    app.state.set_filter(filter)
     end_with_the_terminal()
     app.run()
 

@@ -2,7 +2,7 @@
 
 python -m benchmark.tui     prints a Markdown table, row by row; exits with 1 if a target is missed
 
-Creates 100 runs of 10,000 rows and a log of 48 MB in a temporary folder. The UI runs in a pseudo-terminal of 120 x 36.
+Creates 100 runs of 10,000 rows, 300 short ones, one of a million rows and a log of 48 MB in a temporary folder. The UI runs in a pseudo-terminal of 120 x 36.
 Times are process CPU time, or wall time where marked as such; medians of several repeats.
 """
 
@@ -30,8 +30,8 @@ from textual.geometry import Size
 from tests.fake_trainer import grid_png, make_run, me, write
 from ui import draw, launch
 from ui.files import Log
+from ui.pages import open_image
 from ui.runs import Store
-from ui.samples import open_image
 from ui.widgets import LogView, Table, to_strip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,15 +120,17 @@ class Terminal:
 
 
 def first_paint(root: Path) -> None:
-    empty, whole = [], []
+    empty, busy, whole = [], [], []
     for _ in range(5):
         terminal = Terminal(root)
-        terminal.read(20, b"looking for runs")
+        terminal.read(20, b"scanning for runs")
         empty.append(time.perf_counter() - terminal.began)
+        busy.append(terminal.cpu())
         terminal.read(20, b"100 done")
         whole.append(time.perf_counter() - terminal.began)
         terminal.close()
     report("start to first paint, 100 runs on disk, wall time", 1.0, statistics.median(empty), "s")
+    report("the same, CPU time", 1.0, statistics.median(busy), "s")
     report("start to final scores of all 100 runs, wall time", 2.0, statistics.median(whole), "s")
 
 
@@ -259,6 +261,48 @@ def whole(root: Path) -> None:
     terminal.close()
 
 
+def keys(folder: Path) -> None:
+    """CPU time of a key press in a list of 300 runs."""
+    root = folder / "300"
+    first = make_run(root, rows=100)
+    for seed in range(1, 300):
+        shutil.copytree(first, root / f"eagan-cifar10-s{seed}-20260101-{seed:06d}")
+    terminal = Terminal(root)
+    terminal.read(20, b"300 done")
+    terminal.read(5)
+    before = terminal.cpu()
+    terminal.read(5)
+    idle, before = terminal.cpu() - before, terminal.cpu()
+    for key in "jk" * 50:
+        terminal.press(key)
+        terminal.read(0.05)
+    report("a key with 300 runs, CPU", 50, 1000 * (terminal.cpu() - before - idle) / 100, "ms")
+    terminal.close()
+
+
+def large(folder: Path) -> None:
+    """One run of a million rows."""
+    root = folder / "million"
+    run = make_run(root, rows=1000)
+    row = '{"step": %d, "phase": "train", "loss/d": 1.0%d, "loss/g": -0.4%d, "perf/img_s": 900.0, "t": %d.0}\n'
+    scored = '{"step": %d, "phase": "train", "eval/fid": 1%d.5, "eval/is": 8.1, "eval/net": "inception-2048", "t": %d.0}\n'
+    with open(run / "metrics.jsonl", "w") as f:
+        for i in range(1_000_000):
+            f.write(scored % (i, i % 9, i) if i % 1000 == 999 else row % (i, i % 7, i % 5, i))
+    terminal = Terminal(root)
+    terminal.read(20, b"1 done")
+    report("1,000,000 rows: first screen, wall time", 1.0, time.perf_counter() - terminal.began, "s")
+    terminal.press("\r")
+    terminal.read(2, "reading…".encode())
+    while time.perf_counter() - terminal.began < 60 and b"charts 1-" not in terminal.data:
+        terminal.read(0.1)
+    report("1,000,000 rows: all read and drawn, wall time", 6.0, time.perf_counter() - terminal.began, "s")
+    report("the same, CPU time", 6.0, terminal.cpu(), "s")
+    terminal.read(1)
+    report("1,000,000 rows: memory", 300, terminal.memory(), "MB")
+    terminal.close()
+
+
 def live(root: Path) -> None:
     """Ten runs that write 20 rows per second, all overlaid."""
     runs = sorted(root.glob("*-s*"))
@@ -317,6 +361,8 @@ def main() -> None:
         first_paint(root)
         polling(root)
         whole(root)
+        keys(Path(folder))
+        large(Path(folder))
         live(root)
         if (root / ".tui.log").exists():
             sys.exit(f"the UI logged errors: {(root / '.tui.log').read_text()}")

@@ -29,11 +29,13 @@ from textual.widget import Widget
 
 import common.report
 import tui
-from tui import Choose, Compare, Form, Help, OneRun, Runs, Tui
+from benchmark import tui_docs
+from tui import Choose, Help, OneRun, Runs, Tui
 from ui import compare, launch, pages
-from ui.base import Ask
-from ui.results import Results
+from ui.base import Ask, key_groups, key_name
+from ui.form import Form
 from ui.runs import Run, alive
+from ui.several import Compare, Results
 from ui.widgets import Doc, LogView, Table
 
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
@@ -319,7 +321,9 @@ def test_filter_sort_hide_tag_trash_undo(copied: Path) -> None:
         pilot.answer("/", text="fid<low")
         assert isinstance(app.screen, Ask)
         assert "low" in app.screen.wrong
-        pilot.answer(text="eagan")
+        pilot.press("escape")
+        assert app.state.filter_text == "eagan fid<15"  # as it was before what was typed
+        pilot.answer("/", text="eagan")
         app.state.sort = "FID"
         pilot.do(app.refresh_screens)
         assert seeds() == [0, 1, 7, 8]
@@ -435,9 +439,12 @@ def test_a_key_that_cannot_act_says_why(four: Path) -> None:
 def test_a_run_that_ends_is_announced(live: Path, tmp_path: Path) -> None:
     out = tmp_path / "told"
     with driven(tmp_path, on_finish=f'echo "$GAN_STATE $GAN_RUN" > {out}') as (_, pilot):
+        pilot.sees("I stop")
         write(live / "status.json", {"state": "failed", "error": {"type": "X", "message": "loss/g is nan at step 7"}})
         pilot.until(lambda: "loss/g is nan at step 7" in pilot.told())
         pilot.until(lambda: out.exists() and out.read_text())
+        pilot.until(lambda: "I stop" not in pilot.text())  # the footer follows
+        pilot.sees("R resume")
     assert out.read_text() == f"failed {live}\n"
 
 
@@ -461,7 +468,7 @@ def test_seeds_together_as_mean_and_spread(tmp_path: Path) -> None:
         pilot.sees("0 1 2", f"FID {statistics.mean(fids):.2f} ± {statistics.stdev(fids):.2f}", "FID(compact)")
         table = compare.distances([run for run, _, _ in app.screen.drawn()])
         rows = ["".join(text for text, _ in line).strip() for line in table]
-        assert sum("eagan" in row for row in rows) == 3
+        assert sum("eagan-" in row for row in rows) == 3
         pilot.sees(*(row for row in rows if "eagan" in row))
 
 
@@ -651,6 +658,8 @@ def fill_form(pilot: Pilot, **values: object) -> Form:
 def test_the_form_names_what_is_wrong_and_launches_nothing(tmp_path: Path) -> None:
     with driven(tmp_path / "runs") as (app, pilot):
         form = fill_form(pilot)
+        pilot.press("x")
+        assert "nothing to export" in pilot.told()
         pilot.answer("/", text="steps")
         pilot.answer("enter", text="0")
         assert "≥ 1" in app.screen.wrong
@@ -716,7 +725,7 @@ def test_a_signal_for_a_recycled_pid_is_refused(tmp_path: Path, child: subproces
         run = app.state.store.runs[name]
         for key in "IT":
             run.state = "running"
-            run.status["process"] = process | {"start_time": 1}  # as if read before the pid was taken again
+            run.status["process"] = run.process = process | {"start_time": 1}  # as if read before the pid was taken again
             pilot.press(key)
         assert str(child.pid) in pilot.told()
     assert child.poll() is None
@@ -948,8 +957,8 @@ def test_no_key_means_two_things_every_action_exists_and_help_lists_it(screen: t
     bindings = [*screen.BINDINGS, *Tui.BINDINGS]
     keys = [k for b in bindings for k in b.key.split(",")]
     assert len(set(keys)) == len(keys)
-    listed = [row for _, rows in tui.key_groups(screen) for row in rows]
-    assert all((tui.key_name(b.key), b.description) in listed for b in bindings)
+    listed = [row for _, rows in key_groups(screen) for row in rows]
+    assert all((key_name(b.key), b.description) in listed for b in bindings)
     for b in screen.BINDINGS:
         assert hasattr(screen, f"action_{b.action.split('(')[0]}"), b.action
         assert b.description
@@ -958,8 +967,10 @@ def test_no_key_means_two_things_every_action_exists_and_help_lists_it(screen: t
 
 
 def test_help_shows_every_key(four: Path) -> None:
-    with driven(four, size=(80, 24)) as (_, pilot):
+    with driven(four, size=(80, 24)) as (app, pilot):
         pilot.press("?")
+        texts = [text for width in (73, 94, 111, 188) for line in app.screen.lines(width, 0) for text, _ in line]
+        assert not [text for text in texts if "…" in text]  # nothing is cut off
         seen = ""
         for _ in range(6):
             seen += pilot.text()
@@ -971,7 +982,7 @@ def test_help_shows_every_key(four: Path) -> None:
 def test_the_palette_has_every_action_run_metric_and_theme(four: Path) -> None:
     with driven(four) as (app, pilot):
         pilot.read()
-        commands = [text for text, _, _ in tui.Commands(app.screen).every()]
+        commands = [command.title for command in app.get_system_commands(app.screen)]
         wanted = [b.description for b in [*Runs.BINDINGS, *Tui.BINDINGS]] + [r.name for r in app.state.store.ordered()]
         for word in [*wanted, "FID", "IS", "loss/g", "light"]:
             assert any(text.endswith(word) for text in commands), word
@@ -981,7 +992,7 @@ def test_the_palette_has_every_action_run_metric_and_theme(four: Path) -> None:
         pilot.until(lambda: app.state.metric == "loss/g")
 
 
-@pytest.mark.parametrize(("page", "keys"), [("README.md", tui.first_keys), ("docs/tui.md", tui.key_tables)])
+@pytest.mark.parametrize(("page", "keys"), [("README.md", tui_docs.first_keys), ("docs/tui.md", tui_docs.key_tables)])
 def test_keys_in_the_documents_are_those_of_the_program(page: str, keys: Callable[[], str]) -> None:
     found = (ROOT / page).read_text().split("<!-- keys -->\n")[1].split("<!-- end of keys -->")[0]
     assert found.strip() == keys().strip()

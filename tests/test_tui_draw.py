@@ -13,8 +13,9 @@ from test_tui_runs import opened
 import tui
 from ui import draw, genotypes, pages
 from ui.draw import Series, chart
-from ui.samples import open_image
+from ui.pages import open_image
 from ui.search import edges, entropy
+from ui.several import fitting
 from ui.view import View
 from ui.widgets import PALETTES, to_strip, use_palette
 
@@ -243,3 +244,14 @@ def test_all_text_is_readable_on_every_terminal(look: str) -> None:
 def test_the_theme_follows_the_terminal(monkeypatch: pytest.MonkeyPatch, said: str, look: str) -> None:
     monkeypatch.setenv("COLORFGBG", said)
     assert tui.theme_of_terminal() == look
+
+
+@pytest.mark.parametrize("width", [10, 30, 60, 500])
+def test_a_table_wider_than_the_screen_is_told_in_pieces(width: int) -> None:
+    rows = [[f"{'x' * (3 * k + 1)}{row}" for k in range(8)] for row in range(4)]
+    pieces = list(fitting(rows, width))
+    assert [[cell for piece in pieces for cell in piece[row][1:]] for row in range(4)] == [row[1:] for row in rows]
+    for piece in pieces:
+        assert [row[0] for row in piece] == [row[0] for row in rows]
+        wide = sum(max(map(len, column)) + 2 for column in zip(*piece, strict=True))
+        assert wide <= width or len(piece[0]) == 2

@@ -10,8 +10,8 @@ from textual.app import App
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "tui.py", *sorted((ROOT / "ui").glob("*.py"))]
 # What draws nothing: computes, reads and remembers.
-NO_SCREENS = ("files", "runs", "search", "query", "view", "draw", "curves", "genotypes", "eagan", "probabilities", "autogan")
-NO_SCREENS += ("compare", "pages", "samples", "report", "columns", "foreign", "acts")
+NO_SCREENS = ("files", "runs", "search", "view", "draw", "curves", "genotypes", "eagan", "probabilities", "autogan")
+NO_SCREENS += ("compare", "pages", "report", "columns", "foreign", "acts")
 
 
 def imported(tree: ast.AST) -> set[str]:

@@ -514,7 +514,7 @@ def test_first_come_first_served_on_a_gpu(tmp_path: Path, monkeypatch: pytest.Mo
     lock = first._turn()
     assert first.record["gpu"] == "GPU-2"
     write(first.dir / "state.json", {"state": "running", "keeper": me()})
-    monkeypatch.setattr(launch.time, "sleep", lambda _: second._cancel())
+    monkeypatch.setattr(launch.time, "sleep", lambda _: setattr(second, "cancelled", True))
     second._turn().close()
     assert second.cancelled  # the first one still holds the GPUs: it may not have taken its memory yet
     assert second.record["gpu"] == ""

@@ -18,9 +18,9 @@ from fake_trainer import append, dominates, make_run, me, now, write
 
 import common.run
 from ui import columns, compare, draw, genotypes, launch, pages, report, search
+from ui.columns import ordered, query
 from ui.curves import Ema, metrics, points
 from ui.files import Log, Tail, clean, parse_lines
-from ui.query import ordered, query
 from ui.runs import Columns, Run, Store, fid_label
 from ui.view import View
 
@@ -122,7 +122,7 @@ def everything_shown(run: Run) -> None:
     for width in (60, 120):
         drawn = [pages.header(run, width), genotypes.architecture(run, width, 30, view), pages.search(run, width, 30, view)]
         drawn += [pages.configuration(run, width), compare.compare(run, run, width, view)]
-        drawn += [compare.seeds([run]), compare.distances([run, run])]
+        drawn += [[[(text, "") for text in texts] for texts in compare.over_seeds([run])], compare.distances([run, run])]
         assert all(isinstance(text, str) for lines in drawn for line in lines for text, _ in line)
     for metric in metrics(run):
         points(run, metric)

@@ -1,7 +1,6 @@
 """What one does to a run: stop, pause, resume, kill, trash. Each act returns what to tell the user, or raises
 ValueError or OSError with the reason why it cannot be done."""
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -98,8 +97,3 @@ def restore(state: State, trashed: Path, original: Path) -> str:
 
 
 ACTS = {act.__name__: act for act in (stop, terminate, kill, pause, resume, trash, undo)}
-
-
-def explain(error: Exception) -> str:
-    """The reason in an error, without numbers and file names that say nothing here."""
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)

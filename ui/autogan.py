@@ -1,8 +1,8 @@
 """AutoGAN's page: reward, policy, beam."""
 
-from ui import draw
+from ui import draw, np
 from ui.curves import other_numbers
-from ui.draw import Line, Series, beside, fit, human, indent, score, table, wrapped
+from ui.draw import Line, Series, beside, fit, human, indent, score, table
 from ui.files import clean, get, number
 from ui.runs import Run, fid_label
 from ui.search import entropy, numeric_keys
@@ -11,21 +11,16 @@ from ui.view import View
 
 def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     """AutoGAN: reward and baseline curves, probability and entropy of each decision, the beam."""
-    import numpy as np
-
     i = run.search.at(view.at)
     row = run.search.row(i)
-    facts = [f"step {human(number(row.get('step')))}"]
-    facts += [f"stage {clean(row.get('stage'), 5)}"] if row.get("stage") is not None else []
-    facts += [f"iteration {human(number(row.get('iteration')))}"] if row.get("iteration") is not None else []
-    facts += [f"{k} {human(number(row.get(k)))}" for k in ("reward", "baseline") if number(row.get(k)) is not None]
+    shown = ("step", "stage", "iteration", "reward", "baseline")
+    facts = [f"{k} {human(v)}" for k in shown if (v := number(row.get(k))) is not None]
     facts += [f"last: {clean(row.get('kind'), 12)}"] if row.get("kind") else []
-    lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
+    lines = draw.hanging(" ", facts, width, " · ", "bold")
     lines += other_numbers(run, width, view, ("stage", "iteration", "reward", "baseline", "entropy", "eval/n"))
     curves = []
     for k, key in enumerate(("reward", "baseline")):
-        steps, values = run.search.series.get(key, ([], []))
-        values = np.array([v for s, v in zip(steps, values, strict=False) if view.at is None or s <= view.at])
+        values = np.array(run.search.until(key, view.at), float)
         curves.append(Series(np.arange(1.0, len(values) + 1), values, f"s{k}", key[0]))
     picture, note = draw.chart(curves, min(width, 130), max(6, min(12, height // 3)), empty="no reward yet")
     lines += [[(" r reward · b baseline, over controller updates", "dim"), (f"  {note}", "warn")], *picture, []]
@@ -48,9 +43,8 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     if kept:
         members = [(k, x) for k, x in enumerate(kept["beam"][:20], 1) if get(x, "vector")]
         net = kept.get("eval/net") or run.last.get("net")
-        heads = {
-            k: fid_label(net, k.upper()) if k in ("fid", "is") else clean(k, 20) for k in numeric_keys([x for _, x in members])
-        }
+        heads = {k: clean(k, 20) for k in numeric_keys([x for _, x in members])}
+        heads |= {k: fid_label(net, k.upper()) for k in ("fid", "is") if k in heads}
         show = {key: score if key in ("score", "shared", "is", "fid") else human for key in heads}
         found = [(k, x["vector"], *(show[key](number(x.get(key))) for key in heads)) for k, x in members]
         n = number(kept.get("eval/n"))
@@ -62,10 +56,9 @@ def policy(run: Run, width: int, height: int, view: View) -> list[Line]:
     else:
         lines += [*options, [], *beam]
     for i, x in enumerate(kept["beam"][:20] if kept else ()):
-        parts = wrapped(run.search.in_words(get(x, "vector")).split(" · "), width - 8, " · ")
-        lines += [[(f"   {i + 1 if k == 0 else '':>2} ", "dim"), (part, "")] for k, part in enumerate(parts) if part]
-    window = row.get("window")
-    if isinstance(window, dict):
+        words = run.search.in_words(get(x, "vector"))
+        lines += draw.hanging(f"   {i + 1:>2} ", words.split(" · "), width, " · ")
+    if isinstance(window := row.get("window"), dict):
         words = [f"{clean(k, 20)} {human(number(v))}" for k, v in list(window.items())[:6]]
-        lines += [[], [(" loss window: " + " · ".join(words), "dim")]]
+        lines += [[], *draw.hanging(" loss window: ", words, width, " · ")]
     return lines

@@ -1,5 +1,6 @@
 """What all screens share: key bindings, multi-run charts, the screen base class, dialogs, help."""
 
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -9,16 +10,18 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
+from textual.keys import format_key
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Input
 
-from ui import acts, draw, pages
-from ui.curves import AXES, EMAS, ZOOMS, is_score
+from ui import acts, draw, pages, report
+from ui.curves import is_score
 from ui.draw import Line, fit
 from ui.files import clean
 from ui.runs import Run
 from ui.state import State
-from ui.widgets import Doc, safely
+from ui.view import View
+from ui.widgets import Doc, Lines, safely
 
 MOVES = [
     Binding("up,k", "move('up')", "up", show=False),
@@ -30,11 +33,11 @@ MOVES = [
 ]
 CURVES = [
     Binding("m", "metric", "metric: next"),
-    Binding("e", "ema", "smooth: 0, 0.6, 0.9, 0.99"),
+    Binding("e", "setting('ema')", "smooth: 0, 0.6, 0.9, 0.99"),
     Binding("y", "log", "log y: toggle the log scale"),
-    Binding("t", "axis", "x axis: step, hours, GPU-hours", show=False),
+    Binding("t", "setting('axis')", "x axis: step, hours, GPU-hours", show=False),
     Binding("z", "zoom", "zoom: last 20%, lowest values, front only", show=False),
-    Binding("b", "band", "show raw values behind smoothed curves", show=False),
+    Binding("b", "setting('band')", "show raw values behind smoothed curves", show=False),
     Binding("v", "inspect", "read values at a step", show=False),
     Binding("left", "sideways(-1)", "move chart cursor or scroll log left", show=False),
     Binding("right", "sideways(1)", "move chart cursor or scroll log right", show=False),
@@ -61,21 +64,16 @@ EVERYWHERE = [
 ]
 
 
-# ---- what the screens share -------------------------------------------------------------------------------------------
-
-
 class Page(Screen):
     """Base of the screens: a key footer, a "too small" notice, and widgets whose errors do not crash the UI."""
 
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (100, "-wide"), (140, "-broad")]
     VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (30, "-tall")]
+    moved = "#content"  # the widget that the arrow keys move
 
     def __init__(self, state: State) -> None:
         super().__init__()
-        self.state = state
-
-    def body(self) -> ComposeResult:
-        yield from ()
+        self.state, self.view = state, View()
 
     def compose(self) -> ComposeResult:
         yield Doc(lambda w, h: [[(fit(" too small: needs 60 x 16", w), "warn")]], id="tiny")
@@ -90,8 +88,7 @@ class Page(Screen):
     def on_screen_resume(self) -> None:
         self.call_after_refresh(self.update_all)
 
-    def on_mount(self) -> None:
-        self.call_after_refresh(self.update_all)
+    on_mount = on_screen_resume
 
     def changed(self, names: set[str]) -> None:
         """Called when these runs have new data, and once a second with an empty set if nothing changed."""
@@ -135,10 +132,9 @@ class Page(Screen):
         return [[*line, *last]]
 
     async def on_click(self, event: events.Click) -> None:
-        if event.widget is self.query_one("#keys"):
-            for a, b, action in self.key_spots:
-                if a <= event.x < b:
-                    await self.run_action(action)
+        for a, b, action in self.key_spots if event.widget is self.query_one("#keys") else ():
+            if a <= event.x < b:
+                await self.run_action(action)
 
     def why_not(self, binding: Binding) -> str:
         """Why a key of this screen does nothing now; "" if it does something."""
@@ -150,32 +146,19 @@ class Page(Screen):
         if found and all(reasons):
             self.notify(f"{key_name(found[0].key)}: {reasons[0]}", severity="warning", markup=False)
 
-    # -- charts
-
-    def action_ema(self) -> None:
-        curves = self.state.curves
-        curves.ema = EMAS[(EMAS.index(curves.ema) + 1) % len(EMAS)]
-        if is_score(self.metric_now()):
-            self.notify(f"moving average {curves.ema:g} for losses; scores are never smoothed")
+    def action_setting(self, what: str) -> None:
+        """The next value of a setting of all charts."""
+        self.state.curves.turn(what)
+        if what == "ema" and is_score(self.metric_now()):
+            self.notify(f"moving average {self.state.curves.ema:g} for losses; scores are never smoothed")
         self.update_all()
+
+    def action_zoom(self) -> None:
+        self.action_setting("zoom")
 
     def action_log(self) -> None:
         metric = self.metric_now()
         self.state.curves.logs[metric] = not self.state.curves.log(metric)
-        self.update_all()
-
-    def action_axis(self) -> None:
-        curves = self.state.curves
-        curves.axis = AXES[(AXES.index(curves.axis) + 1) % len(AXES)]
-        self.update_all()
-
-    def action_zoom(self) -> None:
-        curves = self.state.curves
-        curves.zoom = ZOOMS[(ZOOMS.index(curves.zoom) + 1) % len(ZOOMS)]
-        self.update_all()
-
-    def action_band(self) -> None:
-        self.state.curves.band = not self.state.curves.band
         self.update_all()
 
     def action_inspect(self) -> None:
@@ -189,11 +172,41 @@ class Page(Screen):
             self.state.curves.inspect = min(1.0, max(0.0, self.state.curves.inspect + by / 100))
             self.update_all()
 
-    def metric_now(self) -> str:
-        return self.state.metric
+    # -- moving, in the page and in time
+    def action_back(self) -> None:
+        self.app.pop_screen()
+
+    def action_move(self, key: str) -> None:
+        self.query_one(self.moved, Lines).move(key)
+
+    def action_scrub(self, by: int) -> None:
+        """Show an earlier or later one of this screen's moments. After the last one comes the live state, which equals it."""
+        steps, now = self.moments(), self.view.at
+        if by > 0:
+            self.view.at = next((s for s in steps if now is not None and s > now), None)
+        elif earlier := [s for s in steps if now is None or s < now][: -1 if now is None and len(steps) > 1 else None]:
+            self.view.at = earlier[-1]
+        else:
+            self.notify("no earlier step with data for this tab")
+        self.update_all()
+
+    def exported(self) -> list[Run]:
+        """The runs of this screen; [] if it shows none."""
+        return []
+
+    def csv(self) -> str:
+        return report.metrics_csv(self.exported())
+
+    def markdown(self) -> str:
+        return report.markdown(self.exported())
+
+    def latex(self) -> str:
+        return report.latex(self.exported())
+
+    def copied(self) -> str:
+        return ""
 
     # -- actions on the current run
-
     def run_now(self) -> Run | None:
         return None
 
@@ -211,7 +224,8 @@ class Page(Screen):
             if told := do():
                 self.notify(told, markup=False)
         except (OSError, ValueError) as e:
-            self.notify(f"{what}: {acts.explain(e)}", severity="error", markup=False)
+            why = os.strerror(e.errno) if isinstance(e, OSError) and e.errno else e
+            self.notify(f"{what}: {why}", severity="error", markup=False)
         self.state.wake.set()
         self.update_all()
 
@@ -232,7 +246,7 @@ class Page(Screen):
         self.app.push_screen(Choose(f"Kill {run.name}? Progress since its last checkpoint is lost.", answers))
         return ""
 
-    def ask(self, label: str, text: str, done: Callable[[str], str], hint: str = "", live: bool = False) -> None:
+    def ask(self, label: str, text: str, done: Callable[[str], object], hint: str = "", live: bool = False) -> None:
         self.app.push_screen(Ask(label, text, done, hint, live))
 
     def copy(self, text: str) -> None:
@@ -244,17 +258,7 @@ class Page(Screen):
 
 def key_name(keys: str) -> str:
     """A key as displayed: `space`, `/`, `↑ k`."""
-    names = {"slash": "/", "question_mark": "?", "colon": ":", "comma": ",", "full_stop": ".", "number_sign": "#"}
-    names |= {
-        "left_square_bracket": "[",
-        "right_square_bracket": "]",
-        "exclamation_mark": "!",
-        "ampersand": "&",
-        "asterisk": "*",
-    }
-    names |= {"up": "↑", "down": "↓", "left": "←", "right": "→", "enter": "⏎", "escape": "esc", "plus": "+", "minus": "-"}
-    names |= {"pageup": "PgUp", "pagedown": "PgDn", "home": "Home", "end": "End"}
-    return " ".join(names.get(k, k) for k in keys.split(","))
+    return " ".join(map(format_key, keys.split(",")))
 
 
 def touches(binding: Binding) -> bool:
@@ -262,15 +266,12 @@ def touches(binding: Binding) -> bool:
     return binding.action.startswith("act(") or binding.action in ("rerun", "derive", "new", "tags", "pin")
 
 
-# ---- dialogs ----------------------------------------------------------------------------------------------------------
-
-
 class Ask(ModalScreen):
-    """Prompt for one line of text. done(text) returns an error message or ""; live: also call it on every keystroke."""
+    """Prompt for one line of text. done(text) raises ValueError if it cannot be; live: also call it on every keystroke."""
 
-    BINDINGS: ClassVar = [Binding("escape", "dismiss", "cancel")]
+    BINDINGS: ClassVar = [Binding("escape", "cancel", "cancel")]
 
-    def __init__(self, label: str, text: str, done: Callable[[str], str], hint: str = "", live: bool = False) -> None:
+    def __init__(self, label: str, text: str, done: Callable[[str], object], hint: str = "", live: bool = False) -> None:
         super().__init__()
         self.label, self.value, self.done, self.hint, self.live, self.wrong = label, text, done, hint, live, ""
 
@@ -284,14 +285,25 @@ class Ask(ModalScreen):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         if self.live:
-            self.wrong = self.done(event.value)
-            self.query_one("#label", Doc).rebuild()
+            self.give(event.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        self.wrong = self.done(event.value)
-        self.query_one("#label", Doc).rebuild()
+        self.give(event.value)
         if not self.wrong:
             self.dismiss()
+
+    def action_cancel(self) -> None:
+        if self.live:
+            self.give(self.value)
+        self.dismiss()
+
+    def give(self, text: str) -> None:
+        try:
+            self.wrong = ""
+            self.done(text)
+        except ValueError as e:
+            self.wrong = clean(e, 300)
+        self.query_one("#label", Doc).rebuild()
 
 
 class Choose(ModalScreen):
@@ -343,22 +355,21 @@ class Help(ModalScreen):
 
     def lines(self, width: int, _: int) -> list[Line]:
         lines: list[Line] = [[(f" Keys: {type(self.below).__doc__.splitlines()[0]}", "bold")], []]
-        half = width // 2 if width >= 100 else width
+        two = width >= 112
+        half = width // 2 if two else width
         for title, rows in key_groups(type(self.below)):
             lines.append([(f" {title}", "bold key")])
             made = [[(f"  {fit(key, 12)}", "key"), (fit(text, half - 15), "")] for key, text in rows]
             cut = -(-len(made) // 2)
-            lines += draw.beside(made[:cut], made[cut:], half) if width >= 100 else made
+            lines += draw.beside(made[:cut], made[cut:], half) if two else made
             lines.append([])
-        return [
-            *lines,
-            *([(f" {text}", "dim")] for text in (
-                "Upper-case keys act on a run's process or files (off with --readonly).",
-                "Quitting the UI does not stop any run.",
-                "If logging out kills runs: loginctl enable-linger, or use tmux.",
-                "States: " + "  ".join(f"{g} {s}" for s, g in pages.GLYPHS.items()),
-            )),
-        ]  # fmt: skip
+        notes = (
+            "Upper-case keys act on a run's process or files (off with --readonly).",
+            "Quitting the UI does not stop any run.",
+            "If logging out kills runs: loginctl enable-linger, or use tmux.",
+            "States: " + "  ".join(f"{g} {s}" for s, g in pages.GLYPHS.items()),
+        )
+        return [*lines, *([(f" {text}", "dim")] for text in notes)]
 
     def action_move(self, key: str) -> None:
         self.query_one(Doc).move(key)
@@ -366,11 +377,8 @@ class Help(ModalScreen):
 
 def key_groups(screen: type[Screen]) -> list[tuple[str, list[tuple[str, str]]]]:
     """The bindings of a screen in groups: [(title, [(keys, description)])]."""
-    own = [b for b in screen.BINDINGS if b not in ACTS and b not in CURVES and b not in MOVES]
-    groups = [
-        ("this screen", own),
-        ("this run", [b for b in ACTS if b in screen.BINDINGS]),
-        ("charts", [b for b in CURVES if b in screen.BINDINGS]),
-    ]
-    groups += [("move", [b for b in MOVES if b in screen.BINDINGS]), ("everywhere", EVERYWHERE)]
-    return [(title, [(key_name(b.key), b.description) for b in found]) for title, found in groups if found]
+    known = {"this run": ACTS, "charts": CURVES, "move": MOVES}
+    own = [b for b in screen.BINDINGS if not any(b in group for group in known.values())]
+    groups = {"this screen": own} | {title: [b for b in group if b in screen.BINDINGS] for title, group in known.items()}
+    groups["everywhere"] = EVERYWHERE
+    return [(title, [(key_name(b.key), b.description) for b in found]) for title, found in groups.items() if found]

@@ -1,11 +1,13 @@
-"""The columns of the run list: what each says of a run, and the value that it sorts by."""
+"""The run list: its columns, what each says of a run and sorts by; filters such as `cifar10 fid<15 state=running`; sorting."""
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from ui.draw import duration, fit, human, score, size
+from ui.draw import duration, human, score, size
 from ui.files import clean, get, number
-from ui.runs import Run, fid_label
+from ui.runs import STATES, Run, fid_label
 
 Cell = tuple[str, Any]  # text, value; None: the run has none, and comes last
 
@@ -29,23 +31,11 @@ def left(run: Run) -> Cell:
     return text, run.eta
 
 
-def step(run: Run) -> Cell:
-    return f"{human(run.step)}/{human(run.total)}" if run.total else human(run.step), run.step
-
-
 def best(run: Run) -> Cell:
     """The lowest FID among the evaluations of the kind of the last one, and the name of the score unless it is FID."""
     found = run.best()
     label = fid_label(found.get("net"))
     return (score(found["fid"]) + ("" if label == "FID" else label.removeprefix("FID")), found["fid"]) if found else ("—", None)
-
-
-def spent(run: Run) -> Cell:
-    """Seconds of work, before and after resuming."""
-    seconds = run.result.get("seconds")
-    parts = [s for v in seconds.values() if (s := number(v)) is not None] if isinstance(seconds, dict) else []
-    total = sum(parts) if parts else run.columns.t[-1] if len(run.columns.t) else None
-    return duration(total), total
 
 
 def cost(run: Run, what: str) -> Cell:
@@ -62,12 +52,12 @@ COLUMNS: dict[str, Callable[[Run], Cell]] = {
     "method": lambda r: said(r.method),
     "dataset": lambda r: said(r.dataset),
     "phase": lambda r: said(r.phase),
-    "step": step,
+    "step": lambda r: (human(r.step) + (f"/{human(r.total)}" if r.total else ""), r.step),
     "best FID": best,
     "images": lambda r: counted(number(r.last.get("n"))),
     "ETA": left,
     "started": started,
-    "duration": spent,
+    "duration": lambda r: (duration(r.spent), r.spent),
     "memory": lambda r: (size(r.memory), r.memory),
     "steps/s": lambda r: (human(r.rate) if r.rate else "—", r.rate),
     "params": lambda r: cost(r, "params"),
@@ -116,5 +106,80 @@ def fitting(names: list[str], widths: dict[str, int], room: int) -> list[str]:
     return sorted(kept, key=lambda n: (ORDER.index(kind(n)), names.index(n)))
 
 
-def padded(text: str, width: int) -> str:
-    return " " + fit(text, width, True)
+TERM = re.compile(r"(-?)([\w/().-]+)(<=|>=|!=|[<>=:])(.+)")
+NUMBERS = ("step", "seed", "eta", "rate")
+WORDS: dict[str, Callable[[Run], list[str]]] = {
+    **{"state": lambda r: [r.state], "method": lambda r: [r.method], "dataset": lambda r: [r.dataset]},
+    **{"phase": lambda r: [r.phase], "preset": lambda r: [clean(r.config.get("preset"))], "tag": lambda r: r.labels},
+    **{"name": lambda r: [r.name], "script": lambda r: [r.script], "pinned": lambda r: ["yes" if r.pinned else "no"]},
+}
+
+
+def query(text: str) -> Callable[[Run], bool]:
+    """Compile a filter, as explained in docs/tui.md. All terms must match. ValueError: an invalid term."""
+    tests = [_term(word) for word in text.split()]
+    return lambda run: all(test(run) for test in tests)
+
+
+def _term(word: str) -> Callable[[Run], bool]:
+    found = TERM.fullmatch(word)
+    if len(word) > 2 and word[0] == word[-1] == "/":
+        try:
+            pattern = re.compile(word[1:-1], re.I)
+        except re.error as e:
+            raise ValueError(f"{word}: {e}") from None
+        return lambda run: bool(pattern.search(run.name))
+    if not found:
+        no, part = word.startswith("-") and len(word) > 1, word.removeprefix("-").lower()
+        return lambda run: no != (part in f"{run.name} {run.method} {run.dataset} {' '.join(run.labels)}".lower())
+    no, key, op, value = found[1] == "-", found[2], found[3], found[4]
+    if key.lower() in WORDS:
+        if op not in (":", "=", "!="):
+            raise ValueError(f"{word}: {key} is text; use =, != or :")
+        words = WORDS[key.lower()]
+        if key.lower() == "state" and value not in STATES:
+            raise ValueError(f"unknown state {value}; use one of {', '.join(STATES)}")
+        if op == ":":
+            return lambda run: no != any(value.lower() in w.lower() for w in words(run))
+        return lambda run: no != ((op == "=") == any(value.lower() == w.lower() for w in words(run)))
+    is_score = re.fullmatch(r"(fid|is)([(-].*)?", key.lower())
+    label = is_score[1].upper() + (is_score[2] or "") if is_score else ""
+    if not is_score and key.lower() not in NUMBERS:
+        return lambda run: no != _argument(run.args.get(key.replace("-", "_")), op, value)
+    try:
+        limit = float(value)
+    except ValueError:
+        raise ValueError(f"{word}: {value} is not a number") from None
+    return lambda run: no != _compare(run.score(label) if label else getattr(run, key.lower()), op, limit)
+
+
+def _argument(have: object, op: str, value: str) -> bool:
+    if have is None:
+        return False
+    try:
+        return _compare(number(have), op, float(value))
+    except ValueError:
+        text = clean(have).lower()
+        return {"=": text == value.lower(), ":": value.lower() in text, "!=": text != value.lower()}.get(op, False)
+
+
+def _compare(a: float | None, op: str, b: float) -> bool:
+    if a is None:
+        return False
+    return {"<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b, "!=": a != b}.get(op, a == b)
+
+
+def ordered(runs: Iterable[Run], key: Callable[[Run], Any], reverse: bool = False) -> list[Run]:
+    """Sort runs: pinned first, then by key; runs without a value come last in either order."""
+    have, lack = [], []
+    for run in runs:
+        (lack if key(run) is None else have).append(run)
+    have.sort(key=lambda r: r.name)
+    have.sort(key=key, reverse=reverse)
+    return sorted([*have, *sorted(lack, key=lambda r: r.name)], key=lambda r: not r.pinned)
+
+
+def same_but_seed(run: Run) -> str:
+    """A key that is equal for runs that differ only in the seed."""
+    differs = {"seed", "resume", "auto_resume", "device", "runs_dir", "data_dir", "dry_run"}
+    return json.dumps([run.script, {k: v for k, v in sorted(run.args.items()) if k not in differs}], default=str)

@@ -6,24 +6,16 @@ from statistics import mean, stdev
 from ui.draw import Line, count, human, indent, score, table
 from ui.files import clean, get, number
 from ui.genotypes import cells, flat, genotype_table, hamming
-from ui.query import same_but_seed
 from ui.runs import Run, fid_label, kind_of
 from ui.view import View
 
 
 def config_diff(a: Run, b: Run) -> list[tuple[str, object, object]]:
     """Differing arguments, and script, data digest, device and git commit if they differ."""
-    found = []
-    for key in sorted({*a.args, *b.args}, key=str):
-        if a.args.get(key) != b.args.get(key):
-            found.append((clean(key, 30), a.args.get(key), b.args.get(key)))
-    for key in ("script", "data_digest", "device", "world_size"):
-        if a.config.get(key) != b.config.get(key):
-            found.append((key, a.config.get(key), b.config.get(key)))
-    git = [get(r.config, "git", "sha") for r in (a, b)]
-    if git[0] != git[1]:
-        found.append(("git", *git))
-    return found
+    found = [(clean(key, 30), a.args.get(key), b.args.get(key)) for key in sorted({*a.args, *b.args}, key=str)]
+    found += [(key, a.config.get(key), b.config.get(key)) for key in ("script", "data_digest", "device", "world_size")]
+    found.append(("git", *(get(run.config, "git", "sha") for run in (a, b))))
+    return [row for row in found if row[1] != row[2]]
 
 
 def compared_scores(a: Run, b: Run, at: float | None) -> list[Line]:
@@ -49,7 +41,7 @@ def compared_scores(a: Run, b: Run, at: float | None) -> list[Line]:
             for what, pair in (("last", [e[key] for e in lasts]), ("best", [pick(v) for v in values])):
                 delta = pair[0] - pair[1] if None not in pair else None
                 steps = " and ".join(dict.fromkeys(human(e["step"]) for e in lasts)) if what == "last" else ""
-                rows.append((f"  {what} {label}", *(score(v) for v in pair), "+" * ((delta or 0) > 0) + human(delta, 4), steps))
+                rows.append((f"  {what} {label}", *(score(v) for v in pair), "+" * ((delta or 0) > 0) + score(delta), steps))
     lines += indent(table(["", "A", "B", "A - B", "at step"], rows, "lrrrr", most=60)) if rows else []
     return [*lines, *alone] if rows or alone else [*lines, [("   neither run has been evaluated", "dim")]]
 
@@ -80,7 +72,8 @@ def compare(a: Run, b: Run, width: int, view: View) -> list[Line]:
             told = f"{n - d} of {n} edges equal, Hamming distance {d}" if same else "different search spaces, not comparable"
             lines += [[], [(f" genotype {net}: {told}", "bold")]]
             for letter, mine, other in (("A", ca, cb), ("B", cb, ca)):
-                lines += [[(f" {letter} ", "bold"), *line[1:]] for line in genotype_table(mine, width - 3, dict(flat(other)))]
+                rows = genotype_table(mine, width - 3, dict(flat(other)) if same else None)
+                lines += [[(f" {letter} ", "bold"), *row[1:]] for row in rows]
         elif ca or cb:
             lines += [[], [(f" genotype {net}: only in {'A' if ca else 'B'}", "dim")]]
     sizes = []
@@ -100,9 +93,8 @@ def source_diff(a: Run, b: Run) -> list[Line]:
         return [[(" cannot compare: a run has no source/", "dim")]]
     lines: list[Line] = []
     for name in sorted({*one, *two}):
-        for text in difflib.unified_diff(
-            one.get(name, "").splitlines(), two.get(name, "").splitlines(), f"A/{name}", f"B/{name}", lineterm="", n=2
-        ):
+        texts = (source.get(name, "").splitlines() for source in (one, two))
+        for text in difflib.unified_diff(*texts, f"A/{name}", f"B/{name}", lineterm="", n=2):
             style = {"+": "good", "-": "bad", "@": "info"}.get(text[:1], "")
             lines.append([(" " + clean(text), style)])
         if len(lines) > 5000:
@@ -128,30 +120,25 @@ def distances(runs: list[Run], net: str = "G") -> list[Line]:
         for i, (run, mine) in enumerate(group):
             apart = ["·" if i == k else hamming(mine, other)[0] for k, (_, other) in enumerate(group)]
             rows.append([numbers[i], *apart, run.name])
-        lines.append([(f" genotype {net}: edges that differ", "bold")])
+        methods = " and ".join(dict.fromkeys(run.method for run, _ in group))
+        lines.append([(f" genotype {net} of {methods}: edges that differ", "bold")])
         lines += indent(table(["", *numbers, ""], rows, "l" + "r" * len(group)))
     return lines
 
 
-def seeds(runs: list[Run]) -> list[Line]:
-    """Groups of runs that differ only in the seed: mean ± standard deviation of the last scores."""
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
+def over_seeds(group: list[Run]) -> list[list[str]]:
+    """Mean ± standard deviation of the last scores, for each kind of evaluation that they are of."""
+    kinds: dict[tuple, list[dict]] = {}
+    for run in group:
         if run.last.get("fid") is not None:
-            groups.setdefault((same_but_seed(run), kind_of(run.last)), []).append(run)
-    lines: list[Line] = []
-    for (_, (_, net, n, *_)), members in groups.items():
-        first, found = members[0], [[r.last[k] for r in members if r.last.get(k) is not None] for k in ("fid", "is")]
-        numbers = " ".join(str(r.seed) for r in sorted(members, key=lambda r: r.seed or 0))
-        what = [first.method, first.dataset, clean(first.config.get("preset")), f"seeds {numbers}"]
-        what.append(f"{human(n)} images" if n else "")
-        lines.append([(" " + " · ".join(w for w in what if w), "bold")])
-        scores = [f"{fid_label(net, k)} {spread(values)}" for k, values in zip(("FID", "IS"), found, strict=True) if values]
-        lines.append([("   " + "   ".join(scores), "")])
-    return lines
+            kinds.setdefault(kind_of(run.last), []).append(run.last)
+    texts = []
+    for (_, net, n, *_), lasts in kinds.items():
+        found = {fid_label(net, k.upper()): [e[k] for e in lasts if e.get(k) is not None] for k in ("fid", "is")}
+        scores = [f"{label} {spread(values)}" for label, values in found.items() if values]
+        texts.append([*scores, *([f"on {human(n)} images"] if n else [])])
+    return texts
 
 
 def spread(values: list[float]) -> str:
-    if not values:
-        return "—"
     return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"

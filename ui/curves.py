@@ -1,25 +1,24 @@
 """Curves: the metrics of a run as arrays, smoothing, and charts of several runs. All charts of a screen share a frame."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import Any
 
-from ui import draw
-from ui.draw import Line, Series, crop, human, wrapped
+from ui import draw, np
+from ui.columns import same_but_seed
+from ui.draw import Line, Series, crop, hanging, human
 from ui.files import number
-from ui.query import same_but_seed
 from ui.runs import Run
 from ui.view import View
 
-if TYPE_CHECKING:
-    import numpy as np
-
-EMAS = (0.0, 0.6, 0.9, 0.99)
 FEW = 100  # values below which a moving average would show what is not there
-AXES = ("step", "hours", "GPU-hours")
-ZOOMS = ("all", "tail", "low")
+CHOICES = {  # of the settings of all charts
+    "ema": (0.0, 0.6, 0.9, 0.99),
+    "axis": ("step", "hours", "GPU-hours"),
+    "zoom": ("all", "tail", "low"),
+    "band": (True, False),
+}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
-# ---- metrics of a run -------------------------------------------------------------------------------------------------
 
 
 def metrics(run: Run) -> list[str]:
@@ -36,13 +35,15 @@ def is_score(metric: str) -> bool:
 
 def points(run: Run, metric: str, axis: str = "step") -> "tuple":
     """(x, y) of a metric. axis: step, hours, GPU-hours. Score curves break between phases: those scores do not compare."""
-    import numpy as np
-
     if metric in run.search.series and metric not in run.columns.keys:
         steps, values = run.search.series[metric]
         n = min(len(steps), len(values))
         x, y = np.array(steps[:n], float), np.array(values[:n], float)
-        seconds = np.interp(x, *_clock(run)) if axis != "step" and len(run.columns.step) else x
+        seconds = x
+        if axis != "step" and len(run.columns.step):
+            with run.lock:
+                step, t = np.array(run.columns.step), np.nan_to_num(np.array(run.columns.t))
+            seconds = np.interp(x, step, np.maximum.accumulate(t))
     else:
         x, seconds, y = run.column(metric)
         cuts = [c for c in run.columns.breaks.get(metric, ()) if c < len(x)]
@@ -58,67 +59,33 @@ def points(run: Run, metric: str, axis: str = "step") -> "tuple":
     return x, y
 
 
-def _clock(run: Run) -> "tuple":
-    import numpy as np
-
-    with run.lock:
-        step, t = np.array(run.columns.step), np.array(run.columns.t)
-    good = np.isfinite(t)
-    return step[good], np.maximum.accumulate(t[good]) if good.any() else t[good]
-
-
 def other_numbers(run: Run, width: int, view: View, known: tuple[str, ...]) -> list[Line]:
     """The numbers in search.jsonl that the page does not show otherwise: a sparkline and the last value each."""
     texts = []
-    for key, (steps, values) in run.search.series.items():
-        values = [v for s, v in zip(steps, values, strict=False) if view.at is None or s <= view.at]
+    for key in run.search.series:
+        values = run.search.until(key, view.at)
         if values and key not in known and not key.startswith("median "):
             texts.append(f"{key} {draw.spark(values, 12)} {human(values[-1])}")
-    return [[(" " + text, "dim")] for text in wrapped(texts, width - 2)] if texts else []
-
-
-# ---- smoothing --------------------------------------------------------------------------------------------------------
+    return hanging(" ", texts, width, "   ", "dim")
 
 
 class Ema:
     """Debiased moving average of a growing column. New values never change earlier output. NaN stays NaN and is skipped."""
 
     def __init__(self, beta: float) -> None:
-        import numpy as np
-
-        self.beta, self.sum, self.weight = beta, 0.0, 0.0
+        self.beta, self.sum, self.weight = beta, 0.0, 1.0  # weight: of what came before the first value
         self.out = np.empty(0)
-        k = np.arange(64)
-        self.decay = beta ** (k + 1)
-        self.mix = np.tril(beta ** np.maximum(k[:, None] - k[None], 0.0)) * (1 - beta)
 
     def extend(self, values: "np.ndarray") -> "np.ndarray":
         """Smooth values added since the last call. values: the whole column. Returns the whole smoothed column."""
-        import numpy as np
-
         new = values[len(self.out) :]
-        if not len(new):
-            return self.out
-        out = np.full(len(new), np.nan)
-        good = np.isfinite(new)
-        x = new[good]
-        blocks = np.zeros((-(-len(x) // 64), 64))
-        blocks.ravel()[: len(x)] = x
-        local = blocks @ self.mix.T  # each block as if it were the first
-        s, carries = self.sum, np.empty(len(blocks))
-        for i, last in enumerate(local[:, -1].tolist()):
-            carries[i] = s
-            s = last + self.decay[-1] * s
-        smooth = (local + carries[:, None] * self.decay).ravel()[: len(x)]
-        weight = 1 - (1 - self.weight) * self.beta ** np.arange(1, len(x) + 1)
-        out[good] = smooth / weight
-        if len(x):
-            self.sum, self.weight = float(smooth[-1]), float(weight[-1])
+        out, good, beta = np.full(len(new), np.nan), np.isfinite(new), self.beta
+        sums = list(accumulate(new[good].tolist(), lambda s, x: beta * s + (1 - beta) * x, initial=self.sum))
+        weights = self.weight * beta ** np.arange(len(sums))
+        out[good] = np.array(sums[1:]) / (1 - weights[1:])
+        self.sum, self.weight = sums[-1], float(weights[-1])
         self.out = np.concatenate([self.out, out])
         return self.out
-
-
-# ---- curves of several runs -------------------------------------------------------------------------------------------
 
 
 class Curves:
@@ -130,6 +97,11 @@ class Curves:
         self.axis, self.zoom, self.band = "step", "all", True
         self.inspect: float | None = None  # 0 … 1 of the x axis
         self.smooth: dict[tuple, tuple[Any, Ema]] = {}
+
+    def turn(self, what: str) -> None:
+        """The next choice of a setting."""
+        values = CHOICES[what]
+        setattr(self, what, values[(values.index(getattr(self, what)) + 1) % len(values)])
 
     def log(self, metric: str) -> bool:
         return self.logs.get(metric, metric.startswith("FID"))
@@ -149,9 +121,8 @@ class Curves:
     def title(self, metric: str, smooth: bool = False) -> str:
         arrow = " ↓" if metric.startswith("FID") else " ↑" if metric.startswith("IS") else ""
         words = ["log"] * self.log(metric) + ([f"ema {self.ema:g}"] if smooth else []) + [f"x: {self.axis}"]
-        return f"{metric}{arrow} · " + " · ".join(
-            words + {"all": [], "tail": ["last 20%"], "low": ["lowest values"]}[self.zoom]
-        )
+        words += {"all": [], "tail": ["last 20%"], "low": ["lowest values"]}[self.zoom]
+        return " · ".join([metric + arrow, *words])
 
     def lines(
         self, drawn: list[tuple[Run, str, str]], metric: str, width: int, height: int,
@@ -164,12 +135,9 @@ class Curves:
                 x, y = points(run, name, self.axis)
                 smooth = self.smoothed(run, name, y)
                 raw = y if self.band and smooth is not y and run.name == top else None
-                own, mark = (
-                    (f"s{k}", (name[-1] if name[-2:-1] == " " else name.rpartition("/")[2][0]).lower())
-                    if more
-                    else (style, letter)
-                )
-                series.append(Series(x, smooth, own, mark, raw, smooth=smooth is not y))
+                if more:  # "entropy G" is g, "loss/d" is d
+                    style, letter = f"s{k}", (name[-1] if name[-2:-1] == " " else name.rpartition("/")[2][0]).lower()
+                series.append(Series(x, smooth, style, letter, raw, smooth=smooth is not y))
         return self.draw(series, " + ".join((metric, *more)), width, height, frame, metric)
 
     def draw(
@@ -203,8 +171,6 @@ class Curves:
 
     def grouped(self, runs: list[Run], metric: str) -> list[Series]:
         """One curve per group of runs that differ only in the seed: mean ± one standard deviation."""
-        import numpy as np
-
         made = []
         for k, group in enumerate(seed_groups(runs)):
             members, smooth = [], False
@@ -238,8 +204,6 @@ class Frame:
 
 def last_before(series: Series, x: float) -> float | None:
     """The last value of a curve at or before x."""
-    import numpy as np
-
     good = np.isfinite(series.y) & (series.x <= x)
     return float(series.y[good][-1]) if good.any() else None
 

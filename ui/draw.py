@@ -7,31 +7,27 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import groupby, pairwise, zip_longest
 
 from rich.cells import cell_len, set_cell_size
 from rich.color import Color
 from rich.style import Style
 
+from ui import np
 from ui.files import clean
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL.Image import Image
-
 Line = list[tuple[str, str | Style]]
+GUTTER = 8  # columns left of a chart, for the labels of its y axis
+
 
 # ---- numbers and words ------------------------------------------------------------------------------------------------
-
-
 def human(x: float | None, digits: int = 3) -> str:
     """A short form: 1.23M for 1234567, 412, 2e-04 for 0.0002, — for None."""
     if x is None or not math.isfinite(x):
         return "—"
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for limit, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(x) >= limit:
-            value = x / {"G": 1e9, "M": 1e6, "k": 1e3}[letter]
+            value = x / unit
             return f"{value:.{digits}g}{letter}" if abs(value) < 1000 else f"{value:.0f}{letter}"
     if x == int(x):
         return f"{x:.0f}"
@@ -98,11 +94,7 @@ def width_of(line: Line) -> int:
 
 def beside(left: list[Line], right: list[Line], width: int, gap: str = "  ") -> list[Line]:
     """Two blocks side by side; the left one is `width` cells wide."""
-    made = []
-    for i in range(max(len(left), len(right))):
-        a = crop(left[i], width) if i < len(left) else [(" " * width, "")]
-        made.append([*a, (gap, "dim"), *(right[i] if i < len(right) else [])])
-    return made
+    return [[*crop(a, width), (gap, "dim"), *b] for a, b in zip_longest(left, right, fillvalue=())]
 
 
 def crop(line: Line, width: int) -> Line:
@@ -130,19 +122,19 @@ def wrapped(items: Iterable[str], width: int, gap: str = "   ") -> list[str]:
     return lines
 
 
+def hanging(head: str, items: Iterable[str], width: int, gap: str = " ", style: str = "") -> list[Line]:
+    """Items wrapped to the right of a dim head; no line if there are none."""
+    room = cell_len(head)
+    parts = wrapped(items, width - room - 1, gap)
+    return [] if parts == [""] else [[(head if i == 0 else " " * room, "dim"), (part, style)] for i, part in enumerate(parts)]
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], right: str = "", gap: int = 2, most: int = 40) -> list[Line]:
     """A table with auto-sized columns. right: r (right-aligned) or l for each column. A cell may be (text, style)."""
-    cells = [[c if isinstance(c, tuple) else (clean(c), "") for c in row] for row in rows]
-    widths = [
-        min(most, max([cell_len(head[i]), *(cell_len(row[i][0]) for row in cells if i < len(row))])) for i in range(len(head))
-    ]
+    made = [[(h, "dim") for h in head]] * any(head) + [[c if isinstance(c, tuple) else (clean(c), "") for c in r] for r in rows]
+    wide = [min(most, max((cell_len(r[i][0]) for r in made if i < len(r)), default=0)) for i in range(len(head))]
     side = [right[i : i + 1] == "r" for i in range(len(head))]
-    lines: list[Line] = (
-        [[(fit(h, w, r) + " " * gap, "dim") for h, w, r in zip(head, widths, side, strict=True)]] if any(head) else []
-    )
-    for row in cells:
-        lines.append([(fit(text, widths[i], side[i]) + " " * gap, style) for i, (text, style) in enumerate(row)])
-    return lines
+    return [[(fit(c, w, r) + " " * gap, style) for (c, style), w, r in zip(row, wide, side, strict=False)] for row in made]
 
 
 def indent(lines: list[Line], by: int = 3) -> list[Line]:
@@ -154,11 +146,6 @@ def bar(fraction: float | None, width: int) -> str:
     eighths = round(max(0.0, min(1.0, fraction or 0.0)) * width * 8)
     full, part = divmod(eighths, 8)
     return "▕" + ("█" * full + (" ▏▎▍▌▋▊▉"[part] if part else "")).ljust(width) + "▏"
-
-
-def progress(fraction: float | None, width: int) -> Line:
-    done = round(max(0.0, min(1.0, fraction or 0.0)) * width)
-    return [("━" * done, "key"), ("━" * (width - done), "faint")]
 
 
 def spark(values: Sequence[float | None], width: int) -> str:
@@ -173,8 +160,6 @@ def spark(values: Sequence[float | None], width: int) -> str:
 
 
 # ---- charts -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Series:
     """A curve: x ascending, y with NaN at gaps. letter: label at its end, so that colour is not needed to identify it."""
@@ -191,12 +176,8 @@ class Series:
 def ticks(low: float, high: float, n: int, log: bool = False) -> list[float]:
     """About n round numbers from low to high, at least two if possible; 1-2-5 steps on a log scale."""
     if log and high / low >= 3:
-        every = [
-            m * 10.0**e
-            for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            for m in (1, 2, 5)
-            if low <= m * 10.0**e <= high
-        ]
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        every = [t for e in decades for m in (1, 2, 5) if low <= (t := m * 10.0**e) <= high]
         while len(every) > n and len(every) > 2:
             kept = [t for t in every if math.isclose(10 ** round(math.log10(t)), t)]
             every = kept if 2 <= len(kept) < len(every) else every[::2]
@@ -237,13 +218,9 @@ def chart(
     log: bool = False, zoom: str = "all", cursor: float | None = None, marks: Sequence[tuple[float, str]] = (),
     x_range: tuple[float, float] | None = None, empty: str = "no data yet"
 ) -> tuple[list[Line], str]:  # fmt: skip
-    """(lines, note on points not shown). The last series is on top. zoom: all, tail (last 20% of x), low (lowest y).
-
-    A character has 2 x 4 dots; points in the same dot column are averaged. marks: x and name of dotted vertical lines.
-    x_range: default, that of the series.
-    """
-    gutter = 8
-    w, h = width - gutter, height - 1
+    """(lines, note on points not shown). Points in the same dot column are averaged; the last series is on top.
+    zoom: all, tail (last 20% of x), low (lowest y). marks: x and name of dotted lines. x_range: default, that of the series."""
+    w, h = width - GUTTER, height - 1
     series = [s for s in series if len(s.x)]
     if w < 4 or h < 2 or not series:
         return _nothing(empty, width, height), ""
@@ -266,7 +243,7 @@ def chart(
         marks = [(cursor, "")]
     canvas.mark(marks)
     canvas.name_ends()
-    lines = [*canvas.lines(ticks(y0, y1, max(3, h // 3), log), gutter), canvas.x_axis(x_ticks, gutter, cursor)]
+    lines = [*canvas.lines(ticks(y0, y1, max(3, h // 3), log)), canvas.x_axis(x_ticks, cursor)]
     left_out = [f"{count(canvas.clipped, 'point')} outside"] if zoom == "low" and canvas.clipped else []
     left_out += [f"{count(canvas.dropped, 'value')} ≤ 0 not on a log axis"] if canvas.dropped else []
     return lines, " · ".join(left_out)
@@ -280,8 +257,6 @@ class Canvas:
     """Curves as braille dots in w x h characters. clipped, dropped: points above the range, and <= 0 on a log axis."""
 
     def __init__(self, w: int, h: int, x: tuple[float, float], y: tuple[float, float], log: bool) -> None:
-        import numpy as np
-
         self.w, self.h, self.log, self.top = w, h, log, y[1]
         (self.x0, self.x1), (self.a0, self.a1) = x, (math.log10(y[0]), math.log10(y[1])) if log else y
         self.bits, self.back = np.zeros((h, w), np.uint8), np.zeros((h, w), bool)  # dots; cells that hold only background
@@ -292,14 +267,10 @@ class Canvas:
 
     def across(self, x: "np.ndarray") -> "np.ndarray":
         """Dot columns of x values."""
-        import numpy as np
-
         return ((x - self.x0) * ((2 * self.w - 1) / (self.x1 - self.x0)) + 1e-9).astype(np.int64)
 
     def down(self, y: "np.ndarray") -> "np.ndarray":
         """Dot rows of y values; may be outside the chart."""
-        import numpy as np
-
         with np.errstate(all="ignore"):
             return (self.a1 - (np.log10(y) if self.log else y)) * ((4 * self.h - 1) / (self.a1 - self.a0))
 
@@ -318,8 +289,6 @@ class Canvas:
 
     def paint(self, dots: "np.ndarray", style: str) -> None:
         """Draw a dot image on top. Its cells take the new style and lose the dots of faint backgrounds."""
-        import numpy as np
-
         cells = np.zeros((self.h, self.w), np.uint8)
         for (dy, dx), bit in BRAILLE.items():
             cells |= dots[dy::4, dx::2] * np.uint8(bit)
@@ -329,8 +298,6 @@ class Canvas:
         self.styles.append(style)
 
     def add(self, s: Series) -> None:
-        import numpy as np
-
         H, W = 4 * self.h, 2 * self.w
         first = max(0, int(np.searchsorted(s.x, self.x0)) - 1)  # one point before, so that the curve enters from the left
         x, y = s.x[first:], s.y[first:]
@@ -358,8 +325,6 @@ class Canvas:
 
     def mark(self, marks: Sequence[tuple[float, str]]) -> None:
         """Dotted vertical lines, named at their tops as far as nothing is drawn there."""
-        import numpy as np
-
         self.chars = np.where(self.bits > 0, self.bits.astype(np.int32) + 0x2800, 32)
         inside = [(self.column(x), name) for x, name in marks if self.x0 <= x <= self.x1]
         for (column, name), (following, _) in pairwise([*inside, (self.w, "")]):
@@ -385,15 +350,13 @@ class Canvas:
                 taken.add(spot)
                 self.chars[spot], self.owner[spot] = ord(letter), index
 
-    def lines(self, ticks: list[float], gutter: int) -> list[Line]:
+    def lines(self, ticks: list[float]) -> list[Line]:
         """The picture right of a y axis with labels at these values."""
-        import numpy as np
-
         rows = dict(zip(map(self.row, ticks), labels(ticks), strict=True))
         made: list[Line] = []
         for r in range(self.h):
             text = "".join(map(chr, self.chars[r]))
-            line: Line = [(fit(rows.get(r, ""), gutter - 1, True) + ("┤" if r in rows else "│"), "dim")]
+            line: Line = [(fit(rows.get(r, ""), GUTTER - 1, True) + ("┤" if r in rows else "│"), "dim")]
             edges = [0, *(np.flatnonzero(np.diff(self.owner[r])) + 1).tolist(), self.w]
             for a, b in pairwise(edges):
                 who = int(self.owner[r, a])
@@ -401,15 +364,15 @@ class Canvas:
             made.append(line)
         return made
 
-    def x_axis(self, ticks: list[float], gutter: int, cursor: float | None = None, log: bool = False) -> Line:
+    def x_axis(self, ticks: list[float], cursor: float | None = None, log: bool = False) -> Line:
         """The line below the picture: labels at these values, or only at the cursor. log: x is log10 of the values."""
-        axis = [" "] * (gutter + self.w)
+        axis = [" "] * (GUTTER + self.w)
         wanted = list(zip(ticks, labels(ticks), strict=True))
         if cursor is not None and self.x0 <= cursor <= self.x1:
             wanted = [(cursor, human(cursor, 5))]
         for t, label in wanted:
-            at = gutter + self.column(math.log10(t) if log else t) - len(label) // 2
-            at = max(gutter - 1, min(at, gutter + self.w - len(label)))
+            at = GUTTER + self.column(math.log10(t) if log else t) - len(label) // 2
+            at = max(GUTTER - 1, min(at, GUTTER + self.w - len(label)))
             if all(c == " " for c in axis[max(0, at - 1) : at + len(label) + 1]):
                 axis[at : at + len(label)] = label
         return [("".join(axis), "dim")]
@@ -429,8 +392,6 @@ BRAILLE = {(0, 0): 1, (1, 0): 2, (2, 0): 4, (0, 1): 8, (1, 1): 16, (2, 1): 32, (
 
 def means(columns: "np.ndarray", y: "np.ndarray") -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
     """Mean per dot column: (columns, means, part). part counts the NaN seen so far: the curve breaks where it changes."""
-    import numpy as np
-
     good = abs(y) < math.inf
     part = None
     if not good.all():
@@ -448,8 +409,6 @@ def means(columns: "np.ndarray", y: "np.ndarray") -> "tuple[np.ndarray, np.ndarr
 
 def curve(canvas: "np.ndarray", x: "np.ndarray", y: "np.ndarray", part: "np.ndarray | None" = None) -> None:
     """Draw a polyline on a bool canvas (H, W). x: columns, y: rows, may be outside. Different parts are not joined."""
-    import numpy as np
-
     H, W = canvas.shape
     good = abs(y) < math.inf
     x, y = x[good], np.clip(y[good], -H, 2 * H)
@@ -476,8 +435,7 @@ def scatter(
     log_x: bool = False, path: Sequence[tuple[float, float]] = ()
 ) -> list[Line]:  # fmt: skip
     """A scatter plot. points: (x, y, character, style), later ones on top. path: points joined by a staircase."""
-    gutter = 8
-    w, h = width - gutter, height - 1
+    w, h = width - GUTTER, height - 1
     points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1]) and (p[0] > 0 or not log_x)]
     if not points or w < 4 or h < 2:
         return [[(fit("  no scores yet", width), "dim")]]
@@ -496,12 +454,10 @@ def scatter(
     for x, y, mark, style in points:
         canvas.put(canvas.row(y), canvas.column(fx(x)), mark, style)
     x_ticks = ticks(*((10**x0, 10**x1) if log_x else (x0, x1)), max(2, w // 10), log_x)
-    return [*canvas.lines(ticks(y0, y1, max(2, h // 3)), gutter), canvas.x_axis(x_ticks, gutter, log=log_x)]
+    return [*canvas.lines(ticks(y0, y1, max(2, h // 3))), canvas.x_axis(x_ticks, log=log_x)]
 
 
 # ---- cells and probabilities ------------------------------------------------------------------------------------------
-
-
 def rails(nodes: Sequence[str], edges: Sequence[tuple[str, str, str, str]], width: int) -> list[Line]:
     """A diagram of a cell, one row per edge. edges: (from, to, op, style); the op `none` is dotted."""
     n = max(2, len(nodes))
@@ -522,11 +478,9 @@ def rails(nodes: Sequence[str], edges: Sequence[tuple[str, str, str, str]], widt
         room, dash = right - left - 1, "╌" if dead else "─"
         label = f" {op} " if len(op) + 2 <= room - 2 else fit(op, room - 1) if room > 4 else ""
         before = (room - len(label)) // 2
-        row = ["┊" if i in column.values() else " " for i in range(total)]
+        row = "".join("┊" if i in column.values() else " " for i in range(total))
         body = "├" + dash * before + label + dash * (room - before - len(label)) + ("▷" if dead else "▶")
-        lines.append([
-            ("".join(row[:left]), "faint"), (body, "dim" if dead else style), ("".join(row[right + 1 :]), "faint"),
-        ])  # fmt: skip
+        lines.append([(row[:left], "faint"), (body, "dim" if dead else style), (row[right + 1 :], "faint")])
     return lines
 
 
@@ -548,8 +502,6 @@ def heat(columns: Sequence[dict[str, float]], full: float) -> list[Line]:
 
 
 # ---- images -----------------------------------------------------------------------------------------------------------
-
-
 @lru_cache(4096)
 def _half(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Style:
     return Style(color=Color.from_rgb(*top), bgcolor=Color.from_rgb(*bottom))
@@ -562,19 +514,15 @@ def grid_of(image: "np.ndarray") -> tuple[int, int]:
     return (8, pitch) if pitch >= 6 and 8 * pitch + 2 == w and (h - 2) % pitch == 0 else (1, w)
 
 
-def part(image: "np.ndarray", across: int) -> "Image":
+def part(image: "np.ndarray", across: int) -> "np.ndarray":
     """The first `across` x `across` samples of a grid; any other image unchanged."""
-    from PIL import Image
-
     n, pitch = grid_of(image)
     side = across * pitch + 2
-    return Image.fromarray(image[:side, :side] if across < n else image)
+    return image[:side, :side] if across < n else image
 
 
 def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8) -> list[Line]:
-    """The image as `▀` characters, two pixels each. across: samples per row, as many rows as fit; all of them: the whole
-    grid, however small. No sample is cut off."""
-    import numpy as np
+    """The image as `▀`, two pixels each. across: whole samples per row, as many rows as fit; all of them: the whole grid."""
     from PIL import Image
 
     n, pitch = grid_of(image)
@@ -589,25 +537,15 @@ def half_blocks(image: "np.ndarray", width: int, height: int, across: int = 8) -
     part = Image.fromarray(image[:rows, :side])
     w, h = max(1, round(side * ratio)), max(2, round(rows * ratio) // 2 * 2)
     small = np.asarray(part.resize((w, h), Image.Resampling.BOX if ratio < 1 else Image.Resampling.NEAREST))
-    lines: list[Line] = []
-    for y in range(0, h, 2):
-        line: Line = []
-        top, bottom = small[y], small[y + 1]
-        same = np.concatenate(
-            [[True], (np.diff(top.astype(int), axis=0).any(1)) | (np.diff(bottom.astype(int), axis=0).any(1)), [True]]
-        )
-        edges = np.flatnonzero(same)
-        pairs = zip(top[edges[:-1]].tolist(), bottom[edges[:-1]].tolist(), np.diff(edges).tolist(), strict=True)
-        for a, b, length in pairs:
-            line.append(("▀" * length, _half(tuple(a), tuple(b))))
-        lines.append(line)
-    return lines
+    pixels = [list(map(tuple, row)) for row in small.tolist()]
+    return [
+        [("▀" * len(list(same)), _half(*pair)) for pair, same in groupby(zip(top, bottom, strict=True))]
+        for top, bottom in zip(pixels[::2], pixels[1::2], strict=True)
+    ]
 
 
 def variety(image: "np.ndarray") -> float | None:
     """Sample variety: standard deviation over the samples of a grid, averaged over pixels; 0 to about 0.5. None: no grid."""
-    import numpy as np
-
     n, pitch = grid_of(image)
     if n == 1:
         return None

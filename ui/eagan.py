@@ -1,10 +1,12 @@
 """EAGAN's page: population, front, lineage."""
 
+from itertools import combinations
+from operator import ne
 from statistics import mean
 
 from ui import draw
 from ui.curves import other_numbers
-from ui.draw import Line, beside, count, fit, human, indent, score, table, wrapped
+from ui.draw import Line, beside, count, fit, hanging, human, indent, score, table
 from ui.files import clean, number
 from ui.genotypes import cells, genotype_table
 from ui.runs import Run, fid_label
@@ -20,11 +22,7 @@ def ranked(round_: dict) -> list[dict]:
 def diversity(people: list[dict]) -> float | None:
     """Mean fraction of differing ops over all pairs of individuals."""
     genes = [[op for row in x["genotype"] for op in row] for x in people if _rows(x["genotype"])]
-    shares = [
-        sum(a != b for a, b in zip(p, q, strict=False)) / max(1, len(p))
-        for i, p in enumerate(genes[:64])
-        for q in genes[i + 1 : 64]
-    ]
+    shares = [sum(map(ne, p, q)) / max(1, len(p)) for p, q in combinations(genes[:64], 2)]
     return mean(shares) if shares else None
 
 
@@ -46,12 +44,10 @@ def changes(parent: object, child: object) -> str:
     """The ops in which a child differs from its parent: `cell 1 edge 3 conv_3x3 → conv_5x5`."""
     if not (_rows(parent) and _rows(child)):
         return ""
-    found = [
-        f"cell {i} edge {k} {clean(a, 20)} → {clean(b, 20)}"
-        for i, (p, q) in enumerate(zip(parent, child, strict=False), 1)
-        for k, (a, b) in enumerate(zip(p, q, strict=False), 1)
-        if a != b
-    ]
+    found = []
+    for i, cell in enumerate(zip(parent, child, strict=False), 1):
+        ops = enumerate(zip(*cell, strict=False), 1)
+        found += [f"cell {i} edge {k} {clean(a, 20)} → {clean(b, 20)}" for k, (a, b) in ops if a != b]
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
@@ -68,28 +64,22 @@ def hypervolumes(rounds: list[dict]) -> list[float]:
 
 def cloud_of(of_stage: list[dict], pick: dict | None, axes: tuple[str, str], near: bool) -> tuple[list[tuple], list[tuple]]:
     """(dots, path of the front) of the rounds of a stage: a dot is (x, y, character, style). near: the front only."""
-    last = of_stage[-1]
-    # an individual that is kept is scored anew each round: only its scores of the last round can be in the front
-    shown = [(i, x) for i, r in enumerate(of_stage) for x in r["population"] if x["fid"] is not None]
-
-    def leads(i: int, x: dict) -> bool:
-        return i == len(of_stage) - 1 and x["id"] in last["front"]
-
+    newest = len(of_stage) - 1  # a kept individual is scored anew each round: only its newest scores can be in the front
+    shown = [
+        (i == newest and x["id"] in of_stage[-1]["front"], x is pick, i, x)
+        for i, r in enumerate(of_stage)
+        for x in r["population"]
+        if None not in (x["fid"], x[axes[0]], x.get(axes[1]))
+    ]
     if near:
-        of_last = [(i, x) for i, x in shown if i == len(of_stage) - 1]
-        shown = [(i, x) for i, x in of_last if leads(i, x) or x is pick] if any(leads(*of) for of in of_last) else of_last
+        shown = [of for of in shown if of[2] == newest]
+        shown = [of for of in shown if of[0] or of[1]] if any(of[0] for of in shown) else shown
     dots = []
-    for i, x in sorted(shown, key=lambda of: (leads(*of), of[1] is pick, of[0])):
-        if x[axes[0]] is None or x.get(axes[1]) is None:
-            continue
+    for leads, picked, i, x in sorted(shown, key=lambda of: of[:3]):
         old = ("·", "∘", "○")[min(2, 3 * (i + 1) // len(of_stage))]
-        mark, style = ("★", "warn") if x is pick else ("◆", "key") if leads(i, x) else (old, "dim")
+        mark, style = ("★", "warn") if picked else ("◆", "key") if leads else (old, "dim")
         dots.append((x[axes[0]], x[axes[1]], mark, style))
-    path = sorted(
-        (x[axes[0]], x[axes[1]])
-        for x in last["population"]
-        if x["id"] in last["front"] and x[axes[0]] is not None and x.get(axes[1]) is not None
-    )
+    path = sorted((x[axes[0]], x[axes[1]]) for leads, _, _, x in shown if leads)
     return dots, _staircase(path, falling=axes == ("fid", "params"))
 
 
@@ -97,14 +87,11 @@ def _people(people: list[dict], last: dict, pick: dict | None, extra: list[str])
     """The table of a round."""
     label, is_label = fid_label(last["net"]), fid_label(last["net"], "IS")
     kept, rows = last["kept"], []
-    for k, x in enumerate(people):
-        mark = "◆" if x["id"] in last["front"] else " "
-        style = "sel" if x is pick else ""
-        here = "★" if x is pick else " "
-        rows.append(
-            [(c, style) for c in (f"{k + 1} {mark}{here}", x["id"], score(x["fid"]), score(x["is"]), human(x["params"]))]
-        )
-        rows[-1] += [(human(x.get(k)), style) for k in extra]
+    for k, x in enumerate(people, 1):
+        style, here = ("sel", "★") if x is pick else ("", " ")
+        cells = [f"{k} {'◆' if x['id'] in last['front'] else ' '}{here}", x["id"], score(x["fid"]), score(x["is"])]
+        cells += [human(x.get(key)) for key in ("params", *extra)]
+        rows.append([(c, style) for c in cells])
         rows[-1] += [(c, style or "dim") for c in ("kept" * (x["id"] in kept), fit(x["how"], 18).rstrip())]
     heads = ["rank", "id", label, is_label, "params", *extra, "", "made by"]
     return indent(table(heads, rows, "llrrr" + "r" * len(extra) + "ll", gap=1), 1)
@@ -118,16 +105,12 @@ def population(run: Run, width: int, height: int, view: View) -> list[Line]:
     stage = rounds[-1]["stage"]
     of_stage = [r for r in rounds if r["stage"] == stage]
     last, people = of_stage[-1], ranked(of_stage[-1])
-    label, is_label = fid_label(last["net"]), fid_label(last["net"], "IS")
-    volumes = hypervolumes(of_stage)
-    spread = [diversity(r["population"]) for r in of_stage]
-    n = number(last["n"])
+    label, is_label, n = fid_label(last["net"]), fid_label(last["net"], "IS"), number(last["n"])
+    volumes, spread = hypervolumes(of_stage), [diversity(r["population"]) for r in of_stage]
     pick = people[view.pick % len(people)] if people else None
-    facts = [
-        f"stage {stage} · round {human(last['round'])} · {count(len(people), 'individual')}, {len(last['front'])} in the front"
-    ]
-    facts += [f"scored on {human(n)} images"] if n else []
-    lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
+    many = f"{count(len(people), 'individual')}, {len(last['front'])} in the front"
+    facts = [f"stage {stage}", f"round {human(last['round'])}", many, *([f"scored on {human(n)} images"] if n else [])]
+    lines = hanging(" ", facts, width, " · ", "bold")
     trend: Line = [(" ", "")]
     if volumes:
         trend += [("hypervolume ", "dim"), (draw.spark(volumes, 20), "key"), (f" {volumes[-1]:.3f}   ", "")]
@@ -177,12 +160,8 @@ def _pedigree(rounds: list[dict], pick: dict | None, width: int, run: Run) -> li
     if len(line) > 1:
         diff = changes(line[1]["genotype"], pick["genotype"])
         if diff:
-            lines.append([(f"   vs. {line[1]['id']}: {diff}", "")])
-        steps = [f"{x['id']} {score(x['fid'])}" for x in reversed(line)]
-        lines += [
-            [("   lineage  " if i == 0 else "            ", "dim"), (text, "")]
-            for i, text in enumerate(wrapped(steps, width - 12, " › "))
-        ]
+            lines += hanging(f"   vs. {line[1]['id']}  ", diff.split(", "), width, ", ")
+        lines += hanging("   lineage  ", [f"{x['id']} {score(x['fid'])}" for x in reversed(line)], width, " › ")
     if _rows(pick["genotype"]):
         net = "G" if str(rounds[-1]["stage"]) == "1" else "D"
         lines += [[], *genotype_table(cells(run, {net: pick["genotype"]}, net), width)]

@@ -1,38 +1,56 @@
 """Reading files that may be anything: limits on size, growing JSON lines, logs of any length, text safe to display."""
 
+import contextlib
 import json
 import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ui import np
+
 SLICE = 256 << 10  # bytes read from a file at a time; longer lines are skipped and counted as bad
 
+
 # ---- untrusted files --------------------------------------------------------------------------------------------------
-
-
-def open_regular(path: Path) -> int:
-    """Open a regular file. OSError: it does not exist or is a link, pipe, device or folder."""
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """The file descriptor of a regular file. OSError: it does not exist or is a link, pipe, device or folder."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError("not a regular file")
+        yield fd
+    finally:
         os.close(fd)
-        raise OSError("not a regular file")
-    return fd
 
 
 def read_bytes(path: Path, limit: int = 1 << 20) -> bytes:
-    """Read a small file. OSError: as open_regular, or the file is longer than `limit` bytes."""
-    fd = open_regular(path)
-    try:
+    """Read a small file. OSError: as `opened`, or the file is longer than `limit` bytes."""
+    with opened(path) as fd:
         data = os.pread(fd, limit + 1, 0)
-    finally:
-        os.close(fd)
     if len(data) > limit:
         raise OSError(f"larger than {limit >> 10} kB")
     return data
+
+
+def read_end(path: Path, most: int) -> tuple[bytes, bool]:
+    """(the last `most` bytes of a file, whether that is all of it). OSError: as `opened`."""
+    with opened(path) as fd:
+        size = os.fstat(fd).st_size
+        return os.pread(fd, most, max(0, size - most)), size <= most
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file whole. OSError: it cannot be written."""
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(fd, "w", encoding="utf-8") as f:
+        f.write(json.dumps(value, indent=1, default=str) + "\n")
+    os.replace(tmp, path)
 
 
 def parse(data: bytes) -> dict:
@@ -119,24 +137,19 @@ class Tail:
         if (st.st_dev, st.st_ino) != self.key or st.st_size < self.offset:
             anew = self.offset > 0
             self._reset((st.st_dev, st.st_ino))
-        if st.st_size == self.offset or (st.st_size == self.size and st.st_mtime == self.mtime and not self.more):
-            self.size, self.mtime = st.st_size, st.st_mtime
-            return anew, []
+        same = st.st_size == self.size and st.st_mtime == self.mtime and not self.more
         self.size, self.mtime = st.st_size, st.st_mtime
-        try:
-            fd = open_regular(self.path)
-        except OSError:
+        if st.st_size == self.offset or same:
             return anew, []
         try:
-            if self.mark and os.pread(fd, len(self.mark), self.offset - len(self.mark)) != self.mark:
-                anew = True  # truncated and appended to, as a resumed run does
-                self._reset(self.key)
-                self.size, self.mtime = st.st_size, st.st_mtime
-            data = os.pread(fd, self.longest, self.offset)
+            with opened(self.path) as fd:
+                if self.mark and os.pread(fd, len(self.mark), self.offset - len(self.mark)) != self.mark:
+                    anew = True  # truncated and appended to, as a resumed run does
+                    self._reset(self.key)
+                    self.size, self.mtime = st.st_size, st.st_mtime
+                data = os.pread(fd, self.longest, self.offset)
         except OSError:
             return anew, []
-        finally:
-            os.close(fd)
         start, end = self.offset, data.rfind(b"\n") + 1
         self.more = end > 0 and start + end < self.size
         if not end:
@@ -157,22 +170,24 @@ class Tail:
 
 
 def mtime(path: Path) -> float:
+    return (stamp(path) or (0, 0, 0))[2] / 1e9
+
+
+def stamp(path: Path) -> tuple:
+    """(inode, size, mtime in ns), by which one sees that a file has changed; () if there is none."""
     try:
-        return os.lstat(path).st_mtime
+        st = os.lstat(path)
     except OSError:
-        return 0.0
+        return ()
+    return st.st_ino, st.st_size, st.st_mtime_ns
 
 
 def last_line(path: Path) -> str:
     """The last non-empty line of a file."""
     try:
-        fd = open_regular(path)
+        data, _ = read_end(path, 4096)
     except OSError:
         return ""
-    try:
-        data = os.pread(fd, 4096, max(0, os.fstat(fd).st_size - 4096))
-    finally:
-        os.close(fd)
     lines = [x for x in plain_bytes(data).splitlines() if x.strip()]
     return clean(lines[-1].strip()) if lines else ""
 
@@ -197,8 +212,6 @@ class Log:
         self._reset()
 
     def _reset(self) -> None:
-        import numpy as np
-
         self.key: tuple | None = None
         self.end = 0
         self.starts = np.zeros(1, np.int64)  # line offsets; the last line may be incomplete
@@ -210,48 +223,36 @@ class Log:
 
     def update(self, limit: int = 64 << 20) -> bool:
         """Index new lines, at most `limit` bytes. Returns whether lines were added or the file was replaced."""
-        import numpy as np
-
         try:
-            fd = open_regular(self.path)
+            with opened(self.path) as fd:
+                return self._update(fd, limit)
         except OSError:
             gone = self.end > 0
             self._reset()
             return gone
-        try:
-            st = os.fstat(fd)
-            anew = self.key is not None and ((st.st_dev, st.st_ino) != self.key or st.st_size < self.end)
-            if anew:
-                self._reset()
-            self.key, before = (st.st_dev, st.st_ino), self.end
-            while self.end < st.st_size and self.end - before < limit:
-                data = os.pread(fd, 1 << 20, self.end)
-                if not data:
-                    break
-                found = np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + (self.end + 1)
-                while self.count + len(found) > len(self.starts):
-                    self.starts = np.concatenate([self.starts, np.zeros(len(self.starts) + 1024, np.int64)])
-                self.starts[self.count : self.count + len(found)] = found
-                self.count += len(found)
-                self.end += len(data)
-            return anew or self.end > before
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
+
+    def _update(self, fd: int, limit: int) -> bool:
+        st = os.fstat(fd)
+        anew = self.key is not None and ((st.st_dev, st.st_ino) != self.key or st.st_size < self.end)
+        if anew:
+            self._reset()
+        self.key, before = (st.st_dev, st.st_ino), self.end
+        while self.end < st.st_size and self.end - before < limit and (data := os.pread(fd, 1 << 20, self.end)):
+            found = np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + (self.end + 1)
+            while self.count + len(found) > len(self.starts):
+                self.starts = np.concatenate([self.starts, np.zeros(len(self.starts) + 1024, np.int64)])
+            self.starts[self.count : self.count + len(found)] = found
+            self.count += len(found)
+            self.end += len(data)
+        return anew or self.end > before
 
     def lines(self, wanted: Iterable[int]) -> list[str]:
         """Text of lines (counted from 0): no escape codes, only the last state of progress bars, at most CAP bytes each."""
         try:
-            fd = open_regular(self.path)
+            with opened(self.path) as fd:
+                return [self._line(fd, i) for i in wanted]
         except OSError:
             return ["" for _ in wanted]
-        try:
-            return [self._line(fd, i) for i in wanted]
-        except OSError:
-            return ["" for _ in wanted]
-        finally:
-            os.close(fd)
 
     def _line(self, fd: int, i: int) -> str:
         start = int(self.starts[i])
@@ -265,31 +266,19 @@ class Log:
         text = plain_bytes(data.rstrip(b"\r").rpartition(b"\r")[2]).expandtabs(4)
         return clean(text, self.CAP) + (f" … {(end - start) / 1e6:.1f} MB" if long else "")
 
-    def matching(self, pattern: str, first: int = 0, stop: Callable[[], bool] = lambda: False) -> list[int]:
-        """Numbers of the lines from `first` on that match a regular expression, as with grep.
-
-        ValueError: invalid pattern. stop: called between slices; True aborts the search.
-        """
+    def matching(self, pattern: str, first: int = 0) -> list[int]:
+        """Numbers of the lines from `first` on that match a regular expression, as with grep. ValueError: invalid pattern."""
         try:
             regex = re.compile(pattern.encode(), re.M)
         except (re.error, OverflowError) as e:
             raise ValueError(f"{pattern}: {e}") from None
-        import numpy as np
-
-        bulk = not ONE_LINE.search(pattern)
+        bulk, n = not ONE_LINE.search(pattern), len(self)
         hits: list[int] = []
-        n = len(self)
-        try:
-            fd = open_regular(self.path)
-        except OSError:
-            return []
-        try:
-            while first < n and not stop():
+        with contextlib.suppress(OSError), opened(self.path) as fd:
+            while first < n:
                 limit = int(self.starts[first]) + (1 << 20)
-                last = max(first + 1, int(np.searchsorted(self.starts[: self.count], limit)))
-                last = min(last, n)
-                start = int(self.starts[first])
-                end = int(self.starts[last]) if last < self.count else self.end
+                last = min(n, max(first + 1, int(np.searchsorted(self.starts[: self.count], limit))))
+                start, end = int(self.starts[first]), int(self.starts[last]) if last < self.count else self.end
                 data = os.pread(fd, min(end - start, 16 << 20), start)
                 if bulk:
                     found = [start + m.start() for m in regex.finditer(data)]
@@ -298,8 +287,4 @@ class Log:
                 else:
                     hits += [first + k for k, line in enumerate(data.split(b"\n")[: last - first]) if regex.search(line)]
                 first = last
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
         return hits

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from ui.files import number, open_regular, parse_lines
+from ui.files import number, opened, parse_lines
 
 STEPS = ("step", "global_step", "_step", "iteration", "iter", "it", "epoch")
 OWN = ("config.json", "status.json", "metrics.jsonl", "exit", "source", "checkpoint.pt")  # files of this project's runs
@@ -54,11 +54,8 @@ def find(folder: Path) -> ForeignLog | None:
 def log_of(path: Path) -> ForeignLog | None:
     """The file as a log, if its first line says that it has steps."""
     try:
-        fd = open_regular(path)
-        try:
+        with opened(path) as fd:
             first = os.pread(fd, 1 << 16, 0).partition(b"\n")[0].decode("utf-8")
-        finally:
-            os.close(fd)
         head = next(csv.reader([first])) if path.suffix == ".csv" else None
         keys = head if head is not None else list(json.loads(first))
     except (OSError, ValueError, TypeError, StopIteration, csv.Error, RecursionError):

@@ -1,6 +1,7 @@
 """The launch form: start a new run, re-run with changes, or train a genotype from a search."""
 
 import contextlib
+import re
 import textwrap
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,7 +18,16 @@ from ui.runs import Run
 from ui.state import State
 from ui.widgets import Doc, Table, safely
 
-# ---- the launch form --------------------------------------------------------------------------------------------------
+START = {  # rows above the script's options: title and help
+    "script": ("script", "← → choose a script"),
+    "preset": ("preset", "a named set of values"),
+    "seeds": ("seeds", "3, 0-4 or 0,2,7: one run per seed"),
+    "order": ("seeds run", "in turn: each after the one before has ended"),
+    "wait": ("start", "now, on a free GPU, or after a run"),
+    "gpu": ("GPU", "CUDA_VISIBLE_DEVICES"),
+    "need": ("GiB free", "GPU memory that must be free to start"),
+    "after": ("after run", "← → choose a run that has not ended"),
+}
 
 
 class Form(Page):
@@ -30,12 +40,13 @@ class Form(Page):
         Binding("left", "cycle(-1)", "previous choice", show=False),
         Binding("slash", "find", "find an option"),
         Binding("n", "next", "next match", show=False),
-        Binding("u", "undo", "reset: to the value of the preset or the run"),
+        Binding("u", "undo", "reset: to the preset's or the run's value"),
         Binding("ctrl+y", "copy", "copy the command"),
         Binding("p", "paste", "paste a command"),
         Binding("escape", "back", "back"),
         *MOVES,
     ]
+    moved = "#options"
 
     def __init__(
         self, state: State, script: launch.Script, values: dict[str, Any], start: launch.Start, *,
@@ -75,14 +86,15 @@ class Form(Page):
         safely(self, "dry", self.show_dry)
 
     # -- rows: launch settings first, then the script's options by panel
-
     def rows(self) -> list[tuple[str, str]]:
         """(key, title) of each row. Keys of script options start with "-"."""
-        first = [("script", "script"), ("preset", "preset"), ("seeds", "seeds"), ("wait", "start"), ("gpu", "GPU")]
-        first += [("need", "GiB free")] if self.wait == "gpu" else [("after", "after run")] if self.wait == "after" else []
-        first[3:3] = [("order", "seeds run")] if self.many() > 1 else []
-        rest = [(f"-{n}", n) for n in self.script.options if n not in ("preset", "seed", "resume", "dry_run")]
-        return [r for r in first if r[0] != "preset" or "preset" in self.script.options] + rest
+        hidden = {"preset"} - set(self.script.options) | {"need", "after"} - {"need" if self.wait == "gpu" else self.wait}
+        hidden |= {"order"} if self.many() < 2 else set()
+        first = [(key, title) for key, (title, _) in START.items() if key not in hidden]
+        return first + [(f"-{n}", n) for n in self.script.options if n not in ("preset", "seed", "resume", "dry_run")]
+
+    def option(self, key: str) -> launch.Option | None:
+        return self.script.options.get(key[1:]) if key.startswith("-") else None
 
     def many(self) -> int:
         """The number of runs to start, 0 if the seeds cannot be read."""
@@ -94,27 +106,21 @@ class Form(Page):
     def value(self, key: str) -> str:
         if key.startswith("-"):
             return self.texts[key[1:]]
-        return {"script": self.script.path.name, "preset": self.texts.get("preset", ""), "seeds": self.seeds,
-                "wait": self.wait, "order": self.order, "gpu": self.start.gpu or "any", "need": self.need,
-                "after": self.after or "(choose)"}[key]  # fmt: skip
+        special = {"script": self.script.path.name, "preset": self.texts.get("preset", "")}
+        special |= {"gpu": self.start.gpu or "any", "after": self.after or "(choose)"}
+        return special[key] if key in special else getattr(self, key)
 
     def choices(self, key: str) -> list[str]:
-        if key == "script":
-            return [s.path.name for s in self.state.scripts()[0]]
-        if key == "preset":
-            return list(self.script.presets)
-        if key == "wait":
-            return ["now", "gpu", "after"]
-        if key == "order":
-            return ["in turn", "together"]
-        if key == "gpu":
-            return ["any", *(str(g["index"]) for g in self.state.machine.gpus)]
-        if key == "after":
-            return [r.name for r in self.state.store.ordered() if r.live or r.state == "queued"]
-        option = self.script.options.get(key[1:]) if key.startswith("-") else None
-        if option is None:
-            return []
-        return ["false", "true"] if option.kind == "bool" else list(option.choices)
+        if option := self.option(key):
+            return ["false", "true"] if option.kind == "bool" else list(option.choices)
+        return {
+            "script": lambda: [s.path.name for s in self.state.scripts()[0]],
+            "preset": lambda: list(self.script.presets),
+            "wait": lambda: ["now", "gpu", "after"],
+            "order": lambda: ["in turn", "together"],
+            "gpu": lambda: ["any", *(str(g["index"]) for g in self.state.machine.gpus)],
+            "after": lambda: [r.name for r in self.state.store.ordered() if r.live or r.state == "queued"],
+        }.get(key, list)()
 
     def problems(self) -> dict[str, str]:
         """Error messages by row key."""
@@ -126,8 +132,8 @@ class Form(Page):
                 wrong[f"-{name}"] = str(e)
         wrong.pop("-seed", None)
         try:
-            if launch.seeds(self.seeds) and "seed" in self.script.options:
-                for seed in launch.seeds(self.seeds):
+            for seed in launch.seeds(self.seeds):
+                if "seed" in self.script.options:
                     self.script.options["seed"].read(str(seed))
         except ValueError as e:
             wrong["seeds"] = str(e)
@@ -136,10 +142,7 @@ class Form(Page):
                 wrong["wait"] = "no GPU found; use now or after"
             elif self.start.torchrun is not None:
                 wrong["wait"] = "waits for one GPU; a torchrun needs its own: use now or after"
-            try:
-                if not 0 < float(self.need) < 10_000:
-                    raise ValueError
-            except ValueError:
+            if not re.fullmatch(r"\d{1,4}(\.\d*)?", self.need) or not float(self.need):
                 wrong["need"] = "must be a number of GiB"
         if self.wait == "after" and self.after not in self.choices("after"):
             wrong["after"] = "must be a run that has not ended"
@@ -156,8 +159,6 @@ class Form(Page):
         except ValueError:
             return ""
         return self.start.line(words)
-
-    # -- display
 
     def top_line(self, width: int, _: int) -> list[Line]:
         wrong = len(self.problems())
@@ -183,30 +184,28 @@ class Form(Page):
         for text in output.split("\n") if output else []:
             parts = textwrap.wrap(clean(text, 2000), self.size.width - 2, drop_whitespace=False) or [""]
             lines += [[(" " + part, "bad" if run and run.code else "")] for part in parts]
-        doc.display = bool(lines)
+        doc.display, new = bool(lines), lines != doc.lines
         doc.styles.height = min(len(lines), 10 if self.has_class("-tall") else 4)
-        new = lines != doc.lines
         doc.show(lines)
         if new and run and run.code:
             doc.move("end")
 
     def fill(self) -> None:
         table = self.query_one(Table)
-        width, wrong = table.size.width, self.problems()
-        usual = self.usual()
-        rows: list[tuple[str, Line]] = []
+        width, wrong, usual, panel = table.size.width, self.problems(), self.usual(), ""
         value_width = max(14, min(30, width // 4))
-        panel = ""
+        rows: list[tuple[str, Line]] = []
         for key, title in self.rows():
-            option = self.script.options.get(key[1:]) if key.startswith("-") else None
+            option = self.option(key)
             changed = option and usual[option.name] != self.texts[option.name]
-            about = wrong.get(key) or (option.describe() if option else self.explain(key))
+            about = wrong.get(key) or (option.describe() if option else START[key][1])
             here = option.panel if option else "Start"
             tag, panel = here if here != panel else "", here
             value = fit(self.value(key) or "—", value_width - 2) + (" * " if changed else "   ")
             line: Line = [(f" {fit(tag, 7)}", "dim"), (fit(title, 17) + " ", "")]
             line.append((value, "bad" if key in wrong else "warn bold" if changed else "key"))
-            line.append((f"✗ {about}", "bad") if key in wrong else (about, "dim"))
+            about = fit(f"✗ {about}" if key in wrong else about, width - draw.width_of(line))
+            line.append((about, "bad" if key in wrong else "dim"))
             rows.append((key, line))
         about = "range" if width < 90 else f"type and range; * = differs from the {'run' if self.base else 'preset'}"
         table.show([(f" {'':7}{fit('option', 18)}{fit('value', value_width + 1)}{about}", "bold")], rows)
@@ -224,41 +223,23 @@ class Form(Page):
         if "runs_dir" in texts and (self.script.path.parent / texts["runs_dir"]).resolve() != root:
             texts["runs_dir"] = str(root)
 
-    def explain(self, key: str) -> str:
-        return {
-            **{
-                "script": "← → choose a script",
-                "preset": "a named set of values",
-                "seeds": "3, 0-4 or 0,2,7: one run per seed",
-            },
-            **{"wait": "now, on a free GPU, or after a run", "gpu": "CUDA_VISIBLE_DEVICES"},
-            "order": "in turn: each after the one before has ended",
-            **{"need": "GPU memory that must be free to start", "after": "← → choose a run that has not ended"},
-        }[key]
-
     def foot(self, width: int, height: int) -> list[Line]:
         key = self.query_one(Table).key or "script"
-        option = self.script.options.get(key[1:]) if key.startswith("-") else None
+        option = self.option(key)
         lines: list[Line] = [[("─" * width, "faint")]]
-        text = f"{option.flag}: {option.help}" if option else self.explain(key)
-        lines += [[(" " + part, "")] for part in draw.wrapped(text.split(" "), width - 2, " ")[:2]]
+        text = f"{option.flag}, {option.describe()}: {option.help}" if option else START[key][1]
+        lines += draw.hanging(" ", text.split(" "), width)[:3]
         peak, seconds, n = launch.similar(self.state.store.ordered(), self.script.path.name, self.texts.get("preset", ""))
-        facts = [draw.count(self.many(), "run")] + (
-            [f"{draw.count(n, 'similar run')}: median time {duration(seconds)}, peak memory {draw.size(peak)}"] if n else []
-        )
-        lines.append([(" " + " · ".join(facts), "dim")])
+        fact = f" · {draw.count(n, 'similar run')}: median time {duration(seconds)}, peak memory {draw.size(peak)}" if n else ""
+        lines.append([(f" {draw.count(self.many(), 'run')}{fact}", "dim")])
         command = self.command() or "(fix the errors above to see the command)"
         parts = draw.wrapped(command.split(" "), width - 5, " ")
         room = max(1, height - len(lines))
         if len(parts) > room:
             parts = [*parts[: room - 1], "…" + parts[-1][: width - 6]]
-        lines += [
-            [(" $ " if i == 0 else "   ", "dim"), (p + (" \\" if i < len(parts) - 1 else ""), "key")]
-            for i, p in enumerate(parts)
-        ]
+        for i, part in enumerate(parts):
+            lines.append([(" $ " if i == 0 else "   ", "dim"), (part + " \\" * (i < len(parts) - 1), "key")])
         return lines
-
-    # -- actions
 
     def set(self, key: str, text: str) -> None:
         if key == "script":
@@ -287,9 +268,6 @@ class Form(Page):
         self.update_all()
         self.rehearse_soon()
 
-    def action_move(self, key: str) -> None:
-        self.query_one(Table).move(key)
-
     def on_table_picked(self, event: Table.Picked) -> None:
         if event.entered:
             self.action_edit()
@@ -309,13 +287,14 @@ class Form(Page):
         if self.choices(key):
             self.action_cycle(1)
             return
-        option = self.script.options.get(key[1:])
+        option = self.option(key)
 
-        def done(text: str) -> str:
+        def done(text: str) -> None:
             self.set(key, text)
-            return self.problems().get(key, "")
+            if wrong := self.problems().get(key):
+                raise ValueError(wrong)
 
-        self.ask(key.removeprefix("-"), self.value(key), done, hint=option.describe() if option else self.explain(key))
+        self.ask(key.removeprefix("-"), self.value(key), done, hint=option.describe() if option else START[key][1])
 
     def action_undo(self) -> None:
         key = self.query_one(Table).key or ""
@@ -323,9 +302,10 @@ class Form(Page):
             self.set(key, self.usual()[key[1:]])
 
     def action_find(self) -> None:
-        def done(text: str) -> str:
+        def done(text: str) -> None:
             self.found = text.lower()
-            return "" if not text or self.action_next() else f"no option name or help text contains {text}"
+            if text and not self.action_next():
+                raise ValueError(f"no option name or help text contains {text}")
 
         self.ask("find an option", "", done, hint="part of its name or help text; n for the next match")
 
@@ -342,36 +322,27 @@ class Form(Page):
         self.copy(self.command())
 
     def action_paste(self) -> None:
-        def done(text: str) -> str:
-            try:
-                script, values, self.start = launch.parse_command(text, self.state.scripts()[0])
-            except ValueError as e:
-                return clean(e, 200)
+        def done(text: str) -> None:
+            script, values, self.start = launch.parse_command(text, self.state.scripts()[0])
             self.script, self.about, self.base = script, "", None
             self.texts = {name: o.write(values[name]) for name, o in script.options.items()}
             self.seeds = self.texts.get("seed", "0")
             self.edited()
-            return ""
 
         self.ask("command line", "", done, hint="paste a command such as python eagan.py --preset smoke")
 
     def action_go(self) -> None:
         wrong = self.problems()
         if wrong:
-            key = (
-                next(k for k, _ in self.rows() if k in wrong) if set(wrong) & {k for k, _ in self.rows()} else next(iter(wrong))
-            )
+            row, key = next(((i, k) for i, (k, _) in enumerate(self.rows()) if k in wrong), (0, next(iter(wrong))))
             self.notify(f"{key.removeprefix('-')}: {wrong[key]}", severity="error", markup=False)
-            for i, (k, _) in enumerate(self.rows()):
-                if k == key:
-                    self.query_one(Table).go(i)
+            self.query_one(Table).go(row)
             return
         self.going = True
         self.rehearse(again=True)
         self.go_on()
 
     # -- the dry run: a second after the last key, and before a launch
-
     def rehearse_soon(self) -> None:
         if self.delay:
             self.delay.stop()
@@ -387,7 +358,11 @@ class Form(Page):
             return
         for other in [c for c, run in self.dry.items() if run.code is None]:
             self.dry.pop(other).stop()
-        self.dry[command] = launch.DryRun(self.launch_of(launch.seeds(self.seeds)[0]), self.rehearsed)
+        try:
+            self.dry[command] = launch.DryRun(self.launch_of(launch.seeds(self.seeds)[0]), self.rehearsed)
+        except OSError as e:
+            self.going = False
+            self.notify(f"no dry run: {e}", severity="error", markup=False)
         self.update_all()
 
     def rehearsed(self) -> None:
@@ -419,9 +394,8 @@ class Form(Page):
 
     def confirm(self) -> None:
         if self.texts.get("preset") == "paper" and self.on_cpu():
-            self.app.push_screen(
-                Choose("A paper-scale run takes weeks on a CPU. Start it?", [("y", "yes, start it", self.begin)])
-            )
+            question = "A paper-scale run takes weeks on a CPU. Start it?"
+            self.app.push_screen(Choose(question, [("y", "yes, start it", self.begin)]))
         else:
             self.begin()
 
@@ -443,9 +417,6 @@ class Form(Page):
             self.wait, float(self.need) if self.wait == "gpu" else 0.0, self.after if self.wait == "after" else "",
             self.start.gpu, self.start.env,
         )  # fmt: skip
-
-    def action_back(self) -> None:
-        self.app.pop_screen()
 
     def copied(self) -> str:
         return self.command()

@@ -1,7 +1,7 @@
 """Genotypes of all four methods: cells with named edges, distances, tables, and the architecture tab."""
 
 from ui import draw
-from ui.draw import Line, beside, fit, human, score, table, wrapped
+from ui.draw import Line, beside, fit, human, score, table
 from ui.files import clean, get, number
 from ui.runs import Run, fid_label
 from ui.search import edges, entropy
@@ -93,7 +93,10 @@ def architecture(run: Run, width: int, height: int, view: View) -> list[Line]:
         d, n = hamming(found, before)
         below.append([(f" {d} of {n} edges changed since step {human(history[-2])}", "")])
     if p:
-        below.append(_decided(p))
+        sure, lazy = sum(max(q.values()) > 0.5 for q in p.values()), idle(p)
+        below.append([(f" edges decided (p > 0.5) {sure}/{len(p)} {draw.bar(sure / len(p), 8)}", "")])
+        text = f"   skip/none on {100 * lazy:.0f}% of edges" + (": collapse?" if lazy > 0.6 else "")
+        below[-1].append((text, "bad" if lazy > 0.6 else ""))
     tall = max(len(links) for _, _, links in found) + 3
     fits = max(1, min(len(found), (height - 2 - len(below)) // tall))
     lines = [head]
@@ -113,43 +116,28 @@ def architecture(run: Run, width: int, height: int, view: View) -> list[Line]:
                 q = p.get(f"{i + 1}/{a}->{b}") or by_name.get(f"{a}->{b}") or {}
                 side.append([(f"{fit(f'{a}->{b}', 9)} {q.get(op, 0):5.2f} {entropy(q):5.2f}" if q else f"{a}->{b}", "")])
             picture = beside(picture, side, wide - 28)
-        lines += [
-            [(f" {title}", "bold key"), ("   [ ] previous/next cell" if len(found) > fits and k == 0 else "", "dim")],
-            *picture,
-            [],
-        ]
+        hint = "   [ ] previous/next cell" if len(found) > fits and k == 0 else ""
+        lines += [[(f" {title}", "bold key"), (hint, "dim")], *picture, []]
     return [*lines, *below]
 
 
 def _facts(run: Run, genotype: dict, width: int) -> list[Line]:
     """Sizes, scores at search time, and AutoGAN's vector."""
-    facts = []
+    facts, found, net = [], genotype.get("scores"), run.last.get("net")
     for n in "GD":
-        params, macs = number(get(genotype, "params", n)), number(get(genotype, "macs", n))
-        if params:
+        if params := number(get(genotype, "params", n)):
+            macs = number(get(genotype, "macs", n))
             facts.append(f"{n} {human(params)} parameters" + (f", {human(macs)} MACs" if macs else ""))
-    found, net = genotype.get("scores"), run.last.get("net")
-    for key in ("fid", "is"):
-        if (value := number(get(found, key))) is not None and net:
-            facts.append(f"{fid_label(net, key.upper())} {score(value)} at search time")
+    scores = {k: v for k in ("fid", "is") if net and (v := number(get(found, k))) is not None}
+    facts += [f"{fid_label(net, k.upper())} {score(v)} at search time" for k, v in scores.items()]
     facts += [f"vector {clean(genotype['vector'], 80)}"] if genotype.get("vector") else []
-    return [[(" " + text, "")] for text in wrapped(facts, width - 2)] if facts else []
-
-
-def _decided(p: dict[str, dict[str, float]]) -> Line:
-    """How many edges have an op with p > 0.5, and on how many skip or none leads."""
-    sure = sum(max(q.values()) > 0.5 for q in p.values())
-    line: Line = [(f" edges decided (p > 0.5) {sure}/{len(p)} {draw.bar(sure / len(p), 8)}", "")]
-    text = f"   skip/none on {100 * idle(p):.0f}% of edges" + (": collapse?" if idle(p) > 0.6 else "")
-    return [*line, (text, "bad" if idle(p) > 0.6 else "")]
+    return draw.hanging(" ", facts, width, "   ")
 
 
 def genotype_table(found: list[Cell], width: int, old: dict[str, str] | None = None) -> list[Line]:
     """One row per cell, one column per edge; changed ops in brackets."""
     heads = [f"{a}->{b}" for a, b, _ in found[0][2]] if found else []
-    if any(
-        [f"{a}->{b}" for a, b, _ in links] != heads for _, _, links in found
-    ):  # the cells have different edges: one row per edge
+    if any([f"{a}->{b}" for a, b, _ in links] != heads for _, _, links in found):  # different edges: one row per edge
         rows = [(t, f"{a} -> {b}", op) for t, _, links in found for a, b, op in links]
         return [[(" ", ""), *line] for line in table(["cell", "edge", "op"], rows)]
     rows = []

@@ -1,5 +1,4 @@
 """Launching and controlling runs: script options read from source, the keeper process, signals, GPU and host status.
-
 Run as a program (`python ui/launch.py RECORD_DIR`), this file is the keeper of one launched run. It outlives the UI: it
 waits for the run's turn, starts the script in its own session, finds its run directory and writes the exit code there.
 """
@@ -8,7 +7,8 @@ import ast
 import contextlib
 import fcntl
 import itertools
-import json
+import math
+import operator
 import os
 import re
 import shlex
@@ -26,14 +26,13 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ui.files import clean, get, number, parse, read_bytes
-from ui.runs import HOST, Run, alive, identity, is_run, process_stat
+from ui.files import clean, get, number, parse, read_bytes, stamp, write_json
+from ui.runs import HOST, Run, alive, identity, process_stat
 
 _cache: dict[str, tuple[tuple, dict]] = {}  # launch records by folder: (file stamps, record)
 
+
 # ---- options of a script, from its source -----------------------------------------------------------------------------
-
-
 @dataclass
 class Option:
     """A field of Args. kind: int, float, bool, text, path or choice. default: the value of its literal."""
@@ -69,25 +68,23 @@ class Option:
             if text.lower() not in ("true", "false", "yes", "no"):
                 raise ValueError("must be true or false")
             return text.lower() in ("true", "yes")
-        if self.choices:
-            if text not in self.choices:
-                raise ValueError(f"must be one of {', '.join(self.choices)}")
+        if self.choices and text not in self.choices:
+            raise ValueError(f"must be one of {', '.join(self.choices)}")
+        if self.kind not in ("int", "float"):
+            if not text:
+                raise ValueError("must not be empty")
             return text
-        if self.kind in ("int", "float"):
-            try:
-                value = int(text) if self.kind == "int" else float(text)
-            except ValueError:
-                raise ValueError(f"must be {'a whole number' if self.kind == 'int' else 'a number'}") from None
-            if not value == value:
-                raise ValueError("must be a number")
-            if self.low is not None and value < self.low:
-                raise ValueError(f"must be ≥ {self.low}")
-            if self.high is not None and value > self.high:
-                raise ValueError(f"must be ≤ {self.high}")
-            return value
-        if not text:
-            raise ValueError("must not be empty")
-        return text
+        try:
+            value = int(text) if self.kind == "int" else float(text)
+        except ValueError:
+            value = math.nan
+        if math.isnan(value):
+            raise ValueError(f"must be {'a whole number' if self.kind == 'int' else 'a number'}")
+        if self.low is not None and value < self.low:
+            raise ValueError(f"must be ≥ {self.low}")
+        if self.high is not None and value > self.high:
+            raise ValueError(f"must be ≤ {self.high}")
+        return value
 
     def write(self, value: Any) -> str:
         """A value as text that `read` accepts."""
@@ -141,8 +138,7 @@ def read_script(path: Path, source: str) -> Script:
 
 
 class Module:
-    """Definitions and imports of a file, parsed by ast. ValueError, SyntaxError: it or an imported file cannot be parsed.
-    names: classes and expressions; imports as dotted names: `common.cli.CommonArgs`. files: parsed modules by name."""
+    """What a file defines, parsed by ast. names: classes and expressions; imports as dotted names: `common.cli.CommonArgs`."""
 
     def __init__(self, folder: Path, name: str, source: str, files: dict[str, "Module"]) -> None:
         self.folder, self.name, self.tree, self.files = folder, name, ast.parse(source), files
@@ -151,10 +147,9 @@ class Module:
         for node in self.tree.body:
             if isinstance(node, ast.ClassDef):
                 self.names[node.name] = node
-            elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-                self.names[node.targets[0].id] = node.value
-            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-                self.names[node.target.id] = node.value
+            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                self.names |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
             elif isinstance(node, ast.Import):
                 self.names |= {a.asname or a.name: a.name for a in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:  # no relative imports: they may leave the folder
@@ -198,16 +193,16 @@ def _lineage(module: Module, node: ast.AST, below: tuple[ast.AST, ...] = ()) -> 
     return [*found, (module, node)]
 
 
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.BitOr: operator.or_}
+
+
 def literal(node: ast.AST | None, module: Module, depth: int = 0) -> Any:
     """Evaluate literals, + - *, Path("..."), {**a}, dict(a, b=...), a | b and names of these. ValueError: anything else."""
     if depth > 50 or node is None:
         raise ValueError("is not a literal")
     again = lambda n: literal(n, module, depth + 1)  # noqa: E731
     called = ast.unparse(node.func) if isinstance(node, ast.Call) and len(node.args) < 2 else ""
-    if called == "dict":
-        node = _as_dict(node, [None])
-    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        node = ast.Dict([None, None], [node.left, node.right])
+    node = _as_dict(node, [None]) if called == "dict" else node
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name | ast.Attribute):
@@ -227,12 +222,11 @@ def literal(node: ast.AST | None, module: Module, depth: int = 0) -> Any:
         return str(again(node.args[0]))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -again(node.operand)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Add | ast.Sub):
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         a, b = again(node.left), again(node.right)
-        if isinstance(node.op, ast.Add) and type(a) is type(b) and isinstance(a, int | float | str):
-            return a + b
-        if all(isinstance(x, int | float) for x in (a, b)):
-            return a * b if isinstance(node.op, ast.Mult) else a - b if isinstance(node.op, ast.Sub) else a + b
+        for kind, ops in ((int | float, (ast.Add, ast.Sub, ast.Mult)), (str, ast.Add), (dict, ast.BitOr)):
+            if isinstance(a, kind) and isinstance(b, kind) and isinstance(node.op, ops):
+                return OPERATORS[type(node.op)](a, b)
     raise ValueError(f"is not a literal: {ast.unparse(node)[:60]}")
 
 
@@ -272,8 +266,6 @@ def _option(name: str, node: ast.AnnAssign, module: Module, base: Option | None)
 
 
 # ---- command lines ----------------------------------------------------------------------------------------------------
-
-
 def command(script: Script, values: dict[str, Any]) -> list[str]:
     """The command line after `python`: the script, its preset, and the flags that differ from the preset."""
     preset = str(values.get("preset", ""))
@@ -323,12 +315,11 @@ class Start:
 def parse_command(text: str, found: list[Script]) -> tuple[Script, dict[str, Any], Start]:
     """(script, values, how it is started) of a pasted command line. ValueError: what in it is wrong or cannot be kept."""
     words = _shell_words(text.replace("\\\n", " "))
+    folder = None
     if words[:1] == ["cd"]:
         if len(words) < 3 or words[2] not in ("&&", ";"):
             raise ValueError("cd: must be followed by a folder and &&")
         folder, words = Path(words[1]).resolve(), words[3:]
-    else:
-        folder = None
     env = {}
     words = words[1:] if words[:1] == ["env"] else words
     while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0], re.DOTALL):
@@ -434,8 +425,6 @@ def seeds(text: str) -> list[int]:
 
 
 # ---- launching --------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Launch:
     """A run to start. wait: now, gpu (until `need` GiB are free) or after; after: until that run has ended, then as `wait`."""
@@ -463,22 +452,23 @@ def launch(what: Launch) -> Path:
             record.mkdir()
             break
     name = what.run or f"{what.script.stem}-{what.values.get('dataset', '')}-s{what.values.get('seed', 0)}-{stamp}-{n}"
-    waits = (
-        f"waiting for {what.after}" if what.after else f"waiting for {what.need:g} GiB on a GPU" if what.wait == "gpu" else ""
-    )
+    need = f"waiting for {what.need:g} GiB on a GPU" if what.wait == "gpu" else ""
+    waits = f"waiting for {what.after}" if what.after else need
     runs_dir = what.script.parent / str(what.values.get("runs_dir") or what.runs.resolve())
-    _write(record / "record.json", {
-        **{"name": clean(name, 120), "script": what.script.name, "words": what.words, "cwd": str(what.script.parent.resolve())},
-        **{"args": what.values, "wait": what.wait, "need": what.need, "after": what.after, "gpu": what.gpu, "waits": waits},
-        **{"runs": str(runs_dir.resolve()), "root": str(what.runs.resolve()), "resumes": what.run, "env": what.env},
-    })  # fmt: skip
-    _write(record / "state.json", {"state": "queued" if waits else "starting"})
+    told = {"name": clean(name, 120), "script": what.script.name, "words": what.words, "cwd": str(what.script.parent.resolve())}
+    told |= {"args": what.values, "wait": what.wait, "need": what.need, "after": what.after, "gpu": what.gpu, "waits": waits}
+    told |= {"runs": str(runs_dir.resolve()), "root": str(what.runs.resolve()), "resumes": what.run, "env": what.env}
+    write_json(record / "record.json", told)
+    write_json(record / "state.json", {"state": "queued" if waits else "starting"})
     with open(record / "keeper.txt", "wb") as out:
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), str(record)],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=what.script.parent,
-        )  # fmt: skip
+        _detached([Path(__file__).resolve(), record], out, cwd=what.script.parent)
     return record
+
+
+def _detached(words: list, out: Any, **options: Any) -> subprocess.Popen:
+    """A Python process in a session of its own."""
+    options |= {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT, "start_new_session": True}
+    return subprocess.Popen([sys.executable, *map(str, words)], **options)
 
 
 def launch_all(runs: list[Launch], together: bool) -> list[Path]:
@@ -491,12 +481,6 @@ def launch_all(runs: list[Launch], together: bool) -> list[Path]:
     return made
 
 
-def _write(path: Path, value: object) -> None:
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    tmp.write_text(json.dumps(value, indent=1, default=str), "utf-8")
-    os.replace(tmp, path)
-
-
 def environment(env: dict[str, str], gpu: str) -> dict[str, str]:
     """The environment variables of a run and of its dry run."""
     made = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **env}
@@ -505,41 +489,30 @@ def environment(env: dict[str, str], gpu: str) -> dict[str, str]:
 
 
 class DryRun:
-    """The script's own --dry-run of a launch, in a thread. code: its exit code, None until it ends; then done() is called."""
+    """The script's own --dry-run of a launch. code: its exit code, None until it ends; then done() is called, in a thread."""
 
     def __init__(self, what: Launch, done: Callable[[], None], longest: float = 600.0) -> None:
+        """OSError: it cannot be started."""
         self.code: int | None = None
-        self.output = ""
-        self.what, self.done, self.longest = what, done, longest
-        self.process: subprocess.Popen | None = None
-        self.lock, self.stopped = threading.Lock(), False
-        threading.Thread(target=self._run, daemon=True).start()
+        self.output, self.done, self.longest = "", done, longest
+        where = {"cwd": what.script.parent, "env": environment(what.env, what.gpu)}
+        self.process = _detached([*what.words, "--dry-run"], subprocess.PIPE, text=True, errors="replace", **where)
+        threading.Thread(target=self._wait, daemon=True).start()
 
-    def _run(self) -> None:
+    def _wait(self) -> None:
         try:
-            with self.lock:
-                if self.stopped:
-                    return
-                self.process = subprocess.Popen(
-                    [sys.executable, *self.what.words, "--dry-run"], cwd=self.what.script.parent,
-                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                    env=environment(self.what.env, self.what.gpu), start_new_session=True,
-                )  # fmt: skip
             output, _ = self.process.communicate(timeout=self.longest)
             code = self.process.returncode
         except subprocess.TimeoutExpired:
             self.stop()
             output, code = f"no answer after {self.longest:.0f} s", 124
-        except OSError as e:
-            output, code = str(e), 127
         self.output, self.code = output[-100_000:].strip(), code
         self.done()
 
     def stop(self) -> None:
         """End it, if it still runs, with the processes that it has started."""
-        with self.lock, contextlib.suppress(ProcessLookupError):
-            self.stopped = True
-            if self.process and self.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
 
@@ -551,17 +524,10 @@ def records(root: Path) -> list[dict]:
         return []
     recent = folders[-2000:]
     for folder in recent:
-        key = tuple(_stamp(Path(folder) / f) for f in ("record.json", "state.json"))
+        key = tuple(stamp(Path(folder) / f) for f in ("record.json", "state.json"))
         if _cache.get(folder, ((), {}))[0] != key:
             _cache[folder] = (key, _read_record(Path(folder)))
     return [record for folder in recent if (record := _cache[folder][1])]
-
-
-def _stamp(path: Path) -> tuple:
-    with contextlib.suppress(OSError):
-        st = os.lstat(path)
-        return st.st_ino, st.st_mtime_ns
-    return ()
 
 
 def _read_record(folder: Path) -> dict:
@@ -595,12 +561,12 @@ class Keeper:
     def tell(self, **changes: object) -> None:
         self.state |= changes
         with contextlib.suppress(OSError):  # a full disk must not stop the run
-            _write(self.dir / "state.json", self.state)
+            write_json(self.dir / "state.json", self.state)
 
     def keep(self) -> None:
         for s in (signal.SIGINT, signal.SIGHUP):
             signal.signal(s, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._cancel)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "cancelled", True))
         self.tell()
         lock = self._turn()
         if self.cancelled:
@@ -608,11 +574,7 @@ class Keeper:
         env = environment(self.record.get("env", {}), self.record["gpu"])
         try:
             with open(self.dir / "output.txt", "wb") as out:
-                child = subprocess.Popen(
-                    [sys.executable, *self.record["words"]],
-                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-                    cwd=self.record["cwd"], env=env, preexec_fn=_default_signals,
-                )  # fmt: skip
+                child = _detached(self.record["words"], out, cwd=self.record["cwd"], env=env, preexec_fn=_default_signals)
         except OSError as e:
             (self.dir / "output.txt").write_text(f"{e}\n", "utf-8")
             return self.tell(state="ended", exit=127)
@@ -626,15 +588,9 @@ class Keeper:
         self._find(child.pid)
         code = child.returncode if child.returncode >= 0 else 128 - child.returncode
         if self.state.get("run"):
-            run = Path(self.record["runs"]) / self.state["run"]
             with contextlib.suppress(OSError):
-                tmp = run / "exit.tmp"
-                tmp.write_text(f"{code}\n", "utf-8")
-                os.replace(tmp, run / "exit")
+                write_json(Path(self.record["runs"]) / self.state["run"] / "exit", code)
         self.tell(state="ended", exit=code)
-
-    def _cancel(self, *_: object) -> None:
-        self.cancelled = True
 
     def _find(self, pid: int) -> None:
         """Find and record the run directory: its status.json names the child or another process of its session."""
@@ -642,17 +598,13 @@ class Keeper:
             return
         child = identity(self.state.get("child") or {})
         with contextlib.suppress(OSError):
-            for e in os.scandir(self.record["runs"]):
-                if not e.is_dir() or e.name.startswith(".") or not is_run(Path(e.path)):
-                    continue
+            for path in (Path(self.record["runs"]) / name for name in os.listdir(self.record["runs"]) if name[0] != "."):
                 with contextlib.suppress(OSError, ValueError):
-                    process = get(parse(read_bytes(Path(e.path) / "status.json")), "process")
+                    process = get(parse(read_bytes(path / "status.json")), "process")
                     who = identity(process) if isinstance(process, dict) else None
-                    if who and (who == child or (session(who[0]) == pid and alive(process))):
-                        with contextlib.suppress(OSError):
-                            os.unlink(Path(e.path) / "exit")  # left by the run before it was resumed
-                        self.tell(run=e.name)
-                        return
+                    if who and (who == child or (alive(process) and os.getsid(who[0]) == pid)):
+                        (path / "exit").unlink(missing_ok=True)  # left by the run before it was resumed
+                        return self.tell(run=path.name)
 
     def _turn(self) -> Any:
         """Wait until the run may start. Returns the GPU lock if the run waited for a GPU."""
@@ -677,8 +629,9 @@ class Keeper:
 
     def _running(self, name: str) -> bool:
         root = Path(self.record["root"])
-        others = [r for r in records(root) if name in (r["name"], r.get("run")) and r["dir"] != str(self.dir)]
-        for r in others:
+        for r in records(root):
+            if name not in (r["name"], r.get("run")) or r["dir"] == str(self.dir):
+                continue
             begins = not r["keeper"] and time.time() - Path(r["dir"]).stat().st_mtime < 60  # its keeper is just starting
             if r.get("exit") is None and (begins or alive(r["keeper"])):
                 return True
@@ -697,14 +650,7 @@ def _default_signals() -> None:
         signal.signal(s, signal.SIG_DFL)
 
 
-def session(pid: int) -> int | None:
-    with contextlib.suppress(OSError):
-        return os.getsid(pid)
-
-
 # ---- signals ----------------------------------------------------------------------------------------------------------
-
-
 def send(process: dict, number: int, family: bool = False) -> None:
     """Send a signal to exactly this process; family: also to its descendants. ProcessLookupError: it does not exist."""
     fd = _pin(process)
@@ -747,8 +693,6 @@ def _descendants(pid: int) -> list[dict]:
 
 
 # ---- GPUs and host ----------------------------------------------------------------------------------------------------
-
-
 def gpus() -> list[dict]:
     """For each GPU: index, uuid, name, used and total bytes, percent, watts, degrees. Raises if NVML fails."""
     import pynvml
@@ -764,16 +708,10 @@ def gpus() -> list[dict]:
         memory = pynvml.nvmlDeviceGetMemoryInfo(h)
         rates, watts = ask(pynvml.nvmlDeviceGetUtilizationRates, h), ask(pynvml.nvmlDeviceGetPowerUsage, h)
         name, uuid = ask(pynvml.nvmlDeviceGetName, h), ask(pynvml.nvmlDeviceGetUUID, h)
-        found.append(
-            {"index": i, "uuid": _text(uuid) or str(i), "name": _text(name), "used": memory.used, "total": memory.total}
-            | {"percent": rates.gpu if rates else None, "watts": watts / 1000 if watts else None}
-            | {"degrees": ask(pynvml.nvmlDeviceGetTemperature, h, pynvml.NVML_TEMPERATURE_GPU)}
-        )
+        gpu = {"index": i, "uuid": clean(uuid) or str(i), "name": clean(name), "used": memory.used, "total": memory.total}
+        gpu |= {"percent": rates.gpu if rates else None, "watts": watts / 1000 if watts else None}
+        found.append(gpu | {"degrees": ask(pynvml.nvmlDeviceGetTemperature, h, pynvml.NVML_TEMPERATURE_GPU)})
     return found
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else clean(value)
 
 
 class Machine:
@@ -787,8 +725,8 @@ class Machine:
         self.left = threading.Event()
 
     def start(self) -> None:
-        for ask in (self._watch_gpus, self._watch_host):
-            threading.Thread(target=ask, daemon=True).start()
+        threading.Thread(target=self._watch_gpus, daemon=True).start()
+        threading.Thread(target=self._watch_host, daemon=True).start()
 
     def ask_once(self, seconds: float = 5.0) -> None:
         """Poll once, waiting at most `seconds` for the GPUs."""
@@ -819,10 +757,8 @@ class Machine:
         with contextlib.suppress(OSError, psutil.Error):
             memory = psutil.virtual_memory()
             root = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
-            self.host = {
-                **{"cpu": psutil.cpu_percent(seconds), "cores": psutil.cpu_count() or 1},
-                **{"used": memory.total - memory.available, "total": memory.total, "disk": shutil.disk_usage(root).free},
-            }
+            host = {"cpu": psutil.cpu_percent(seconds), "cores": psutil.cpu_count() or 1, "total": memory.total}
+            self.host = host | {"used": memory.total - memory.available, "disk": shutil.disk_usage(root).free}
 
     def _watch_host(self) -> None:
         with contextlib.suppress(ImportError):
@@ -837,9 +773,7 @@ def similar(runs: Iterable[Any], script: str, preset: str) -> tuple[float | None
 
     found = [r for r in runs if r.script == script and r.config.get("preset") == preset and r.result]
     peaks = [p for r in found if (p := number(r.result.get("peak_mem")))]
-    stages = [s.values() for r in found if isinstance(s := r.result.get("seconds"), dict)]
-    known = [[s for v in values if (s := number(v)) is not None] for values in stages]
-    spent = [sum(parts) for parts in known if parts]
+    spent = [r.spent for r in found if r.spent is not None]
     return max(peaks, default=None), median(spent) if spent else None, len(found)
 
 

@@ -1,18 +1,21 @@
-"""The contents of a run's tabs as lines of text: header, signs of health, search, configuration.
+"""The contents of a run's tabs as lines of text: header, signs of health, search, configuration, samples.
 
 The keys in search.jsonl decide which search page is shown, so copies of a script get it too.
 """
 
-from ui import draw
+import contextlib
+import io
+from pathlib import Path
+
+from ui import draw, np
 from ui.autogan import policy
 from ui.curves import other_numbers, points
-from ui.draw import Line, beside, count, duration, fit, human, score, wrapped
+from ui.draw import Line, beside, count, crop, duration, fit, hanging, human, score, wrapped
 from ui.eagan import population
-from ui.files import clean, get, number
+from ui.files import clean, get, number, read_bytes
 from ui.genotypes import idle
 from ui.probabilities import probabilities
 from ui.runs import Run, fid_label
-from ui.samples import open_image
 from ui.search import edges
 from ui.view import View
 
@@ -25,8 +28,6 @@ STYLES = {
     **{"done": "good", "stopped": "info", "failed": "bad", "lost": "bad", "log": "dim"},
 }
 TITLES = {"evolution": "Population", "probabilities": "Probabilities", "controller": "Policy"}
-
-# ---- header -----------------------------------------------------------------------------------------------------------
 
 
 def state_word(run: Run) -> str:
@@ -66,19 +67,17 @@ def header(run: Run, width: int, at: float | None = None) -> list[Line]:
     right += f"  {human(run.rate)} steps/s" if run.rate and at is None else ""
     room = width - len(left) - len(right) - 1
     tone = STYLES[run.state] if at is None else "warn"
-    second: Line = [(left, tone), *(draw.progress(share, room) if room > 5 else []), (right, "")]
+    done = round((share or 0.0) * room) if room > 5 else 0
+    second: Line = [(left, tone), ("━" * done, "key"), ("━" * (room - done if room > 5 else 0), "faint"), (right, "")]
     best = run.best(at)
     third = [f" {scores(run, at) or 'not evaluated' + ' yet' * (run.live or at is not None)}"]
     third += [f"best {score(best['fid'])} at step {human(best['step'])}"] if best else []
     third += [f"memory {draw.size(run.memory)}"] if run.memory and at is None else []
-    third += [f"{count(run.bad, 'unreadable line')}"] if run.bad else []
+    third += [count(run.bad, "unreadable line")] if run.bad else []
     third += [f"cannot read {', '.join(f'{k} ({v})' for k, v in run.problems.items())}"] if run.problems else []
     if run.error and at is None:
         third = [f" {run.error}", *third[:1]]
     return [first, second, [(fit(" · ".join(third), width), "bad" if (run.error and at is None) or run.problems else "")]]
-
-
-# ---- health -----------------------------------------------------------------------------------------------------------
 
 
 def troubles(run: Run) -> dict[str, str]:
@@ -106,10 +105,9 @@ def varieties(run: Run) -> list[float | None]:
     wanted = list(dict.fromkeys([*files[:1], *files[len(files) // 2 :][:1], *files[-1:]]))
     for path in wanted:
         if path not in run.varieties:
-            try:
+            run.varieties[path] = None
+            with contextlib.suppress(ValueError):
                 run.varieties[path] = draw.variety(open_image(path))
-            except ValueError:
-                run.varieties[path] = None
     return [run.varieties[path] for path in wanted]
 
 
@@ -124,9 +122,6 @@ def health(run: Run) -> Line:
     return [*words, *((f" ⚠ {text} ", "bad") for text in troubles(run).values())]
 
 
-# ---- search -----------------------------------------------------------------------------------------------------------
-
-
 def search(run: Run, width: int, height: int, view: View) -> list[Line]:
     """The search page of the run's method."""
     page = {"evolution": population, "probabilities": probabilities, "controller": policy}.get(run.search.kind)
@@ -137,26 +132,20 @@ def search(run: Run, width: int, height: int, view: View) -> list[Line]:
     return [[(" search.jsonl is empty: the search has not started, or this run only trains", "dim")]]
 
 
-# ---- configuration ----------------------------------------------------------------------------------------------------
-
-
 def configuration(run: Run, width: int, defaults: dict | None = None, at: float | None = None) -> list[Line]:
     """All arguments with differences from the preset, versions, commands, results (unless as of a step), unreadable files."""
-    lines: list[Line] = []
-    defaults = defaults or {}
-    rows: list[Line] = []
+    defaults, rows = defaults or {}, list[Line]()
     for key, value in sorted(run.args.items(), key=lambda kv: str(kv[0]))[:300]:
         shown, preset = (clean("—" if v is None else v, 60) for v in (value, defaults.get(key, value)))
         differs = preset not in (shown, "—")
         rows.append([(f" {fit(clean(key, 30), 18)} ", ""), (shown, "warn" if differs else "")])
         rows[-1] += [(f"   preset: {preset}", "dim")] if differs else []
-    lines += [[(" arguments", "bold"), ("   highlighted: differs from the preset" if defaults else "", "dim")]]
-    half = -(-len(rows) // 2) if width >= 100 else len(rows)
+    lines: list[Line] = [[(" arguments", "bold"), ("   highlighted: differs from the preset" if defaults else "", "dim")]]
+    half = -(-len(rows) // 2)
     lines += beside(rows[:half], rows[half:], width // 2) if width >= 100 else rows
     lines += [[], [(" details", "bold")]]
     for key, text in _details(run):
-        for i, part in enumerate(wrapped(text.split(" "), width - 16, " ")):
-            lines.append([(f" {fit(key if i == 0 else '', 13)}", "dim"), (part, "")])
+        lines += hanging(f" {fit(key, 13)}", text.split(" "), width)
     if run.result and at is not None:
         lines += [[], [(f" result: the run ended after step {human(at)}; esc shows it", "dim")]]
     elif run.result:
@@ -171,46 +160,73 @@ def configuration(run: Run, width: int, defaults: dict | None = None, at: float 
 def _details(run: Run) -> list[tuple[str, str]]:
     """Command, versions, commit, tags: [(name, text)]."""
     config = run.config
-    facts = [
-        (k, clean(config.get(k), 3000)) for k in ("command", "device", "world_size", "created", "data_digest") if config.get(k)
-    ]
+    keys = ("command", "device", "world_size", "created", "data_digest")
+    facts = [(k, clean(config.get(k), 3000)) for k in keys if config.get(k)]
     facts += [("resume", clean(run.status.get("resume_command"), 300))] if run.status.get("resume_command") else []
     git = config.get("git")
     if isinstance(git, dict):
         facts.append(("git", f"{clean(git.get('sha'), 40)}{' with uncommitted changes' if git.get('dirty') else ''}"))
     for key in ("versions", "params"):
-        if isinstance(config.get(key), dict):
-            facts.append(
-                (
-                    key,
-                    " · ".join(
-                        f"{clean(k, 20)} {human(v) if number(v) is not None else clean(v, 30)}"
-                        for k, v in config[key].items()
-                        if v
-                    ),
-                )
-            )
+        facts += [(key, text)] if (text := " · ".join(named(config.get(key)))) else []
     if run.labels or run.tags.get("note"):
         facts.append(("tags", f"{' '.join(run.labels)}  {clean(run.tags.get('note'), 200)}"))
     return facts
 
 
+def named(value: object, most: int = 40) -> list[str]:
+    """`name number` or `name text` for what a dict holds and is not null."""
+    items = list(value.items())[:most] if isinstance(value, dict) else []
+    return [f"{clean(k, 20)} {human(v, 4) if number(v) is not None else clean(v, 30)}" for k, v in items if v is not None]
+
+
 def _result(run: Run, width: int) -> list[Line]:
     """result.json: last and best scores, and where the time went."""
     lines: list[Line] = [[], [(" result", "bold")]]
-    seconds = run.result.get("seconds")
     for key in ("last", "best"):
-        if isinstance(run.result.get(key), dict):
-            text = " · ".join(
-                f"{clean(k, 10)} {human(v, 4) if number(v) is not None else clean(v, 20)}"
-                for k, v in run.result[key].items()
-                if v is not None
-            )
-            lines.append([(f" {fit(key, 13)}", "dim"), (text, "")])
-    if isinstance(seconds, dict):
-        text = " · ".join(f"{clean(k, 40)} {duration(number(v))}" for k, v in seconds.items())
-        lines += [
-            [(f" {fit('time' if i == 0 else '', 13)}", "dim"), (part, "")]
-            for i, part in enumerate(wrapped(text.split(" · "), width - 16, " · "))
-        ]
-    return lines
+        lines += hanging(f" {fit(key, 13)}", named(run.result.get(key)), width, " · ")
+    seconds = run.result.get("seconds")
+    spent = [f"{clean(k, 40)} {duration(number(v))}" for k, v in seconds.items()] if isinstance(seconds, dict) else []
+    return lines + hanging(f" {fit('time', 13)}", spent, width, " · ")
+
+
+def open_image(path: Path) -> "np.ndarray":
+    """A PNG as (H, W, 3) uint8. ValueError: not a PNG, or larger than 16 megapixels or 32 MB."""
+    from PIL import Image
+
+    try:
+        data = read_bytes(path, 32 << 20)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.size[0] * image.size[1] > 16 << 20:
+                raise ValueError(f"{image.size[0]} x {image.size[1]} pixels")
+            return np.asarray(image.convert("RGB"))
+    except ValueError:
+        raise
+    except Exception as e:  # the decoder may raise anything on a broken file
+        raise ValueError(clean(e, 80) or type(e).__name__) from None
+
+
+def sample_at(run: Run, at: float | None) -> tuple[int, Path] | None:
+    """(step, path) of the latest sample grid at or before step `at`."""
+    return next((f for f in reversed(run.files("samples", ".png")) if at is None or f[0] <= at), None)
+
+
+def sample_lines(run: Run, at: float | None, width: int, height: int, across: int, images: bool) -> list[Line]:
+    """The latest sample grid at or before step `at`, under a line that describes it."""
+    files, found = run.files("samples", ".png"), sample_at(run, at)
+    if not found:
+        return [[(" no samples" + (" yet" * run.live if not files else f" up to step {human(at)}"), "dim")]]
+    step, path = found
+    try:
+        image = open_image(path)
+    except ValueError as e:
+        return [[(f" cannot display {path.name}: {e}", "bad")]]
+    n, _ = draw.grid_of(image)
+    facts = f" step {human(step)} · {files.index(found) + 1} of {len(files)} · {image.shape[1]} x {image.shape[0]} pixels"
+    facts += f" · {min(n, across)} of {n} per row" if n > 1 else ""
+    hint = "   + - size   , . step   * best"
+    head: Line = [(facts, "bold"), (hint if len(facts + hint) < width else "", "dim")]
+    if not images:
+        return [head, [], [(f" colours are off (NO_COLOR); open {path}", "dim")]]
+    if width < 60:
+        head = [(f" step {human(step)}", "bold")]
+    return [crop(head, width), *draw.half_blocks(image, width - 1, height - 1, across)]

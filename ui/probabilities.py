@@ -5,7 +5,7 @@ from statistics import mean
 
 from ui import draw
 from ui.curves import other_numbers
-from ui.draw import Line, beside, fit, human
+from ui.draw import Line, beside, fit, hanging, human
 from ui.files import clean, get, number
 from ui.genotypes import NETS
 from ui.runs import Run
@@ -30,11 +30,10 @@ def probabilities(run: Run, width: int, height: int, view: View) -> list[Line]:
     h = {e: number(get(row, "entropy", view.net, e)) for e in names}
     h = {e: entropy(p[e]) if v is None else v for e, v in h.items()}
     facts.append(f"mean entropy {mean(h.values()):.2f} nats")
-    lines: list[Line] = [[(" " + " · ".join(facts), "bold")]]
+    lines = hanging(" ", facts, width, " · ", "bold")
     trend: Line = [(" ", "")]
     for key, label in ((f"entropy {view.net}", "entropy "), (f"flips {view.net}", "  flips ")):
-        steps, values = run.search.series.get(key, ([], []))
-        values = [v for s, v in zip(steps, values, strict=False) if view.at is None or s <= view.at]
+        values = run.search.until(key, view.at)
         if key.startswith("flips"):
             values = [b - a for a, b in pairwise([0.0, *values])]
         if values:

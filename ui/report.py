@@ -1,6 +1,7 @@
 """Text output: --plain for pipes and screen readers, --json for programs, CSV, Markdown and LaTeX tables, an HTML report."""
 
 import base64
+import contextlib
 import csv
 import html
 import io
@@ -10,13 +11,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from ui import curves, genotypes, pages
-from ui.draw import count, duration, human, plain, score, size
+from ui.draw import count, duration, human, plain, score, size, ticks
 from ui.files import clean, number, read_bytes
 from ui.launch import Machine
 from ui.runs import LIVE, STATES, Run, Store, fid_label, kind_of
 from ui.view import View
-
-# ---- --plain ----------------------------------------------------------------------------------------------------------
 
 
 def summary(runs: Iterable[Run]) -> str:
@@ -32,10 +31,9 @@ def trend(run: Run) -> str:
     fids = [e["fid"] for e in run.evaluations() if kind_of(e) == kind and e["fid"] is not None]
     if len(fids) < 2:
         return ""
-    first, last = fids[-5:][0], fids[-1]
-    way = "falling" if last < first else "rising" if last > first else "flat"
-    many = f"the last {min(5, len(fids))} evaluations"
-    return f"{fid_label(kind[1])} {way} over {many}, from {score(first)} to {score(last)}, lowest {score(min(fids))}"
+    first, last, n = fids[-5:][0], fids[-1], min(5, len(fids))
+    way = f"{'falling' if last < first else 'rising' if last > first else 'flat'} over the last {n} evaluations"
+    return f"{fid_label(kind[1])} {way}, from {score(first)} to {score(last)}, lowest {score(min(fids))}"
 
 
 def plain_lines(store: Store, runs: list[Run], machine: Machine | None = None) -> list[str]:
@@ -43,18 +41,10 @@ def plain_lines(store: Store, runs: list[Run], machine: Machine | None = None) -
     lines = [f"{store.root}: {store.problem or summary(runs)}"]
     for run in runs:
         step = f"step {human(run.step)}" + (f" of {human(run.total)}" if run.total else "") if run.step is not None else ""
-        facts = [
-            run.method,
-            run.dataset,
-            f"seed {run.seed}" if run.seed is not None else "",
-            run.phase,
-            step,
-            pages.scores(run),
-        ]
-        facts += [
-            f"{duration(run.eta)} left" if run.eta is not None else "",
-            f"memory {size(run.memory)}" if run.memory else "",
-        ]
+        seed = f"seed {run.seed}" if run.seed is not None else ""
+        facts = [run.method, run.dataset, seed, run.phase, step, pages.scores(run)]
+        facts += [f"{duration(run.eta)} left"] if run.eta is not None else []
+        facts += [f"memory {size(run.memory)}"] if run.memory else []
         state = run.state + (f" ({run.why})" if run.why else "")
         lines.append(f"{state:<10} {clean(run.name)}  " + ", ".join(f for f in facts if f))
         for more in (run.error, trend(run), f"tags: {' '.join(run.labels)}" if run.labels else ""):
@@ -62,11 +52,10 @@ def plain_lines(store: Store, runs: list[Run], machine: Machine | None = None) -
         problems = [f"{k} {v}" for k, v in run.problems.items()] + ([count(run.bad, "unreadable line")] if run.bad else [])
         lines += [f"{'':<10} cannot read: {', '.join(problems)}"] if problems else []
     if machine:
-        lines += host_lines(machine)
+        lines += [f"GPU {g['index']} {g['name']}: {', '.join(gpu_facts(g))}" for g in machine.gpus]
+        lines += [text for text in (machine.gpu_note, ", ".join(host_facts(machine))) if text]
     return lines
 
-
-# ---- --json -----------------------------------------------------------------------------------------------------------
 
 DONE, FAILED, RUNNING, NONE = 0, 1, 3, 4  # exit codes of --json; 2 is a wrong command line, as everywhere
 
@@ -79,8 +68,10 @@ def exit_code(runs: list[Run]) -> int:
 
 def runs_json(store: Store, runs: list[Run]) -> str:
     """The runs for programs. `schema` rises when a key changes its meaning or goes; docs/tui.md lists the keys."""
+    from common.files import finite
+
     made = {"schema": 1, "root": str(store.root), "problem": store.problem or None, "runs": [_facts(r) for r in runs]}
-    return json.dumps(_finite(made), indent=1, default=str, allow_nan=False)
+    return json.dumps(finite(made), indent=1, default=str, allow_nan=False)
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -91,30 +82,21 @@ def _facts(run: Run) -> dict[str, Any]:
     return {k: None if v == "" else v for k, v in facts.items()}
 
 
-def _finite(value: Any) -> Any:
-    """The value with null for NaN and infinity, which JSON does not know."""
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def gpu_facts(g: dict) -> list[str]:
+    """97%, 62.1G/139G, 71 °C, 540 W."""
+    facts = [f"{g['percent']}%" if g["percent"] is not None else "", f"{size(g['used'])}/{size(g['total'])}"]
+    facts += [f"{g['degrees']} °C" if g["degrees"] is not None else "", f"{g['watts']:.0f} W" if g["watts"] else ""]
+    return [fact for fact in facts if fact]
 
 
-def host_lines(machine: Machine) -> list[str]:
-    lines = []
-    for g in machine.gpus:
-        more = [f"{g['percent']}%" if g["percent"] is not None else "", f"{size(g['used'])} of {size(g['total'])}"]
-        more += [f"{g['degrees']} °C" if g["degrees"] is not None else "", f"{g['watts']:.0f} W" if g["watts"] else ""]
-        lines.append(f"GPU {g['index']} {g['name']}: " + ", ".join(m for m in more if m))
-    if machine.gpu_note:
-        lines.append(machine.gpu_note)
-    if h := machine.host:
-        memory = f"memory {size(h['used'])} of {size(h['total'])}"
-        lines.append(f"CPU {h['cpu']:.0f}% of {h['cores']:.0f} cores, {memory}, disk {size(h['disk'])} free")
-    return lines
-
-
-# ---- tables -----------------------------------------------------------------------------------------------------------
+def host_facts(machine: Machine) -> list[str]:
+    if not (h := machine.host):
+        return []
+    return [
+        f"CPU {h['cpu']:.0f}% of {h['cores']:.0f}",
+        f"RAM {size(h['used'])}/{size(h['total'])}",
+        f"disk {size(h['disk'])} free",
+    ]
 
 
 def metrics_csv(runs: Iterable[Run]) -> str:
@@ -146,36 +128,33 @@ def row(run: Run) -> dict[str, str]:
     return cells | {"step": human(last.get("step") or run.step), "state": run.state}
 
 
-def tables(runs: Iterable[Run]) -> list[list[list[str]]]:
-    """[[head, row, ...], ...]: one table per scoring network, because their scores are not comparable."""
+def tables(runs: Iterable[Run]) -> list:
+    """One table per scoring network, because their scores are not comparable."""
+    from common.report import Table
+
     groups: dict[tuple, list[list[str]]] = {}
     for run in runs:
         cells = row(run)
         groups.setdefault(tuple(cells), []).append(list(cells.values()))
-    return [[list(head), *rows] for head, rows in groups.items()]
+    return [Table("", list(head), rows) for head, rows in groups.items()]
 
 
 def markdown(runs: Iterable[Run]) -> str:
-    line = lambda cells: "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |\n"  # noqa: E731
-    return "\n".join(
-        line(head) + "|---" * len(head) + "|\n" + "".join(line(cells) for cells in rows) for head, *rows in tables(runs)
-    )
+    from common.report import markdown_lines
+
+    return "\n\n".join("\n".join(markdown_lines(t)) for t in tables(runs)) + "\n"
 
 
 def latex(runs: Iterable[Run]) -> str:
     """Rows of a LaTeX table, with the head as a comment."""
-    line = lambda cells: " & ".join(map(_tex, cells)) + " \\\\\n"  # noqa: E731
-    return "\n".join("% " + line(head) + "".join(line(cells) for cells in rows) for head, *rows in tables(runs))
+    from common.report import tex
 
+    made = []
+    for t in tables(runs):
+        head, *rows = [" & ".join(map(tex, cells)) + " \\\\\n" for cells in (t.head, *t.rows)]
+        made.append("% " + head + "".join(rows))
+    return "\n".join(made)
 
-def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-        c: "\\" + c for c in "_%&#${}"
-    }
-    return "".join((special | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "—": "--"}).get(c, c) for c in text)
-
-
-# ---- one HTML file ----------------------------------------------------------------------------------------------------
 
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a00", "#666666"]
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#1b1f24}
@@ -187,37 +166,28 @@ img{image-rendering:pixelated;max-width:100%}"""
 def html_report(runs: list[Run], title: str) -> str:
     """A self-contained HTML report of some runs: scores, curves, samples, architectures, configurations."""
     body = [f"<h1>{_h(title)}</h1>"]
-    for head, *rows in tables(runs):
-        cells = "".join(f"<th>{_h(c)}</th>" for c in head)
-        body.append(f"<table><tr>{cells}</tr>")
-        body += ["<tr>" + "".join(f"<td>{_h(c)}</td>" for c in r) + "</tr>" for r in rows] + ["</table>"]
-    metrics = [
-        m for m in dict.fromkeys(m for r in runs for m in curves.metrics(r)) if curves.is_score(m) or m.startswith("loss/")
-    ]
-    for metric in metrics[:12]:
+    for t in tables(runs):
+        cells = [[f"<{tag}>{_h(c)}</{tag}>" for c in row] for tag, row in (("th", t.head), *(("td", row) for row in t.rows))]
+        body.append("<table>" + "".join(f"<tr>{''.join(row)}</tr>" for row in cells) + "</table>")
+    every = dict.fromkeys(m for r in runs for m in curves.metrics(r))
+    for metric in [m for m in every if curves.is_score(m) or m.startswith("loss/")][:12]:
         having = [(COLORS[i % 8], r.name, *curves.points(r, metric)) for i, r in enumerate(runs) if metric in curves.metrics(r)]
         body.append(f"<h3>{_h(metric)} over step</h3>{curves_svg(having)}")
     for run in runs:
         body.append(f"<h2>{_h(run.name)}</h2><p>{_h(pages.state_word(run))} {_h(run.error)}</p>")
-        samples = run.files("samples", ".png")
-        if samples:
-            try:
-                data = read_bytes(samples[-1][1], 8 << 20)
-            except OSError:
-                data = b""
-            if data.startswith(b"\x89PNG\r\n\x1a\n"):
-                image = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-                body.append(f'<p>Samples at step {samples[-1][0]}:<br/><img alt="samples" src="{image}"/></p>')
+        for step, path in run.files("samples", ".png")[-1:]:
+            with contextlib.suppress(OSError):
+                if (data := read_bytes(path, 8 << 20)).startswith(b"\x89PNG\r\n\x1a\n"):
+                    image = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+                    body.append(f'<p>Samples at step {step}:<br/><img alt="samples" src="{image}"/></p>')
         for name, lines in (
             ("Architecture", genotypes.architecture(run, 110, 60, View())),
             ("Search", pages.search(run, 110, 40, View())),
             ("Configuration", pages.configuration(run, 110)),
         ):
             body.append(f"<h3>{name}</h3><pre>{_h(chr(10).join(plain(line) for line in lines))}</pre>")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"/><title>{_h(title)}</title>'
-        f"<style>{STYLE}</style></head><body>" + "\n".join(body) + "</body></html>\n"
-    )
+    head = f'<meta charset="utf-8"/><title>{_h(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{chr(10).join(body)}</body></html>\n'
 
 
 def _h(text: object) -> str:
@@ -226,8 +196,6 @@ def _h(text: object) -> str:
 
 def curves_svg(curves: list[tuple], width: int = 900, height: int = 260) -> str:
     """Curves (colour, name, x, y) as an SVG chart."""
-    from ui.draw import ticks
-
     good = [(c, n, [(a, b) for a, b in zip(x.tolist(), y.tolist(), strict=True) if math.isfinite(a)]) for c, n, x, y in curves]
     values = [(a, b) for _, _, points in good for a, b in points if math.isfinite(b)]
     if not values:
@@ -251,7 +219,6 @@ def curves_svg(curves: list[tuple], width: int = 900, height: int = 260) -> str:
             else:
                 pen = "M"
         parts.append(f'<path d="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
-        parts.append(
-            f'<text x="{60 + 280 * (k % 3)}" y="{height - 18 + 13 * (k // 3)}" fill="{color}">{_h(clean(name, 44))}</text>'
-        )
+        x, y = 60 + 280 * (k % 3), height - 18 + 13 * (k // 3)
+        parts.append(f'<text x="{x}" y="{y}" fill="{color}">{_h(clean(name, 44))}</text>')
     return "".join(parts) + "</svg>"

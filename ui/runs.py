@@ -1,12 +1,11 @@
 """Run directories: one run, its state, all runs of a folder. Their contents are untrusted; Run never raises on bad data.
+Only `Store.tag` (tags.json), `Store.trash` and `Store.restore` write."""
 
-Only `Store.tag` (tags.json), `Store.trash` and `Store.restore` write. torch is never imported, and numpy only where
-arrays are needed, so that the first screen appears quickly.
-"""
-
+import contextlib
 import json
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -15,22 +14,17 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ui import foreign
-from ui.files import Tail, clean, get, last_line, mtime, number, open_regular, parse, parse_lines, read_bytes
+from ui import foreign, np
+from ui.files import Tail, clean, get, last_line, mtime, number, parse, parse_lines, read_bytes, read_end, stamp, write_json
 from ui.search import Search
-
-if TYPE_CHECKING:
-    import numpy as np
 
 LIVE = ("starting", "running", "paused", "stalled", "stopping")
 STATES = ("queued", *LIVE, "done", "stopped", "failed", "lost", "log")  # log: written by another program
-
-# ---- one run ----------------------------------------------------------------------------------------------------------
 
 
 def fid_label(net: object, what: str = "FID") -> str:
@@ -101,30 +95,33 @@ class Columns:
                 self.stages.append((step, clean(stage, 40)))
             if "eval/fid" in row or "eval/is" in row:
                 self.evals.add(step, t, row)
+                self._add_scores(i, row)
             for key, value in row.items():
-                if key in ("step", "t") or (value is not None and type(value) not in (float, int)):
-                    continue
-                kind, _, name = key.partition("/")
-                if kind == "eval":
-                    if name not in ("fid", "is"):
-                        continue
-                    key = fid_label(row.get("eval/net"), name.upper())
-                column = self.keys.get(key)
-                if column is None:
-                    key = clean(key, 60)
-                    if len(self.keys) >= 200 and key not in self.keys:
-                        continue
-                    column = self.keys.setdefault(key, (array("I"), array("d")))
-                value = number(value)
-                if kind == "eval":
-                    now = (*kind_of(self.evals[-1]), self.evals[-1]["bn"])  # BatchNorm tells EAGAN's two stages apart
-                    if column[0] and self.phases.get(key) != now:
-                        self.breaks.setdefault(key, []).append(len(column[0]))
-                    self.phases[key] = now
-                elif value is None:
-                    self.nans += 1
-                column[0].append(i)
-                column[1].append(math.nan if value is None else value)
+                kind = type(value)
+                if (kind is float or kind is int or value is None) and not (key in ("step", "t") or key.startswith("eval/")):
+                    finite = value if kind is float and -math.inf < value < math.inf else number(value)  # mostly the former
+                    self.nans += finite is None
+                    if column := self.keys.get(key) or self._column(key):
+                        column[0].append(i)
+                        column[1].append(math.nan if finite is None else finite)
+
+    def _add_scores(self, i: int, row: dict) -> None:
+        now = (*kind_of(self.evals[-1]), self.evals[-1]["bn"])  # BatchNorm tells EAGAN's two stages apart
+        for what in ("fid", "is"):
+            value, key = row.get(f"eval/{what}", ""), fid_label(row.get("eval/net"), what.upper())
+            if value is None or type(value) in (float, int):
+                if key in self.keys and self.phases.get(key) != now:
+                    self.breaks.setdefault(key, []).append(len(self.keys[key][0]))
+                self.phases[key] = now
+                if column := self._column(key):
+                    column[0].append(i)
+                    column[1].append(math.nan if (value := number(value)) is None else value)
+
+    def _column(self, key: str) -> tuple[array, array] | None:
+        """That of a key, new if it is; None: there are too many."""
+        key = clean(key, 60)
+        known = key in self.keys or len(self.keys) < 200
+        return self.keys.setdefault(key, (array("I"), array("d"))) if known else None
 
 
 class Run:
@@ -133,11 +130,8 @@ class Run:
     def __init__(self, path: Path, record: dict | None = None) -> None:
         self.path, self.name = path, path.name
         self.record = record  # launch record, if launched from the UI (ui.launch)
-        self.config: dict = {}
-        self.status: dict = {}
-        self.tags: dict = {}
-        self.result: dict = {}
-        self.genotype: dict = {}
+        self.config, self.status, self.tags = dict[str, Any](), dict[str, Any](), dict[str, Any]()
+        self.result, self.genotype = dict[str, Any](), dict[str, Any]()
         self.problems: dict[str, str] = {}
         self.exit: int | None = None
         self.exit_time = self.status_time = 0.0
@@ -152,9 +146,8 @@ class Run:
         self.loaded = False
         self.progress = 0.0  # latest mtime of metrics.jsonl, search.jsonl, log.txt
         self.state, self.why = "lost", ""
+        self._values()
         self.lock, self.loading = threading.Lock(), threading.Lock()  # guard the columns, the tails
-
-    # -- reading ------------------------------------------------------------------------------------------------------
 
     def refresh(self) -> bool:
         """Reread small files that changed and update the state. Returns whether anything changed."""
@@ -163,28 +156,40 @@ class Run:
         for name in ("config", "status", "tags", "result", "genotype"):
             changed |= self._object(name)
         changed |= self._exit()
-        self.progress = max(
-            (m for path in (self.tail.path, self.search.path, self.path / "log.txt") if (m := mtime(path))), default=0.0
-        )
+        self.progress = max(map(mtime, (self.tail.path, self.search.path, self.path / "log.txt")))
+        self._values()
         if (mark := self.status.get("checked")) != self.checked[0]:
             self.checked = (mark, time.monotonic())
         self.state, self.why = judge(self)
         return changed or before != (self.state, self.why, self.progress, len(self.problems))
 
+    def _values(self) -> None:
+        """What the small files say, safe to display."""
+        config, status, record = self.config, self.status, self.record or {}
+        args, process, tags = config.get("args") or record.get("args"), status.get("process"), self.tags.get("tags")
+        self.args: dict = args if isinstance(args, dict) else {}
+        self.script = clean(config.get("script") or record.get("script"), 80)
+        self.method = clean(config.get("method"), 20) or self.script[:40].removesuffix(".py")
+        self.method = self.method or ("" if self.foreign else self.name.split("-")[0])
+        self.dataset = clean(config.get("dataset") or get(record, "args", "dataset"), 40)
+        seed = number(config.get("seed") if config else get(record, "args", "seed"))
+        self.seed = None if seed is None else int(seed)
+        self.process: dict = process if isinstance(process, dict) else {}
+        self.phase, self.total = clean(status.get("phase"), 20), number(status.get("total")) or None
+        self.pinned = self.tags.get("pinned") is True
+        self.labels = [clean(t, 40) for t in tags if isinstance(t, str)][:20] if isinstance(tags, list) else []
+
     def _changed(self, name: str) -> bool:
-        try:
-            st = os.lstat(self.path / name)
-            key = (st.st_ino, st.st_size, st.st_mtime_ns)
-        except OSError:
-            key = ()
+        key = stamp(self.path / name)
         if self.seen.get(name) == key:
             return False
+        changed = key[2] / 1e9 if key else 0.0
         if name == "status.json":
-            self.status_time = st.st_mtime if key else 0.0
-            old = 0.0 if self.seen.get(name) else max(0.0, time.time() - self.status_time)  # seen to change: new
+            self.status_time = changed
+            old = 0.0 if self.seen.get(name) else max(0.0, time.time() - changed)  # seen to change: new
             self.watched = time.monotonic() - old
         if name == "exit":
-            self.exit_time = st.st_mtime if key else 0.0
+            self.exit_time = changed
         new = name not in self.seen and not key
         self.seen[name] = key
         return not new
@@ -218,18 +223,11 @@ class Run:
         if self.foreign:
             return
         try:
-            fd = open_regular(self.tail.path)
+            data, whole = read_end(self.tail.path, 8192)
         except OSError:
             return
-        try:
-            size = os.fstat(fd).st_size
-            data = os.pread(fd, 8192, max(0, size - 8192))
-        except OSError:
-            return
-        finally:
-            os.close(fd)
         columns = Columns()
-        columns.add(parse_lines([x for x in data.split(b"\n")[size > 8192 : -1] if x.strip()])[0])
+        columns.add(parse_lines([x for x in data.split(b"\n")[not whole : -1] if x.strip()])[0])
         self.peeked = {
             "eval": columns.evals[-1] if len(columns.evals) else None,
             "step": columns.step[-1] if columns.step else None,
@@ -264,8 +262,6 @@ class Run:
 
     def column(self, key: str) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
         """(step, seconds, value) of a metric as float64 arrays, empty if the run does not have it."""
-        import numpy as np
-
         with self.lock:
             c = self.columns
             n = len(c.keys[key][0]) if key in c.keys else 0
@@ -278,63 +274,14 @@ class Run:
             c.cache[key] = (np.array(c.step)[rows], np.array(c.t)[rows], np.array(c.keys[key][1]))
             return c.cache[key]
 
-    # -- values -------------------------------------------------------------------------------------------------------
-
-    @property
-    def method(self) -> str:
-        script = clean(self.config.get("script") or get(self.record, "script"), 40).removesuffix(".py")
-        return clean(self.config.get("method"), 20) or script or ("" if self.foreign else self.name.split("-")[0])
-
-    @property
-    def script(self) -> str:
-        return clean(self.config.get("script") or get(self.record, "script"), 80)
-
-    @property
-    def dataset(self) -> str:
-        return clean(self.config.get("dataset") or get(self.record, "args", "dataset"), 40)
-
-    @property
-    def seed(self) -> int | None:
-        seed = number(self.config.get("seed") if self.config else get(self.record, "args", "seed"))
-        return None if seed is None else int(seed)
-
-    @property
-    def args(self) -> dict:
-        args = self.config.get("args") or get(self.record, "args")
-        return args if isinstance(args, dict) else {}
-
-    @property
-    def process(self) -> dict:
-        process = self.status.get("process")
-        return process if isinstance(process, dict) else {}
-
     @property
     def live(self) -> bool:
         return self.state in LIVE
 
     @property
-    def pinned(self) -> bool:
-        return self.tags.get("pinned") is True
-
-    @property
-    def labels(self) -> list[str]:
-        tags = self.tags.get("tags")
-        return [clean(t, 40) for t in tags if isinstance(t, str)][:20] if isinstance(tags, list) else []
-
-    @property
     def step(self) -> float | None:
-        step = number(self.status.get("step"))
-        if step is None:
-            step = self.columns.step[-1] if self.columns.step else number(get(self.peeked, "step"))
-        return step
-
-    @property
-    def total(self) -> float | None:
-        return number(self.status.get("total")) or None
-
-    @property
-    def phase(self) -> str:
-        return clean(self.status.get("phase"), 20)
+        last = self.columns.step[-1] if self.columns.step else number(get(self.peeked, "step"))
+        return last if (step := number(self.status.get("step"))) is None else step
 
     @property
     def last(self) -> dict:
@@ -365,10 +312,7 @@ class Run:
     def score(self, label: str) -> float | None:
         """The last score of this name ("FID", "IS(compact)", ...). None: the last evaluation used another network."""
         last = self.last
-        for what in ("fid", "is"):
-            if last and fid_label(last.get("net"), what.upper()) == label:
-                return last.get(what)
-        return None
+        return next((last.get(k) for k in ("fid", "is") if last and fid_label(last.get("net"), k.upper()) == label), None)
 
     @property
     def rate(self) -> float | None:
@@ -379,16 +323,19 @@ class Run:
         """Seconds left if running: from status.json, else estimated from the last 20% of the rows."""
         if self.state not in ("running", "stopping"):
             return None
-        eta = number(self.status.get("eta_s"))
-        if eta is not None:
-            return max(0.0, eta)
-        steps, times = self.columns.step, self.columns.t
-        if self.total and len(steps) > 10:
+        eta, steps, times = number(self.status.get("eta_s")), self.columns.step, self.columns.t
+        if eta is None and self.total and len(steps) > 10:
             i = int(len(steps) * 0.8)
             seconds, done = times[-1] - times[i], steps[-1] - steps[i]
-            if seconds > 0 and done > 0:
-                return max(0.0, (self.total - steps[-1]) * seconds / done)
-        return None
+            eta = (self.total - steps[-1]) * seconds / done if seconds > 0 and done > 0 else None
+        return None if eta is None else max(0.0, eta)
+
+    @property
+    def spent(self) -> float | None:
+        """Seconds of work, before and after resuming."""
+        seconds = self.result.get("seconds")
+        parts = [s for v in seconds.values() if (s := number(v)) is not None] if isinstance(seconds, dict) else []
+        return sum(parts) if parts else self.columns.t[-1] if len(self.columns.t) else None
 
     @property
     def memory(self) -> float | None:
@@ -416,17 +363,11 @@ class Run:
         """[(step, path)] of samples/<step>.png or genotypes/<step>.json, sorted."""
         try:
             with os.scandir(self.path / folder) as entries:
-                found = [
-                    (int(stem), Path(e.path))
-                    for e in entries
-                    if e.name.endswith(suffix)
-                    and (stem := e.name[: -len(suffix)]).isascii()
-                    and stem.isdigit()
-                    and len(stem) < 16
-                ]
+                stems = [e.name.removesuffix(suffix) for e in entries if e.name.endswith(suffix)]
         except OSError:
             return []
-        return sorted(found)
+        steps = [(int(stem), stem) for stem in stems if re.fullmatch("[0-9]{1,15}", stem)]
+        return sorted((step, self.path / folder / (stem + suffix)) for step, stem in steps)
 
     def genotype_at(self, step: float | None) -> dict:
         """genotype.json, or with a step the latest one in genotypes/ at or before it."""
@@ -440,29 +381,15 @@ class Run:
 
     def source(self) -> dict[str, str]:
         """The files in source/: {name: text}."""
-        found = {}
-        for pattern in ("*.py", "common/*.py"):
-            for path in sorted((self.path / "source").glob(pattern))[:50]:
-                try:
-                    found[str(path.relative_to(self.path / "source"))] = read_bytes(path).decode("utf-8", "replace")
-                except OSError:
-                    continue
+        found, home = {}, self.path / "source"
+        for path in [p for pattern in ("*.py", "common/*.py") for p in sorted(home.glob(pattern))[:50]]:
+            with contextlib.suppress(OSError):
+                found[str(path.relative_to(home))] = read_bytes(path).decode("utf-8", "replace")
         return found
 
 
 # ---- states -----------------------------------------------------------------------------------------------------------
-
-
-def boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-HOST = (socket.gethostname(), boot_id())
-
-
+HOST = (socket.gethostname(), last_line(Path("/proc/sys/kernel/random/boot_id")))
 STOPPED = ("T", "t")  # state letters of a paused process
 
 
@@ -566,16 +493,9 @@ def ended(code: float | None) -> tuple[str, str]:
     """(state, reason) from the exit code of a process that did not report how it ended."""
     if code is None:
         return "lost", "no process and no exit code"
-    if code == 0:
-        return "done", ""
-    if code == 130:
-        return "stopped", ""
-    if code in (137, -9):
-        return "failed", "killed (out of memory?)"
-    return "failed", f"exit {code:.0f}"
-
-
-# ---- all runs ---------------------------------------------------------------------------------------------------------
+    if code in (0, 130):
+        return ("stopped" if code else "done"), ""
+    return "failed", "killed (out of memory?)" if code in (137, -9) else f"exit {code:.0f}"
 
 
 class Store:
@@ -594,8 +514,9 @@ class Store:
         try:
             with os.scandir(self.root) as entries:
                 for e in entries:
-                    if not e.name.startswith(".") and _is_dir(e):
-                        found[e.name] = Path(e.path)
+                    with contextlib.suppress(OSError):
+                        if not e.name.startswith(".") and e.is_dir():
+                            found[e.name] = Path(e.path)
             self.problem = ""
         except FileNotFoundError:
             self.problem = "there is no such folder yet"
@@ -621,13 +542,11 @@ class Store:
         for name in set(self.runs) - names - set(pending):
             del self.runs[name]
             changed.add(name)
-        for name, record in pending.items():
-            if name not in self.runs:
+        for name, record in (pending | launched).items():
+            if name in pending and name not in self.runs:
                 self.runs[name] = Run(Path(record["dir"]))
                 self.runs[name].name = name
                 changed.add(name)
-            self.runs[name].record = record
-        for name, record in launched.items():
             if name in self.runs:
                 self.runs[name].record = record
         return changed
@@ -646,8 +565,6 @@ class Store:
     def ordered(self) -> list[Run]:
         return list(self.runs.values())
 
-    # -- writing --------------------------------------------------------------------------------------------------------
-
     def _ours(self, run: Run) -> None:
         if run.foreign:
             raise ValueError(f"{run.name}: written by another program, only read here")
@@ -656,12 +573,7 @@ class Store:
         """Change tags, note or pinned in tags.json, atomically. OSError: cannot be written. ValueError: not a run of ours."""
         self._ours(run)
         value = {k: v for k, v in {**run.tags, **changes}.items() if v not in (None, [], "", False)}
-        path = run.path / "tags.json"
-        tmp = path.with_name(f"tags.json.{os.getpid()}.tmp")
-        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(fd, "w", encoding="utf-8") as f:
-            json.dump(value, f, indent=1)
-        os.replace(tmp, path)
+        write_json(run.path / "tags.json", value)
         run.refresh()
 
     def trash(self, run: Run) -> Path:
@@ -672,11 +584,9 @@ class Store:
             raise ValueError(f"{run.name} is {run.state}; stop it first")
         bin_ = self.root / ".trash"
         bin_.mkdir(exist_ok=True)
-        to, n = bin_ / run.path.name, 1
-        while os.path.lexists(to):
-            n += 1
-            to = bin_ / f"{run.path.name}~{n}"
-        with open(bin_ / "moved.jsonl", "a", encoding="utf-8") as f:  # first: a run must not be in the trash without a way back
+        names = (f"{run.path.name}~{n}" if n else run.path.name for n in count())
+        to = next(bin_ / name for name in names if not os.path.lexists(bin_ / name))
+        with open(bin_ / "moved.jsonl", "a", encoding="utf-8") as f:  # first: no run in the trash without a way back
             f.write(json.dumps({"trashed": to.name, "original": os.path.relpath(run.path, self.root)}) + "\n")
         os.rename(run.path, to)
         self.runs.pop(run.name, None)
@@ -704,13 +614,6 @@ class Store:
         if os.path.lexists(original):
             raise FileExistsError(f"{original.name} exists again")
         os.rename(trashed, original)
-
-
-def _is_dir(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 def is_run(path: Path) -> bool:

@@ -17,15 +17,11 @@ from ui.curves import LETTERS, is_score, metrics, seed_groups
 from ui.draw import Line, crop, fit, human
 from ui.files import Log, clean, number
 from ui.form import Launching
-from ui.pair import Compare
-from ui.results import Results
+from ui.pages import open_image, sample_at, sample_lines
 from ui.runs import STATES, Run, color_index
-from ui.samples import open_image, sample_at, sample_lines
+from ui.several import Compare, Results
 from ui.state import State
-from ui.view import View
 from ui.widgets import BAD_LINE, Doc, LogView, Table, safely
-
-# ---- all runs ---------------------------------------------------------------------------------------------------------
 
 
 class Runs(Launching):
@@ -39,19 +35,20 @@ class Runs(Launching):
         Binding("escape", "unfilter", "show all: clear the filter", show=False),
         Binding("s", "sort", "sort: by the next column"),
         Binding("c", "compare", "compare: two overlaid runs"),
-        Binding("l", "results", "results: tables over seeds of the overlaid or listed runs", show=False),
+        Binding("l", "results", "results: tables over seeds", show=False),
         *ACTS,
         *CURVES,
         Binding("0", "clear", "clear the overlay", show=False),
-        Binding("i", "reverse", "reverse the sort order", show=False),
-        Binding("u", "group", "group seeds: mean and spread", show=False),
-        Binding("o", "columns", "choose columns: best FID, started, params, any argument", show=False),
+        Binding("i", "toggle('reverse')", "reverse the sort order", show=False),
+        Binding("u", "toggle('group')", "group seeds: mean and spread", show=False),
+        Binding("o", "columns", "choose columns: best FID, any argument", show=False),
         Binding("p", "pin", "pin to the top", show=False),
         Binding("number_sign", "tags", "edit tags and note", show=False),
         Binding("h", "hide", "hide or unhide this run", show=False),
-        Binding("a", "hidden", "show hidden runs", show=False),
+        Binding("a", "toggle('show_hidden')", "show hidden runs", show=False),
         *MOVES,
     ]
+    moved = "#table"
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
@@ -74,12 +71,11 @@ class Runs(Launching):
         self.query_one("#host").styles.height = host
         spare = self.query_one("#left").size.height - len(self.state.listed()) - host - 3
         self.query_one("#preview").styles.height = max(5, min(14, spare))
-        self.update("top", "status", "preview", "host", "host-below")
+        self.update("top", "status", "preview", "host", "host-below", "keys")
         if names & {run.name for run, _, _ in self.drawn()} or not self.query_one("#charts", Doc).lines:
             self.update("charts")
 
     # -- the list
-
     def columns(self, runs: list[Run], width: int) -> list[tuple[str, int, list[str]]]:
         """(name, width, texts) of the columns: those that were chosen, else those that fit."""
         state, labels = self.state, self.state.labels()
@@ -103,7 +99,7 @@ class Runs(Launching):
         for name, w, _ in shown:
             at = self.spots[-1][1]
             self.spots.append((at, at + w + 1, name))
-            top += columns.padded(name + arrow.get(name, ""), w)
+            top += " " + fit(name + arrow.get(name, ""), w, True)
         rows: list[tuple[str, Line]] = []
         for i, run in enumerate(runs):
             letter, style = self.state.overlay_mark(run)
@@ -115,29 +111,21 @@ class Runs(Launching):
             for name, w, texts in shown:
                 tone = pages.STYLES[run.state] if name == "ETA" and run.state != "running" else ""
                 tone = "dim" if name.startswith("FID") and (number(run.last.get("n")) or 0) < 50_000 else tone
-                line.append((columns.padded(texts[i], w), tone))
+                line.append((" " + fit(texts[i], w, True), tone))
             rows.append((run.name, line))
         table.empty = self.empty(width)
         table.show([(top, "bold")], rows, self.state.store.became)
 
     def empty(self, width: int) -> list[Line]:
         if self.state.store.runs:
-            return [
-                [],
-                [(f"  no runs match {self.state.filter_text}" if self.state.filter_text else "  all runs are hidden", "warn")],
-                [("  / edits the filter, a shows hidden runs", "dim")],
-            ]
+            none = f"no runs match {self.state.filter_text}" if self.state.filter_text else "all runs are hidden"
+            return [[], [(f"  {none}", "warn")], [("  / edits the filter, a shows hidden runs", "dim")]]
         if not self.state.scanned:
             return [[], [("  scanning for runs…", "dim")]]
         why = f" ({self.state.store.problem})" if self.state.store.problem else ""
         start = "read-only mode: runs cannot be started" if self.state.readonly else "press n to start one"
-        lines = [
-            f"no runs in {self.state.store.root}/{why}",
-            start,
-            "or open another folder: python tui.py DIR",
-            "? lists all keys, q quits",
-        ]
-        return [[], *([(f"  {text}", "" if i == 0 else "dim")] for i, text in enumerate(lines))]
+        hints = (start, "or open another folder: python tui.py DIR", "? lists all keys, q quits")
+        return [[], [(f"  no runs in {self.state.store.root}/{why}", "")], *([(f"  {hint}", "dim")] for hint in hints)]
 
     def on_table_picked(self, event: Table.Picked) -> None:
         if event.entered:
@@ -151,8 +139,6 @@ class Runs(Launching):
             self.state.reverse = not self.state.reverse if self.state.sort == key else False
             self.state.sort = key
             self.fill()
-
-    # -- status lines
 
     def top_line(self, width: int, _: int) -> list[Line]:
         counts = Counter(r.state for r in self.state.store.ordered())
@@ -169,14 +155,13 @@ class Runs(Launching):
         return [crop([(f" {where} ", "bold"), *line], width)]
 
     def status_line(self, width: int, _: int) -> list[Line]:
-        shown, total = len(self.state.listed()), len(self.state.store.runs)
-        words = [f"{shown} of {draw.count(total, 'run')}", f"sort {self.state.sort} {'▼' if self.state.falling else '▲'}"]
-        words += [f"filter: {self.state.filter_text} (esc clears it)"] if self.state.filter_text else []
-        words += [f"{len(self.state.overlay)} overlaid"] if self.state.overlay else []
-        words += ["seeds grouped"] if self.state.group else []
-        left = [label for label in self.state.labels() if label.startswith("FID")]
-        fits = {name for _, _, name in self.spots}
-        hidden = [label for label in left if label not in fits]
+        state, fits = self.state, {name for _, _, name in self.spots}
+        words = [f"{len(state.listed())} of {draw.count(len(state.store.runs), 'run')}"]
+        words += [f"sort {state.sort} {'▼' if state.falling else '▲'}"]
+        words += [f"filter: {state.filter_text} (esc clears it)"] if state.filter_text else []
+        words += [f"{len(state.overlay)} overlaid"] if state.overlay else []
+        words += ["seeds grouped"] if state.group else []
+        hidden = [label for label in state.labels() if label.startswith("FID") and label not in fits]
         words += [f"hidden columns: {', '.join(hidden)}"] if hidden else []
         return [[(fit(" " + " · ".join(words), width), "dim")]]
 
@@ -186,8 +171,9 @@ class Runs(Launching):
         if run is None or height < 2:
             return []
         lines: list[Line] = [[("─" * width, "faint")]]
-        head = [run.name, pages.scores(run), run.error or pages.state_word(run), " ".join(f"#{t}" for t in run.labels)]
-        lines.append([(fit(" " + " · ".join(h for h in head if h), width), "bad" if run.error else "bold")])
+        tags, style = " ".join(f"#{t}" for t in run.labels), "bad" if run.error else "bold"
+        head = filter(None, (self.state.short(run), run.error or pages.state_word(run), pages.scores(run), tags))
+        lines.append([(fit(" " + draw.wrapped(head, width - 1, " · ")[0], width), style)])
         log = Log(run.path / "log.txt" if (run.path / "log.txt").exists() else run.output)
         log.update(1 << 20)
         if len(log) and height > 2:
@@ -200,22 +186,14 @@ class Runs(Launching):
         machine, lines = self.state.machine, []
         for g in machine.gpus:
             used = g["used"] / g["total"] if g["total"] else 0
-            busy = "—" if g["percent"] is None else g["percent"]
-            text = f" GPU{g['index']} {fit(g['name'].replace('NVIDIA ', ''), 8)} {busy:>3}% "
-            text += f"{draw.bar(used, 10)} {draw.size(g['used'])}/{draw.size(g['total'])}"
-            text += f" {g['degrees']}°" if g["degrees"] is not None else ""
-            text += f" {g['watts']:.0f}W" if g["watts"] else ""
-            lines.append(text + f"  free {draw.size(g['total'] - g['used'])}")
-        h = machine.host
-        host = f" CPU {h['cpu']:.0f}% of {h['cores']:.0f} · RAM {draw.size(h['used'])}/{draw.size(h['total'])} · " if h else " "
-        host += f"disk {draw.size(h['disk'])} free · " if h else ""
-        host += ("GPU n/a · " if machine.gpu_note else "") + f"poll {1000 * self.state.poll_seconds:.0f} ms"
+            head = f" GPU{g['index']} {fit(g['name'].replace('NVIDIA ', ''), 8)} {draw.bar(used, 10)} "
+            lines.append(f"{head}{', '.join(report.gpu_facts(g))}, free {draw.size(g['total'] - g['used'])}")
+        facts = [*report.host_facts(machine), machine.gpu_note and "GPU n/a", f"poll {1000 * self.state.poll_seconds:.0f} ms"]
+        host = " " + draw.wrapped(filter(None, facts), width - 1, " · ")[0]
         if height == 1:
             short = [f" GPU{g['index']} {g['percent']}% {draw.size(g['used'])}/{draw.size(g['total'])}" for g in machine.gpus]
             return [[(fit("".join(short) + host, width), "dim")]]
         return [[(fit(text, width), "dim")] for text in [*lines[: height - 1], host]]
-
-    # -- curves
 
     def drawn(self) -> list[tuple[Run, str, str]]:
         """Runs whose curves are shown. The selected run comes last, so it is drawn on top."""
@@ -233,43 +211,45 @@ class Runs(Launching):
         return [[("│", "faint"), *line] for line in lines + [[]] * (height - len(lines))]
 
     def charts(self, width: int, height: int) -> list[Line]:
-        drawn, metric, curves = self.drawn(), self.state.metric, self.state.curves
+        drawn, metric, curves = self.drawn(), self.metric_now(), self.state.curves
         if not drawn:
             return [[(" curves will appear here", "dim")]]
         for run, _, _ in drawn:
             self.state.want(run)
-        metric = self.metric_now()
-        legend: Line = []
+        second = {"FID": "IS", "IS": "FID"}.get(metric[:3].rstrip("(-"), "") + metric[3 if metric.startswith("FID") else 2 :]
+        second = second if is_score(metric) and any(second in metrics(r) for r, _, _ in drawn) else ""
+        frame = curves.frame([(r, [m for m in (metric, second) if m in metrics(r)]) for r, _, _ in drawn])
+        legends, values = self.legend(drawn, metric, width, height), list[Line]()
+        if self.state.group:
+            runs = [r for r, _, _ in drawn]
+            named = [line for k, group in enumerate(seed_groups(runs)) for line in self.group_legend(group, k, width)]
+            legends, values = named[: max(2, height // 3)], [[], *compare.distances(runs)]
+            legends[-1] = legends[-1] if len(legends) == len(named) else [(" …", "dim")]
+            values = values[: max(0, height - len(legends) - 10)]
+        room = height - len(legends) - len(values)
+        lower = room // 2 if second and room >= 20 else 0
+        lines = list(legends)
+        for name, h in ((metric, room - lower), (second, lower)):
+            if h and self.state.group:
+                lines += curves.draw(curves.grouped(runs, name), name, width, h, frame)
+            elif h:
+                lines += curves.lines([d for d in drawn if name in metrics(d[0])], name, width, h, frame)
+        return [crop(line, width) for line in lines + values]
+
+    def legend(self, drawn: list[tuple[Run, str, str]], metric: str, width: int, height: int) -> list[Line]:
+        """The names of the curves, on one line if they fit."""
+        line: Line = []
         share = width // len(drawn) - 4  # per name, if shortened names fit on one line
         for run, style, letter in sorted(drawn, key=lambda d: d[2]):
             has = metric in metrics(run)
             name = self.state.short(run) + ("" if has else " (no data)")
             if height < 20 and share > 12:
                 name = draw.fit_middle(name, min(share, draw.cell_len(name)))
-            legend.append((f" ▌{letter}{' ' if letter else ''}{name}", style if has else "dim"))
-        legends = [legend] if draw.width_of(legend) <= width else [[part] for part in legend][: max(1, height // 5)]
-        if len(legends) > 1 and len(legend) > len(legends):
-            legends[-1] = [(f" … and {len(legend) - len(legends) + 1} more", "dim")]
-        second = {"FID": "IS", "IS": "FID"}.get(metric[:3].rstrip("(-"), "") + metric[3 if metric.startswith("FID") else 2 :]
-        second = second if is_score(metric) and any(second in metrics(r) for r, _, _ in drawn) else ""
-        frame = curves.frame([(r, [m for m in (metric, second) if m in metrics(r)]) for r, _, _ in drawn])
-        values: list[Line] = []
-        if self.state.group:
-            runs = [r for r, _, _ in drawn]
-            table = [[], *compare.seeds(runs), [], *compare.distances(runs)]
-            legends = [self.group_legend(group, k) for k, group in enumerate(seed_groups(runs))][: max(1, height // 5)]
-            values = table[: max(0, height - len(legends) - 10)]
-        room = height - len(legends) - len(values)
-        two = second and room >= 20
-        tall = room // 2 if two else room
-        lines = list(legends)
-        for name, h in ((metric, room - tall if two else tall), (second, tall)):
-            if name and (two or name == metric):
-                if self.state.group:
-                    lines += curves.draw(curves.grouped([r for r, _, _ in drawn], name), name, width, h, frame)
-                else:
-                    lines += curves.lines([d for d in drawn if name in metrics(d[0])], name, width, h, frame)
-        return [crop(line, width) for line in lines + values]
+            line.append((f" ▌{letter}{' ' if letter else ''}{name}", style if has else "dim"))
+        lines = [line] if draw.width_of(line) <= width else [[part] for part in line][: max(1, height // 5)]
+        if len(lines) > 1 and len(line) > len(lines):
+            lines[-1] = [(f" … and {len(line) - len(lines) + 1} more", "dim")]
+        return lines
 
     def metric_now(self) -> str:
         """The metric that is drawn: the chosen one, or another if no run has it."""
@@ -278,13 +258,12 @@ class Runs(Launching):
             return self.state.metric
         return next((m for r, _, _ in drawn for m in metrics(r)), self.state.metric)
 
-    def group_legend(self, group: list[Run], k: int) -> Line:
-        """Names the k-th mean curve: its letter, and the runs that it is the mean of."""
+    def group_legend(self, group: list[Run], k: int, width: int) -> list[Line]:
+        """The letter of the k-th mean curve, the runs that it is the mean of, and their last scores."""
         first, seeds = group[0], " ".join(str(r.seed) for r in sorted(group, key=lambda r: r.seed or 0))
         name = f"{first.method} {first.dataset} {clean(first.config.get('preset'))}".strip()
-        return [(f" ▌{LETTERS[k % 26]} {name} · seeds {seeds}", f"s{k % 8}")]
-
-    # -- actions
+        head: Line = [(f" ▌{LETTERS[k % 26]} {name} · seeds {seeds}", f"s{k % 8}")]
+        return [head, *(line for texts in compare.over_seeds(group) for line in draw.hanging("   ", texts, width, "  "))]
 
     NEEDS_RUN = ("act", "open", "rerun", "derive", "overlay", "pin", "tags", "hide", "metric", "compare")
 
@@ -295,9 +274,6 @@ class Runs(Launching):
     def run_now(self) -> Run | None:
         key = self.query_one(Table).key
         return self.state.store.runs.get(key) if key else None
-
-    def action_move(self, key: str) -> None:
-        self.query_one(Table).move(key)
 
     def action_open(self) -> None:
         if run := self.run_now():
@@ -320,16 +296,14 @@ class Runs(Launching):
         hint = "words, -word, /regex/, fid<15, is>8, fid(compact)<2, state=running, tag:paper, seed=3, g_lr>1e-4"
         self.ask("filter", self.state.filter_text, self.set_filter, hint, live=True)
 
-    def set_filter(self, text: str) -> str:
-        """Show only the runs that match. Returns an error message or ""."""
-        if not (wrong := self.state.set_filter(text)):
-            self.fill()
-            self.update("status", "preview", "charts")
-        return wrong
+    def set_filter(self, text: str) -> None:
+        """Show only the runs that match. ValueError: no valid query."""
+        self.state.set_filter(text)
+        self.fill()
+        self.update("status", "preview", "charts")
 
     def action_unfilter(self) -> None:
-        self.state.set_filter("")
-        self.update_all()
+        self.set_filter("")
 
     def action_sort(self) -> None:
         keys = ["state", "name", *(name for _, _, name in self.spots[1:])]
@@ -340,40 +314,27 @@ class Runs(Launching):
     def action_columns(self) -> None:
         hint = f"separated by commas, empty: what fits; {', '.join(columns.COLUMNS)}, scores, arguments"
 
-        def done(text: str) -> str:
-            try:
-                self.state.columns = columns.chosen(text, self.state.labels(), self.state.store.ordered())
-            except ValueError as e:
-                return clean(e, 300)
+        def done(text: str) -> None:
+            self.state.columns = columns.chosen(text, self.state.labels(), self.state.store.ordered())
             self.update_all()
-            return ""
 
         self.ask("columns", ", ".join(self.state.columns), done, hint)
 
-    def action_reverse(self) -> None:
-        self.state.reverse = not self.state.reverse
-        self.update_all()
-
     def action_metric(self) -> None:
-        found = list(dict.fromkeys(m for r, _, _ in self.drawn() for m in metrics(r)))
+        found, now = list(dict.fromkeys(m for r, _, _ in self.drawn() for m in metrics(r))), self.state.metric
         if found:
-            self.state.metric = (
-                found[(found.index(self.state.metric) + 1) % len(found)] if self.state.metric in found else found[0]
-            )
+            self.state.metric = found[(found.index(now) + 1) % len(found)] if now in found else found[0]
         self.update_all()
 
-    def action_group(self) -> None:
-        self.state.group = not self.state.group
+    def action_toggle(self, what: str) -> None:
+        """group, reverse or show_hidden."""
+        setattr(self.state, what, not getattr(self.state, what))
         self.update_all()
 
     def action_hide(self) -> None:
         if run := self.run_now():
             self.state.hidden ^= {run.name}
             self.update_all()
-
-    def action_hidden(self) -> None:
-        self.state.show_hidden = not self.state.show_hidden
-        self.update_all()
 
     def action_pin(self) -> None:
         if run := self.run_now():
@@ -410,21 +371,19 @@ class Runs(Launching):
 
     def ask_tags(self, runs: list[Run]) -> None:
         """Edit the tags and the note of one run, or add tags to several."""
-        if len(runs) > 1:
+        run, several = runs[0], len(runs) > 1
 
-            def add(text: str) -> str:
+        def done(text: str) -> None:
+            tags, _, note = text.partition("|")
+            if several:
                 self.tag(runs, lambda run: {"tags": list(dict.fromkeys([*run.labels, *text.split()]))})
-                return ""
+            else:
+                self.tag(runs, lambda _: {"tags": list(dict.fromkeys(tags.split())), "note": note.strip()})
 
-            self.ask("add tags", "", add, hint=f"to {len(runs)} runs, separated by spaces")
-        elif run := next(iter(runs), None):
+        if several:
+            self.ask("add tags", "", done, hint=f"to {len(runs)} runs, separated by spaces")
+        else:
             text = " ".join(run.labels) + (f" | {clean(run.tags.get('note'))}" if run.tags.get("note") else "")
-
-            def done(text: str) -> str:
-                tags, _, note = text.partition("|")
-                self.tag([run], lambda _: {"tags": list(dict.fromkeys(tags.split())), "note": note.strip()})
-                return ""
-
             self.ask("tags | note", text, done, hint=f"{run.name}: tags separated by spaces, then | and a note")
 
     def action_compare(self) -> None:
@@ -439,18 +398,12 @@ class Runs(Launching):
     def action_results(self) -> None:
         self.app.push_screen(Results(self.state, [run for run in self.exported() if not run.foreign]))
 
-    def csv(self) -> str:
-        return report.metrics_csv(self.exported())
-
     def exported(self) -> list[Run]:
         return self.marked() or self.state.listed()
 
     def copied(self) -> str:
-        run = self.run_now()
-        return str(run.path) if run else ""
+        return str(run.path) if (run := self.run_now()) else ""
 
-
-# ---- one run ----------------------------------------------------------------------------------------------------------
 
 TABS = ("charts", "log", "samples", "architecture", "search", "config")
 
@@ -481,17 +434,16 @@ class OneRun(Launching):
         *MOVES,
     ]
     USE: ClassVar = {  # tabs in which an action is available; actions not listed work in all tabs
-        **dict.fromkeys(("metric", "ema", "log", "axis", "zoom", "band", "inspect"), ("charts",)),
+        **dict.fromkeys(("metric", "setting", "log", "inspect"), ("charts",)),
         **dict.fromkeys(("follow", "find", "match", "only", "trouble", "line"), ("log",)),
+        **dict.fromkeys(("scrub", "best"), ("charts", "samples", "architecture", "search")),
         **{"size": ("samples",), "pick": ("architecture", "search"), "other": ("log", "architecture", "search")},
         "zoom": ("charts", "search"),
-        **dict.fromkeys(("scrub", "best"), ("charts", "samples", "architecture", "search")),
     }
 
     def __init__(self, state: State, run: Run, tab: str = "charts") -> None:
         super().__init__(state)
         self.run, self.tab = run, tab
-        self.view = View()
         self.first, self.per_page = 0, 1  # index of the first chart shown; how many fit
         self.across = 8
         self.pictured: tuple = ()  # the picture and zoom that #pixels shows
@@ -515,7 +467,7 @@ class OneRun(Launching):
             self.run = self.state.store.runs[self.run.name]
         if self.tab == "log":
             safely(self, "log", self.query_one(LogView).tick)
-        self.update("head", "tabs")
+        self.update("head", "tabs", "keys")
         if self.tab != "log" and self.run.name in names:
             self.update("content")
 
@@ -530,11 +482,6 @@ class OneRun(Launching):
         return self.tab in self.USE.get(action, (self.tab,))
 
     # -- tabs
-
-    def titles(self) -> list[str]:
-        search = pages.TITLES.get(self.run.search.kind, "Search")
-        return ["Charts", "Log", "Samples", "Architecture", search, "Config"]
-
     def tabs(self, width: int, _: int) -> list[Line]:
         right = f"as of step {human(self.view.at)} · . later " if self.view.at is not None else ""
         if self.tab == "log":
@@ -545,7 +492,8 @@ class OneRun(Launching):
             right = "this directory is gone "
         if not self.run.loaded:
             right = "reading… "
-        texts = [f"{i} {title}" for i, title in enumerate(self.titles(), 1)]
+        search = pages.TITLES.get(self.run.search.kind, "Search")
+        texts = [f"{i} {search if t == 'search' else t.capitalize()}" for i, t in enumerate(TABS, 1)]
         if sum(len(t) + 3 for t in texts) + 2 + len(right) > width:  # spell out only the open tab
             texts = [t if name == self.tab else t[0] for t, name in zip(texts, TABS, strict=True)]
         line: Line = [(" ", "")]
@@ -557,10 +505,9 @@ class OneRun(Launching):
         return [crop([*line, (gap, ""), (right, "warn" if self.view.at is not None else "dim")], width)]
 
     def on_click(self, event: events.Click) -> None:
-        if event.widget is self.query_one("#tabs", Doc):
-            name = next((name for end, name in self.tab_spots if event.x < end), None)
-            if name:
-                self.action_tab(name)
+        name = next((name for end, name in self.tab_spots if event.x < end), None)
+        if name and event.widget is self.query_one("#tabs", Doc):
+            self.action_tab(name)
 
     def action_tab(self, tab: str) -> None:
         self.tab = tab
@@ -602,14 +549,9 @@ class OneRun(Launching):
             group = tuple(m for m in group if m in found)
             if group not in made:
                 made.append(group)
-        rank = {"entropy G": 3, "reward": 3, "front": 8, "perf/img_s": 9}
+        rank = {"loss/g": 2, "entropy G": 3, "reward": 3, "front": 8, "perf/img_s": 9}
         rank |= dict.fromkeys(("stage", "round", "iteration", "epoch", "batch", "resets", "eval/n"), 10)  # counters
-        return sorted(
-            made,
-            key=lambda g: (
-                0 if g[0].startswith("FID") else 1 if g[0].startswith("IS") else rank.get(g[0], 4 if g[0] != "loss/g" else 2)
-            ),
-        )
+        return sorted(made, key=lambda g: 0 if g[0].startswith("FID") else 1 if g[0].startswith("IS") else rank.get(g[0], 4))
 
     def paging(self) -> str:
         """Which charts are shown, if there are more."""
@@ -636,20 +578,20 @@ class OneRun(Launching):
         by_step = curves.axis == "step"
         marks = tuple(stages[1:]) if by_step and len(stages) < 12 else ()
         frame = curves.frame([(self.run, [m for group in sets for m in group])], marks, self.view.at if by_step else None)
-        lines: list[Line] = []
-        for row in range(down):
-            blocks = []
-            for group in shown[row * across : (row + 1) * across]:
-                w = (width - 2) // 2 if across == 2 else width
-                blocks.append(curves.lines([(self.run, style, "")], group[0], w, tall, frame, group[1:]))
-            lines += draw.beside(blocks[0], blocks[1], (width - 2) // 2) if len(blocks) > 1 else blocks[0]
-        return [*([strip] if strip else []), *lines]
+        lines: list[Line] = [strip] if strip else []
+        wide = (width - 2) // 2 if across == 2 else width
+        blocks = [curves.lines([(self.run, style, "")], group[0], wide, tall, frame, group[1:]) for group in shown]
+        for row in range(0, len(blocks), across):
+            lines += draw.beside(*blocks[row : row + 2], wide) if len(blocks[row : row + across]) > 1 else blocks[row]
+        return lines
 
     def samples(self, width: int, height: int) -> list[Line]:
+        from PIL import Image
+
         if self.state.pixels and (found := sample_at(self.run, self.view.at)):
             with contextlib.suppress(ValueError):  # sample_lines reports the error
                 if self.pictured != (now := (found[1], self.across)):
-                    self.query_one("#pixels").image = draw.part(open_image(found[1]), self.across)
+                    self.query_one("#pixels").image = Image.fromarray(draw.part(open_image(found[1]), self.across))
                     self.pictured = now
         lines = sample_lines(self.run, self.view.at, width, height, self.across, self.state.images)
         return lines[:1] if self.state.pixels else lines
@@ -658,8 +600,6 @@ class OneRun(Launching):
         preset = clean(self.run.config.get("preset"))
         script = next((s for s in self.state.scripts()[0] if s.path.name == self.run.script), None)
         return pages.configuration(self.run, width, script.defaults(preset) if script else None, self.view.at)
-
-    # -- actions
 
     def metric_now(self) -> str:
         sets = self.sets()
@@ -670,7 +610,7 @@ class OneRun(Launching):
             self.view.at = None
             self.update_all()
         else:
-            self.app.pop_screen()
+            super().action_back()
 
     def action_move(self, key: str) -> None:
         if self.tab == "log":
@@ -680,7 +620,7 @@ class OneRun(Launching):
             self.first = (self.first + (self.per_page if key == "pagedown" else -self.per_page)) % max(1, len(self.sets()))
             self.update_all()
         else:
-            self.query_one("#content", Doc).move(key)
+            super().action_move(key)
 
     def action_metric(self) -> None:
         self.first += 1
@@ -695,28 +635,10 @@ class OneRun(Launching):
 
     def moments(self) -> list[float]:
         """Steps for which the open tab has data."""
-        run = self.run
-        steps: dict[str, Callable[[], list[float]]] = {
-            "samples": lambda: [s for s, _ in run.files("samples", ".png")],
-            "architecture": lambda: [s for s, _ in run.files("genotypes", ".json")],
-            "search": lambda: list(run.search.steps),
-            "charts": lambda: [e["step"] for e in run.columns.evals],
-        }
-        return sorted(set(steps[self.tab]()))
-
-    def action_scrub(self, by: int) -> None:
-        steps = self.moments()
-        now = self.view.at
-        if by < 0:
-            earlier = [s for s in steps if now is None or s < now]
-            if now is None and earlier and earlier[-1] == steps[-1]:
-                earlier = earlier[:-1] or earlier
-            self.view.at = earlier[-1] if earlier else now
-            if not earlier:
-                self.notify("no earlier step with data for this tab")
-        else:
-            self.view.at = next((s for s in steps if now is not None and s > now), None)
-        self.update_all()
+        if self.tab in ("samples", "architecture"):
+            where = ("samples", ".png") if self.tab == "samples" else ("genotypes", ".json")
+            return [float(step) for step, _ in self.run.files(*where)]
+        return sorted(set(self.run.search.steps if self.tab == "search" else (e["step"] for e in self.run.columns.evals)))
 
     def action_best(self) -> None:
         if best := self.run.best():
@@ -726,10 +648,8 @@ class OneRun(Launching):
             self.notify("not evaluated yet")
 
     def action_pick(self, by: int) -> None:
-        if self.tab == "architecture":
-            self.view.cell += by
-        else:
-            self.view.pick += by
+        what = "cell" if self.tab == "architecture" else "pick"
+        setattr(self.view, what, getattr(self.view, what) + by)
         self.update_all()
 
     def action_other(self) -> None:
@@ -754,78 +674,63 @@ class OneRun(Launching):
         self.update_all()
 
     # -- the log
-
     def action_follow(self) -> None:
-        self.query_one(LogView).toggle_follow()
+        log = self.query_one(LogView)
+        log.follow = not log.follow
+        log.draw()
         self.update("tabs")
 
     def action_find(self) -> None:
         log = self.query_one(LogView)
 
-        def done(pattern: str) -> str:
+        def done(pattern: str) -> None:
             log.pattern = pattern
-            return self.jump(pattern, 1, start=log.number(log.top) - 1 if len(log) else -1) if pattern else ""
+            if pattern:
+                self.jump(pattern, 1, start=log.number(log.top) - 1 if len(log) else -1)
 
         self.ask("search the log", log.pattern, done, hint="regular expression; n next, N previous")
 
     def action_match(self, by: int) -> None:
         log = self.query_one(LogView)
-        if log.pattern and (problem := self.jump(log.pattern, by, log.hit)):
-            self.notify(problem, severity="warning", markup=False)
+        if log.pattern:
+            self.try_jump(log.pattern, by, f"no match for {log.pattern}")
 
     def action_trouble(self) -> None:
-        log = self.query_one(LogView)
-        problem = self.jump(BAD_LINE, 1, log.hit)
-        if problem:
-            self.notify("no errors in this log", markup=False)
+        self.try_jump(BAD_LINE, 1, "no errors in this log")
 
-    def jump(self, pattern: str, by: int, start: int) -> str:
-        """Go to the next or previous matching line, wrapping around. Returns an error message or ""."""
-        log = self.query_one(LogView)
+    def try_jump(self, pattern: str, by: int, none: str) -> None:
         try:
-            hits = log.log_file.matching(pattern) if log.log_file else []
-        except ValueError as e:
-            return clean(e, 100)
-        if log.shown is not None:
-            hits = [h for h in hits if h in set(log.shown)]
-        if not hits:
-            return f"no match for {pattern}"
+            self.jump(pattern, by, self.query_one(LogView).hit)
+        except ValueError:
+            self.notify(none, severity="warning", markup=False)
+
+    def jump(self, pattern: str, by: int, start: int) -> None:
+        """Go to the next or previous matching line, wrapping around. ValueError: there is none, or no valid pattern."""
+        log = self.query_one(LogView)
+        if not (hits := log.matching(pattern)):
+            raise ValueError(f"no match for {pattern}")
         after = [h for h in hits if h > start] if by > 0 else [h for h in hits if h < start]
         log.show_line((after or hits)[0 if by > 0 else -1])
         self.update("tabs")
-        return ""
 
     def action_only(self) -> None:
         log = self.query_one(LogView)
 
-        def done(pattern: str) -> str:
-            if not pattern:
-                log.set_filter("", None)
-                self.update("tabs")
-                return ""
-            try:
-                lines = log.log_file.matching(pattern) if log.log_file else []
-            except ValueError as e:
-                return clean(e, 100)
-            log.set_filter(pattern, lines)
+        def done(pattern: str) -> None:
+            log.set_filter(pattern)
             self.update("tabs")
-            return ""
 
         self.ask("show only lines matching", log.filter, done, hint="regular expression; empty shows all lines")
 
     def action_line(self) -> None:
         log = self.query_one(LogView)
 
-        def done(text: str) -> str:
+        def done(text: str) -> None:
             if not text.strip().isdecimal() or not 0 < int(text) <= len(log.log_file or ()):
-                return f"enter a number from 1 to {len(log.log_file or ())}"
+                raise ValueError(f"enter a number from 1 to {len(log.log_file or ())}")
             log.show_line(int(text) - 1)
-            return ""
 
         self.ask("go to line", "", done)
-
-    def csv(self) -> str:
-        return report.metrics_csv([self.run])
 
     def exported(self) -> list[Run]:
         return [self.run]

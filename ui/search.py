@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from ui.files import Tail, clean, get, number, open_regular, parse
+from ui.files import Tail, clean, get, number, opened, parse
 
 
 class Search:
@@ -65,9 +65,8 @@ class Search:
         elif isinstance(row.get("probabilities"), dict):
             self.kind = "probabilities"
             for net in ("G", "D"):
-                values = [h for v in (get(row, "entropy", net) or {}).values() if (h := number(v)) is not None] if isinstance(
-                    get(row, "entropy", net), dict
-                ) else [entropy(p) for p in edges(row, net).values()]  # fmt: skip
+                given = get(row, "entropy", net)
+                values = numbers([*given.values()]) if isinstance(given, dict) else [*map(entropy, edges(row, net).values())]
                 if values:
                     self._point(step, f"entropy {net}", sum(values) / len(values))
                 flips = number(get(row, "flips", net))
@@ -78,12 +77,7 @@ class Search:
             for name, words in zip(row.get("decisions") or (), row.get("options") or (), strict=False):
                 if isinstance(words, list) and len(self.options) < 100:
                     self.options.setdefault(clean(name, 20), [clean(word, 20) for word in words])
-            values = (
-                [h for v in row.get("entropy") or () if (h := number(v)) is not None]
-                if isinstance(row.get("entropy"), list)
-                else []
-            )
-            if values:
+            if values := numbers(row.get("entropy")):
                 self._point(step, "entropy", sum(values) / len(values))
         for key, value in row.items():
             if key != "step" and (value := number(value)) is not None:
@@ -97,6 +91,11 @@ class Search:
             steps.append(step)
             values.append(value)
 
+    def until(self, key: str, at: float | None) -> list[float | None]:
+        """The values of a series, up to step `at`."""
+        steps, values = self.series.get(key, ([], []))
+        return [v for s, v in zip(steps, values, strict=False) if at is None or s <= at]
+
     def row(self, i: int) -> dict:
         """Row i, read from the file; {} if it cannot be read."""
         if not -len(self.rows) <= i < len(self.rows):
@@ -104,11 +103,8 @@ class Search:
         i %= len(self.rows)
         if i not in self.cache:
             try:
-                fd = open_regular(self.path)
-                try:
+                with opened(self.path) as fd:
                     row = parse(os.pread(fd, self.rows[i][1], self.rows[i][0]))
-                finally:
-                    os.close(fd)
             except (OSError, ValueError):
                 return {}
             if len(self.cache) > 256:
@@ -128,9 +124,12 @@ class Search:
 
     def at(self, step: float | None) -> int:
         """Index of the last row, or with a step of the last row at or before it; -1 if there is none."""
-        if step is None:
-            return len(self.rows) - 1
-        return sum(s <= step for s in self.steps) - 1
+        return (len(self.steps) if step is None else sum(s <= step for s in self.steps)) - 1
+
+
+def numbers(values: object) -> list[float]:
+    """The numbers in a list."""
+    return [x for v in values if (x := number(v)) is not None] if isinstance(values, list) else []
 
 
 def population(row: dict) -> dict:
@@ -143,12 +142,10 @@ def population(row: dict) -> dict:
         if isinstance(x, dict):
             parents, scores = x.get("parents"), x.get("scores")
             items = [*x.items(), *(scores.items() if isinstance(scores, dict) else ())]
-            numbers = {clean(k, 20): v for k, value in items[:50] if (v := number(value)) is not None}
-            people.append(
-                {"fid": None, "is": None, "params": None, **numbers}
-                | {"id": clean(x.get("id"), 20), "how": clean(x.get("how"), 60), "genotype": x.get("genotype")}
-                | {"parents": [clean(p, 20) for p in parents] if isinstance(parents, list) else []}
-            )
+            made = {"fid": None, "is": None, "params": None}
+            made |= {clean(k, 20): v for k, value in items[:50] if (v := number(value)) is not None}
+            made |= {"id": clean(x.get("id"), 20), "how": clean(x.get("how"), 60), "genotype": x.get("genotype")}
+            people.append(made | {"parents": [clean(p, 20) for p in parents] if isinstance(parents, list) else []})
     ids = {k: {clean(i, 20) for i in row[k]} if isinstance(row.get(k), list) else set() for k in ("front", "kept")}
     ids["front"] = ids["front"] or front(people)
     return {
@@ -164,15 +161,10 @@ def numeric_keys(people: list[dict]) -> list[str]:
 
 def edges(row: dict, net: str) -> dict[str, dict[str, float]]:
     """{edge: {op: probability}} of G or D in a row of AdversarialNAS or DEGAS."""
-    found = get(row, "probabilities", net)
-    if not isinstance(found, dict):
-        return {}
-    good = {}
-    for edge, ops in found.items():
-        if isinstance(ops, dict):
-            p = {clean(op, 30): v for op, value in ops.items() if (v := number(value)) is not None}
-            if p:
-                good[clean(edge, 30)] = p
+    found, good = get(row, "probabilities", net), {}
+    for edge, ops in found.items() if isinstance(found, dict) else ():
+        if isinstance(ops, dict) and (p := {clean(op, 30): v for op, value in ops.items() if (v := number(value)) is not None}):
+            good[clean(edge, 30)] = p
     return good
 
 
@@ -183,15 +175,9 @@ def entropy(p: dict[str, float]) -> float:
 
 def front(people: list[dict]) -> set[str]:
     """Ids of individuals that no other dominates (lower FID, higher IS, fewer parameters). Unscored ones are left out."""
-    points = []
-    for x in people:
-        if x["fid"] is not None:
-            points.append((x["id"], (x["fid"], -(x["is"] or 0.0), x["params"] or 0.0)))
-    return {
-        i
-        for i, p in points
-        if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for _, q in points)
-    }  # fmt: skip
+    points = [(x["id"], (x["fid"], -(x["is"] or 0.0), x["params"] or 0.0)) for x in people if x["fid"] is not None]
+    leads = lambda p: not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for _, q in points)  # noqa: E731
+    return {i for i, p in points if leads(p)}
 
 
 def hypervolume(people: list[dict], reference: tuple[float, float]) -> float:

@@ -1,34 +1,27 @@
 """What the user has chosen: selection, filter, sort order, overlay, chart settings; and the runs and the host they are from."""
 
 import contextlib
-import json
 import os
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ui import launch
-from ui.columns import cell
+from ui.columns import cell, ordered, query
 from ui.curves import LETTERS, Curves
-from ui.files import clean, parse, read_bytes
-from ui.query import ordered, query
+from ui.files import clean, parse, read_bytes, write_json
 from ui.runs import LIVE, STATES, Run, Store, color_index, fid_label
-
-if TYPE_CHECKING:
-    from textual.widget import Widget
-
-    from ui.launch import Machine, Script
 
 
 class State:
     """Shared by all screens. Nothing here draws, and no screen keeps a copy."""
 
-    def __init__(self, store: Store, machine: "Machine", scripts_dir: Path, readonly: bool = False) -> None:
+    def __init__(self, store: Store, machine: launch.Machine, scripts_dir: Path, readonly: bool = False) -> None:
         self.store, self.machine, self.scripts_dir, self.readonly = store, machine, scripts_dir, readonly
         self.curves = Curves()
         self.images = "NO_COLOR" not in os.environ
-        self.pixels: type[Widget] | None = None  # widget that shows images in full resolution; None: half blocks
+        self.pixels: Any = None  # widget that shows images in full resolution; None: half blocks
         self.metric = "FID"
         self.overlay: dict[str, tuple[str, int]] = {}  # run name -> (letter, colour)
         self.hidden: set[str] = set()
@@ -46,7 +39,7 @@ class State:
         self.shorts: dict[str, str] = {}
         self._scripts: tuple[float, tuple] = (0.0, ([], {}))
 
-    def scripts(self) -> "tuple[list[Script], dict[str, str]]":
+    def scripts(self) -> tuple[list[launch.Script], dict[str, str]]:
         """Launchable scripts and, by name, errors in the others. Reread when a file changes."""
         newest = max((p.stat().st_mtime for p in self.scripts_dir.glob("*.py")), default=0.0)
         if newest != self._scripts[0]:
@@ -84,11 +77,9 @@ class State:
         """The run name without its date if that is unambiguous."""
         if not self.shorts:
             stems = Counter(_stem(r.name) for r in self.store.ordered())
-            for r in self.store.ordered():
-                stem = _stem(r.name)
-                self.shorts[r.name] = clean(
-                    stem if stems[stem] == 1 else f"{stem}-{r.name[-6:]}" if stem != r.name else stem, 200
-                )
+            for name in [r.name for r in self.store.ordered()]:
+                same = stems[stem := _stem(name)] > 1 and stem != name
+                self.shorts[name] = clean(f"{stem}-{name[-6:]}" if same else stem, 200)
         return self.shorts.get(run.name) or clean(run.name, 200)
 
     def lay_over(self, run: Run) -> None:
@@ -102,45 +93,37 @@ class State:
         letter, color = self.overlay.get(run.name, ("", 0))
         return (letter, f"s{color}") if letter else ("", "")
 
-    def set_filter(self, text: str) -> str:
-        """Keep the runs that match. Returns an error message or ""."""
-        try:
-            self.filter = query(text)
-        except ValueError as e:
-            return clean(e, 100)
-        self.filter_text = text.strip()
-        return ""
+    def set_filter(self, text: str) -> None:
+        """Keep the runs that match. ValueError: no valid query."""
+        self.filter, self.filter_text = query(text), text.strip()
 
     # -- settings kept between sessions: runs/.tui.json
-
     def recall(self) -> None:
         try:
             saved = parse(read_bytes(self.store.root / ".tui.json"))
         except (OSError, ValueError):
             return
-        texts = lambda key: [x for x in saved.get(key) or () if isinstance(x, str)] if isinstance(saved.get(key), list) else []  # noqa: E731
-        self.hidden = set(texts("hidden"))
-        for name in texts("overlay")[:26]:
+        lists = {k: [x for x in v if isinstance(x, str)] for k, v in saved.items() if isinstance(v, list)}
+        self.hidden, self.columns = set(lists.get("hidden", ())), lists.get("columns", [])
+        for name in lists.get("overlay", [])[:26]:
             self.lay_over(Run(self.store.root / name)) if Path(name).name == name else None
-        self.columns = texts("columns")
         if isinstance(saved.get("sort"), str):
             self.sort = saved["sort"]
         self.reverse = saved.get("reverse") is True
         states = saved.get("states")
         self.before = {k: v for k, v in states.items() if isinstance(v, str)} if isinstance(states, dict) else {}
         if isinstance(saved.get("filter"), str) and not self.filter_text:  # --filter takes precedence
-            self.set_filter(saved["filter"])
+            with contextlib.suppress(ValueError):
+                self.set_filter(saved["filter"])
 
     def remember(self) -> None:
         if self.readonly or not self.scanned or not self.store.root.is_dir():
             return
         saved = {"hidden": sorted(self.hidden), "overlay": list(self.overlay), "sort": self.sort, "reverse": self.reverse}
-        saved["columns"] = self.columns
-        saved |= {"filter": self.filter_text, "states": {r.name: r.state for r in self.store.ordered()}}
+        saved |= {"columns": self.columns, "filter": self.filter_text}
+        saved |= {"states": {r.name: r.state for r in self.store.ordered()}}
         with contextlib.suppress(OSError):
-            tmp = self.store.root / f".tui.json.{os.getpid()}.tmp"
-            tmp.write_text(json.dumps(saved), "utf-8")
-            os.replace(tmp, self.store.root / ".tui.json")
+            write_json(self.store.root / ".tui.json", saved)
 
 
 def _stem(name: str) -> str:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 @dataclass
 class View:
-    """What the user has selected on a run's screen."""
-
     at: float | None = None  # show the state at this step; None: the latest
     net: str = "G"
     cell: int = 0

@@ -1,15 +1,13 @@
-"""Textual widgets using the line API: a text document, the run table, the log viewer.
-
-They redraw only lines that changed, to save bandwidth over SSH.
-"""
+"""Textual widgets using the line API: a text document, the run table, the log viewer; and the colours."""
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -20,22 +18,11 @@ from textual.message_pump import MessagePump
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ui.draw import Line, fit
+from ui.draw import Line, crop, fit
 from ui.files import Log, clean
 
-# ---- styles -----------------------------------------------------------------------------------------------------------
-
 TOL_LIGHT = ["#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#dddddd"]  # for dark backgrounds
-OKABE_ITO = [
-    "#0072b2",
-    "#b36b00",
-    "#00795a",
-    "#8a7d00",
-    "#a8447f",
-    "#2f7fb5",
-    "#b84700",
-    "#666666",
-]  # darkened, for light backgrounds
+OKABE_ITO = ["#0072b2", "#b36b00", "#00795a", "#8a7d00", "#a8447f", "#2f7fb5", "#5b3fa0", "#666666"]  # for light ones, darkened
 DARK = {
     **{f"s{i}": color for i, color in enumerate(TOL_LIGHT)},
     **{"dim": "#8a8f98", "faint": "#4a505a", "key": "#56b4e9", "info": "#8ab4f8", "good": "#4cc38a", "warn": "#e6a700"},
@@ -78,32 +65,18 @@ def style_of(words: str) -> Style:
 
 def to_strip(line: Line, width: int, base: str = "") -> Strip:
     """The line as exactly `width` cells. Control characters are replaced, so no text can send terminal commands."""
-    under, segments, left = style_of("page") + style_of(base), [], width  # both colours, whatever the terminal's are
-    for text, style in line:
-        if not text.isprintable():
-            text = clean(text, 4096)
-        have = len(text) if text.isascii() else cell_len(text)
-        if have > left:
-            text, have = set_cell_size(text, left), left
-        if text:
-            segments.append(Segment(text, under + (style_of(style) if isinstance(style, str) else style)))
-        left -= have
-        if left <= 0:
-            break
-    if left > 0:
-        segments.append(Segment(" " * left, under))
-    return Strip(segments, width)
+    under = style_of("page") + style_of(base)  # both colours, whatever the terminal's are
+    line = [(text if text.isprintable() else clean(text, 4096), style) for text, style in line]
+    styled = [(text, style_of(style) if isinstance(style, str) else style) for text, style in crop(line, width)]
+    return Strip([Segment(text, under + style) for text, style in styled], width)
 
 
-# ---- lines ------------------------------------------------------------------------------------------------------------
-
-
+@dataclass
 class Problem(Message):
     """An error while something was drawn or done, to be told by the app."""
 
-    def __init__(self, what: str, error: Exception) -> None:
-        super().__init__()
-        self.what, self.error = what, error
+    what: str
+    error: Exception
 
 
 def safely(on: MessagePump, what: str, do: Callable[[], Any]) -> None:
@@ -208,27 +181,22 @@ class Doc(Lines):
         self.draw()
 
 
-# ---- the table of runs ------------------------------------------------------------------------------------------------
-
-
 class Table(Lines):
     """Rows under a header. rows: (key, [(text, style), ...]), with the cells already padded to the column widths."""
 
     overlap = 3
 
+    @dataclass
     class Picked(Message):
         """The cursor moved; entered: the selected row was clicked again."""
 
-        def __init__(self, entered: bool = False) -> None:
-            super().__init__()
-            self.entered = entered
+        entered: bool = False
 
+    @dataclass
     class Sorted(Message):
         """The header was clicked at column x."""
 
-        def __init__(self, x: int) -> None:
-            super().__init__()
-            self.x = x
+        x: int
 
     def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -295,8 +263,6 @@ class Table(Lines):
             self.go(row)
 
 
-# ---- a log ------------------------------------------------------------------------------------------------------------
-
 BAD_LINE = r"(?i)error|traceback|exception|failed|\bnan\b|diverged|out of memory"  # of a log
 
 
@@ -340,15 +306,19 @@ class LogView(Lines):
             self.searched = len(log)
         self.draw()
 
-    def set_filter(self, pattern: str, lines: list[int] | None) -> None:
-        """Show only these lines; None: show all."""
+    def matching(self, pattern: str) -> list[int]:
+        """Numbers of the lines that match, of those that are shown. ValueError: an invalid pattern."""
+        hits, shown = self.log_file.matching(pattern) if self.log_file else [], set(self.shown or ())
+        return hits if self.shown is None else [h for h in hits if h in shown]
+
+    def set_filter(self, pattern: str) -> None:
+        """Show only the lines that match; "": show all. ValueError: an invalid pattern."""
         at = self.number(self.top) if len(self) else 0
-        self.filter, self.shown = pattern, lines
+        lines = self.log_file.matching(pattern) if pattern and self.log_file else None
+        self.filter, self.shown, self.top = pattern, lines, at
         self.searched = len(self.log_file) if self.log_file else 0
         if lines is not None:
             self.top = next((k for k, i in enumerate(lines) if i >= at), max(0, len(lines) - 1))
-        else:
-            self.top = at
         self.draw()
 
     def draw(self) -> None:
@@ -377,21 +347,13 @@ class LogView(Lines):
         self.put(strips)
 
     def move(self, key: str) -> None:
-        if key == "end":
-            self.follow = True
-        else:
-            if key in ("up", "pageup", "home"):
-                self.follow = False
-            if not self.follow:
-                self.top = max(0, min(self.top + self.distance(key), len(self) - self.size.height))
+        self.follow = key == "end" or (self.follow and key not in ("up", "pageup", "home"))
+        if not self.follow:
+            self.top = max(0, min(self.top + self.distance(key), len(self) - self.size.height))
         self.draw()
 
     def sideways(self, by: int) -> None:
         self.left = max(0, self.left + by)
-        self.draw()
-
-    def toggle_follow(self) -> None:
-        self.follow = not self.follow
         self.draw()
 
     def show_line(self, number: int) -> None:
