@@ -99,6 +99,7 @@ def test_ticks_are_inside_and_their_labels_differ(ends: tuple[float, float], n: 
 
 def test_ticks_of_a_log_axis_are_one_two_five() -> None:
     assert draw.ticks(0.8, 120, 8, log=True) == [1, 2, 5, 10, 20, 50, 100]
+    assert draw.ticks(16, 210, 3, log=True) == [20, 100]  # few, but over the whole height
 
 
 def test_a_staircase_joins_the_front() -> None:

@@ -40,6 +40,10 @@ def test_sizes(path: Path) -> None:
         assert branches(function) <= 25, function.name
 
 
+def test_all_of_it_has_a_limit() -> None:
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 6800
+
+
 @pytest.mark.parametrize("path", FILES[1:], ids=lambda p: p.name)
 def test_who_knows_whom(path: Path) -> None:
     """No module of ui/ knows tui.py: of the app it uses what every textual app has. Only screens know textual."""

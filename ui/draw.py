@@ -181,7 +181,7 @@ def ticks(low: float, high: float, n: int, log: bool = False) -> list[float]:
         while len(every) > n and len(every) > 2:
             kept = [t for t in every if math.isclose(10 ** round(math.log10(t)), t)]
             every = kept if 2 <= len(kept) < len(every) else every[::2]
-        if len(every) >= 3:
+        if len(every) >= 2:
             return every
     if not high > low:
         return [low]
