@@ -46,11 +46,15 @@ from common.cells import (
     ConvAvgPool,
     Cost,
     ForPenalty,
+    add,
+    avg_pool_2x2,
     avg_pool_3x3,
     conv_cost,
     count_params,
+    dropout,
     op_cost,
     params_and_macs,
+    relu,
     separable,
 )
 from common.cli import CommonArgs, cli, opt
@@ -170,8 +174,9 @@ def gradient_penalty(D: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> T
     x = torch.lerp(real, fake, mix).requires_grad_()
     with ForPenalty():
         scores = D.forward(x)[0]  # not D(x): compiled code has no second derivatives
-    (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
-    return GP_WEIGHT * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    (gradient,) = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=True)
+    norm = gradient.flatten(1).norm(dim=1)
+    return GP_WEIGHT * F.mse_loss(norm, torch.ones_like(norm))
 
 
 def consistency(d1: Tensor, d2: Tensor, f1: Tensor, f2: Tensor, slack: float = CT_SLACK) -> Tensor:
@@ -180,7 +185,7 @@ def consistency(d1: Tensor, d2: Tensor, f1: Tensor, f2: Tensor, slack: float = C
     d: scores, (B,); f: features, (B, ch).
     """
     each = CT_WEIGHT * ((d1 - d2).square() + CT_FEATURES * (f1 - f2).square().mean(1))
-    return (each - slack).relu().mean()
+    return ((each - slack).relu() if slack else each).mean()
 
 
 def reconstruction_loss(made: Tensor, images: Tensor, levels: int, reduction: str = "mean") -> Tensor:
@@ -884,10 +889,10 @@ class CriticBlock(nn.Module):
         self.shortcut = Conv(c_in, ch, 1) if down else None
 
     def forward(self, x: Tensor) -> Tensor:
-        main = self.conv2(self.conv1(x if self.first else x.relu()).relu())
+        main = self.conv2(relu(self.conv1(x if self.first else relu(x))))
         if self.shortcut is None:
             return main + x
-        return main + self.shortcut(F.avg_pool2d(x, 2))  # the 1x1 commutes with pooling
+        return main + self.shortcut(avg_pool_2x2(x))  # the 1x1 commutes with pooling
 
 
 class Critic(nn.Module):
@@ -907,8 +912,8 @@ class Critic(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         for block, drop in zip(self.blocks, self.drop, strict=True):
-            x = F.dropout(block(x), drop, self.training)
-        features = x.relu().mean(dim=(2, 3))
+            x = dropout(block(x), drop, self.training)
+        features = relu(x).mean(dim=(2, 3))
         scores = self.out(features).squeeze(1).float()
         return scores, features.float(), self.classes(features).float() if self.classes else None
 
@@ -928,7 +933,7 @@ class Critic(nn.Module):
 def dequantise(images: Tensor, g: torch.Generator) -> Tensor:
     """uint8 to [-1, 1): 2 (x / 256 - 1/2) + U(0, 1/128)."""
     noise = torch.rand(images.shape, generator=g, device=images.device)
-    return images.float().add_(noise).div_(128).sub_(1)
+    return noise.add_(images).div_(128).sub_(1)
 
 
 def quantise(x: Tensor) -> Tensor:
@@ -961,7 +966,7 @@ def critic_step(job: Job, nets: Pair, labels: Tensor | None, batch: int) -> dict
         parts["gp"] = gradient_penalty(D, real, fake, mix)
         if y is not None:
             parts["d_class"] = D_CLASS * F.cross_entropy(logits[: len(i)], y)  # real images only
-    update(job, D, nets.d_opt, sum(parts.values()))
+    update(job, D, nets.d_opt, add(*(x for name, x in parts.items() if name != "gp")), apart=parts["gp"])
     return {name: value.detach() for name, value in parts.items()}
 
 
@@ -977,7 +982,7 @@ def generator_step(job: Job, nets: Pair, step: int) -> dict[str, Tensor]:
             parts = {"g": g_loss(scores)}
             if y is not None:
                 parts["g_class"] = G_CLASS * F.cross_entropy(logits, y)
-        update(job, nets.G, nets.g_opt, sum(parts.values()))
+        update(job, nets.G, nets.g_opt, add(*parts.values()))
     return {name: value.detach() for name, value in parts.items()}
 
 
