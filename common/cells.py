@@ -306,6 +306,12 @@ def add(*terms: Tensor | None) -> Tensor:
     return reduce(torch.add, [t for t in terms if t is not None])
 
 
+def weighted_sum(maps: Sequence[Tensor], w: Tensor) -> Tensor:
+    """sum_k w_k maps_k, as one matrix product: two launches on a GPU, not two a map."""
+    stacked = torch.stack([x.permute(0, 2, 3, 1) for x in maps])  # channels last
+    return (w[None] @ stacked.flatten(1)).view(stacked.shape[1:]).permute(0, 3, 1, 2)
+
+
 def init_weights(net: nn.Module) -> None:
     """Xavier-uniform Conv2d weights, N(1, 0.02) BatchNorm scales; the rest keeps its defaults.
 

@@ -160,6 +160,15 @@ def test_an_edge_computes_only_the_op_asked_for() -> None:
     assert {n.split(".")[0] for n, p in edge.named_parameters() if p.grad is not None} == {"conv_3x3"}
 
 
+def test_a_weighted_sum_is_channels_last_as_its_maps_are() -> None:
+    maps = [normal(2, 3, 4, 4, seed=i).to(memory_format=torch.channels_last).requires_grad_() for i in range(3)]
+    w = normal(3).requires_grad_()
+    found, want = cells.weighted_sum(maps, w), sum(w_k * x for w_k, x in zip(w, maps, strict=True))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    gradients = [torch.autograd.grad(y, [w, *maps], normal(2, 3, 4, 4, seed=9)) for y in (found, want)]
+    torch.testing.assert_close((found, *gradients[0]), (want, *gradients[1]))
+
+
 def test_add_leaves_its_terms_alone() -> None:
     x, y = normal(3), normal(3, seed=1)
     assert torch.equal(cells.add(None, x, None, y), normal(3) + y)
