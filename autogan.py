@@ -536,6 +536,7 @@ class State(gan.Progress):
     resets: int = 0  # number of resets so far
     skipped: dict[int, int] = field(default_factory=dict)  # stage -> G updates skipped by resets
     windows: dict[str, list[float]] = field(default_factory=lambda: {"g": [], "d": []})  # latest losses
+    unseen: list[Tensor] = field(default_factory=list)  # losses of gan_steps since, on the device
     baseline: list[float] | None = None  # reward baseline of the stage
     scored: list[Candidate] = field(default_factory=list)  # candidates of this stage scored so far
     rewards: list[float] = field(default_factory=list)  # rewards in this iteration
@@ -546,11 +547,12 @@ class State(gan.Progress):
 
     def state_dict(self) -> dict:
         lists = {k: [vars(x) for x in getattr(self, k)] for k in ("scored", "beam", "finalists")}
-        return {**super().state_dict(), **lists}
+        unseen = torch.stack(self.unseen).tolist() if self.unseen else []
+        return {**super().state_dict(), **lists, "unseen": unseen}
 
     def load_state_dict(self, saved: dict) -> None:
         lists = {k: [Candidate(**x) for x in saved[k]] for k in ("scored", "beam", "finalists")}
-        super().load_state_dict({**saved, **lists})
+        super().load_state_dict({**saved, **lists, "unseen": [torch.tensor(x) for x in saved.get("unseen", [])]})
 
     def genotype(self, args: Args) -> Genotype:
         """The architecture; until it is found, A (three cells) or the largest one."""
@@ -562,12 +564,16 @@ class State(gan.Progress):
         """A row of search.jsonl."""
         return {"step": self.step, "stage": self.s, "iteration": self.iteration, "kind": kind, **more}
 
-    def watch(self, job: Job, losses: list[Tensor]) -> None:
-        """Add the losses of a gan_step to the windows, which continue across iterations and stages."""
-        everyone = job.ranks.gather(torch.stack(losses).tolist())
-        means = [sum(x) / len(x) for x in zip(*everyone, strict=True)]
-        for name, new in (("d", means[:-1]), ("g", means[-1:])):
-            self.windows[name] = [*self.windows[name], *new][-job.args.reset_window :]
+    def watch(self, job: Job) -> bool:
+        """Move the unseen losses to the windows, which continue across iterations and stages, until one is flat."""
+        rows, self.unseen = [x.to(job.ranks.device) for x in self.unseen], []
+        for everyone in zip(*job.ranks.gather(torch.stack(rows).tolist()), strict=True):
+            means = [sum(x) / len(x) for x in zip(*everyone, strict=True)]
+            for name, new in (("d", means[:-1]), ("g", means[-1:])):
+                self.windows[name] = [*self.windows[name], *new][-job.args.reset_window :]
+            if job.args.dynamic_reset and self.collapsed(job.args):
+                return True
+        return False
 
     def window_row(self) -> dict:
         """Variances of the losses in the windows; None if empty."""
@@ -804,10 +810,11 @@ def search(job: Job, state: State) -> None:
             paths = [names_of(x.vector) for x in drawn]
             losses = gan_step(here, nets, *gan.draw(here, state, args.n_critic), paths, state.s)
             gan.log_losses(here, state, {"loss/d": losses[-2], "loss/g": losses[-1]})
+            state.unseen.append(torch.stack(losses))
             state.turn += 1
-            state.watch(here, losses)
-            # DEVIATES 7: checked once per G step; the authors check after every D step
-            if args.dynamic_reset and state.collapsed(args):
+            # DEVIATES 7: at most 50 G steps late, so that a GPU need not wait; the authors check after every D step
+            look = state.turn % max(1, args.reset_window // 10) == 0 or state.turn == steps
+            if look and state.watch(here):
                 plan_reset(job, state, steps - state.turn)
         job.ranks.average_buffers(nets.G)
 

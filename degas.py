@@ -32,7 +32,8 @@ import sys
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from math import cos, inf, log, pi, prod, sqrt
+from itertools import takewhile
+from math import cos, inf, isqrt, log, pi, prod, sqrt
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -46,12 +47,17 @@ from common.cells import (
     ConvAvgPool,
     Cost,
     ForPenalty,
+    add,
+    avg_pool_2x2,
     avg_pool_3x3,
     conv_cost,
     count_params,
+    dropout,
     op_cost,
     params_and_macs,
+    relu,
     separable,
+    weighted_sum,
 )
 from common.cli import CommonArgs, cli, opt
 from common.data import Batches, Dataset, load_dataset
@@ -171,8 +177,9 @@ def gradient_penalty(D: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> T
     x = torch.lerp(real, fake, mix).requires_grad_()
     with ForPenalty():
         scores = D.forward(x)[0]  # not D(x): compiled code has no second derivatives
-    (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
-    return GP_WEIGHT * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    (gradient,) = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=True)
+    norm = gradient.flatten(1).norm(dim=1)
+    return GP_WEIGHT * F.mse_loss(norm, torch.ones_like(norm))
 
 
 def consistency(d1: Tensor, d2: Tensor, f1: Tensor, f2: Tensor, slack: float = CT_SLACK) -> Tensor:
@@ -181,7 +188,7 @@ def consistency(d1: Tensor, d2: Tensor, f1: Tensor, f2: Tensor, slack: float = C
     d: scores, (B,); f: features, (B, ch).
     """
     each = CT_WEIGHT * ((d1 - d2).square() + CT_FEATURES * (f1 - f2).square().mean(1))
-    return (each - slack).relu().mean()
+    return ((each - slack).relu() if slack else each).mean()
 
 
 def reconstruction_loss(made: Tensor, images: Tensor, levels: int, reduction: str = "mean") -> Tensor:
@@ -220,15 +227,16 @@ def pyramid(x: Tensor, levels: int) -> list[Tensor]:
 class BatchNorm(nn.Module):
     """BatchNorm of x, (B, C, H, W), with a scale and a shift per channel.
 
-    classes: one scale and shift per class, selected by y, (B,); None (supernet): no scale and shift.
+    classes: one scale and shift per class, selected by y, (B,); None (supernet): no scale and shift, that is 1 and 0,
+    with which cuDNN takes one launch on a GPU, and torch without them three or four.
     In eval mode, uses the statistics of the batch (CODE CT-GAN: always) or the running ones.
     """
 
     def __init__(self, ch: int, classes: int | None = 0) -> None:
         super().__init__()
         affine, shape = classes is not None, (classes, ch) if classes else (ch,)
-        self.weight = nn.Parameter(torch.ones(shape)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(shape)) if affine else None
+        made = nn.Parameter if affine else partial(nn.Buffer, persistent=False)
+        self.weight, self.bias = made(torch.ones(shape)), made(torch.zeros(shape))
         self.register_buffer("running_mean", torch.zeros(ch) if affine else None)
         self.register_buffer("running_var", torch.ones(ch) if affine else None)
         self.conditional, self.batch_stats = bool(classes), True
@@ -250,11 +258,6 @@ class PreActConv(nn.Module):
         super().__init__()
         self.k, self.factor = k, factor
         self.bn, self.conv = BatchNorm(ch, classes), Conv(ch, ch, k, padding=k // 2)
-        if factor > 1:  # nearest repeats a pixel f times: weight d covers f of the kernel's 6 taps
-            last, reach = (6 - (k + factor - 1)) // 2 + k - 1, torch.zeros(k, 6)
-            for d in range(k):
-                reach[d, last - d : last - d + factor] = 1
-            self.register_buffer("spread", torch.kron(reach, reach), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         x = self.bn(x, y).relu()
@@ -265,10 +268,17 @@ class PreActConv(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=self.factor))
 
     def kernel(self) -> Tensor:
-        """Kernel applied after the ReLU: 3x3 or, for f > 1, 6x6 of a transposed convolution of stride f."""
+        """Weight of the convolution after the ReLU or, for f > 1, of a transposed convolution of stride f."""
+        return self.conv.weight if self.factor == 1 else self.conv.weight.transpose(0, 1)
+
+    def place(self) -> Tensor:
+        """(n, k), in one direction: taps of a kernel n x n that each weight adds to; n: 3 or, for f > 1, 6."""
         if self.factor == 1:
-            return F.pad(self.conv.weight, [(3 - self.k) // 2] * 4)
-        return (self.conv.weight.transpose(0, 1).flatten(2) @ self.spread).unflatten(2, (6, 6))
+            return torch.eye(3, self.k).roll((3 - self.k) // 2, 0)
+        last, place = (6 - (self.k + self.factor - 1)) // 2 + self.k - 1, torch.zeros(6, self.k)
+        for d in range(self.k):  # nearest repeats a pixel f times: weight d covers f of the kernel's 6 taps
+            place[last - d : last - d + self.factor, d] = 1
+        return place
 
     def macs(self, side: int) -> int:
         return count_params(self.conv) * side**2
@@ -289,7 +299,10 @@ class Deconv(nn.Module):
         return self.conv(self.bn(x, y).relu())
 
     def kernel(self) -> Tensor:
-        return F.pad(self.conv.weight, [(6 - self.k) // 2] * 4)
+        return self.conv.weight
+
+    def place(self) -> Tensor:
+        return torch.eye(6, self.k).roll((6 - self.k) // 2, 0)
 
     def macs(self, side: int) -> int:
         weights, biases = self.conv.weight.numel(), self.conv.bias.numel()
@@ -322,14 +335,15 @@ class PoolOrSkip(nn.Module):
 
     def __init__(self, name: str, ch: int, factor: int, classes: int | None) -> None:
         super().__init__()
-        self.name, self.norm = name, classes is None and name != "skip_connect"
+        self.name = name
+        self.norm = BatchNorm(ch, None) if classes is None and name != "skip_connect" else None
 
     def forward(self, x: Tensor, _y: Tensor | None = None) -> Tensor:
         if self.name == "max_pool_3x3":
             x = F.max_pool2d(x, 3, 1, 1)
         elif self.name == "avg_pool_3x3":
             x = avg_pool_3x3(x)
-        return F.batch_norm(x, None, None, training=True) if self.norm else x
+        return self.norm(x) if self.norm else x
 
     def macs(self, _side: int) -> int:
         return 0
@@ -488,27 +502,44 @@ class MixedOp(nn.ModuleDict):
     """Candidate ops of a connection, weighted by p = softmax(alpha). [paper §3; DARTS Eq. 2]
 
     Ops that begin with BN -> ReLU share both, because BatchNorm has no scale and shift here. What
-    follows is linear, so their kernels are summed into a single convolution.
+    follows is linear, so their kernels are summed into a single convolution (`merge`).
     """
 
     def __init__(self, names: tuple[str, ...], ch: int, factor: int) -> None:
         super().__init__({op: OPS[op](ch, factor, None) for op in names if op != "none"})
-        self.names, self.factor = names, factor
+        self.factor, self.linear = factor, list(takewhile(lambda op: hasattr(self[op], "kernel"), self))
+        self.apart = [op for op in self if op not in self.linear]
+        self.sizes = (len(names) - len(self), len(self.linear), len(self.apart))  # of the parts of p; the first: none
+        places = [torch.kron(self[op].place(), self[op].place()) for op in self.linear] or [torch.empty(1, 0)]
+        self.places = nn.Buffer(torch.block_diag(*places).unflatten(0, (-1, len(places[0]))), persistent=False)
 
-    def forward(self, x: Tensor, active: Tensor, p: Tensor) -> Tensor:
-        """sum_o p_o o(x), where none contributes zero. active: ReLU(BN(x))."""
-        terms = [(self[op], p_o) for op, p_o in zip(self.names, p, strict=True) if op != "none"]
-        linear = [(op, p_o) for op, p_o in terms if hasattr(op, "kernel")]
-        out = sum(p_o * op(x) for op, p_o in terms if not hasattr(op, "kernel"))
-        if not linear:
-            return out
-        with torch.autocast(x.device.type, enabled=False):
-            kernel = sum(p_o * op.kernel() for op, p_o in linear)
-        bias = sum(p_o * op.conv.bias for op, p_o in linear)
-        if self.factor == 1:
-            return out + F.conv2d(active, kernel, bias, padding=1)
-        padding = (6 - self.factor) // 2
-        return out + F.conv_transpose2d(active, kernel, bias, stride=self.factor, padding=padding)
+    def forward(self, x: Tensor, active: Tensor, kernel: Tensor, bias: Tensor, p: Tensor) -> Tensor:
+        """sum_o p_o o(x), where none contributes zero. active: ReLU(BN(x)). kernel, bias, p: of `merge`."""
+        out = None
+        if self.linear and self.factor == 1:
+            out = F.conv2d(active, kernel, bias, padding=1)
+        elif self.linear:
+            out = F.conv_transpose2d(active, kernel, bias, stride=self.factor, padding=(6 - self.factor) // 2)
+        return add(out, weighted_sum([self[op](x) for op in self.apart], p)) if self.apart else out
+
+    @staticmethod
+    def merge(mixed: list["MixedOp"], p: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Kernels, biases and remaining p of connections with the same candidates; p: (connections, ops).
+
+        A kernel is the sum of the linear ops' kernels, weighted by p. One matrix product weights and places
+        the taps of all of them. Launches of a search update, with `weighted_sum` and BatchNorm's constants:
+        947; 1,996 op by op.
+        """
+        (_, w, rest), places = p.split(mixed[0].sizes, 1), mixed[0].places  # (ops, n * n, taps)
+        layers = [m[op] for m in mixed for op in m.linear]
+        if not layers:
+            return [(rest, rest, row) for row in rest]
+        taps = torch.cat([layer.kernel().permute(2, 3, 0, 1).flatten(0, 1) for layer in layers])
+        weighted = (w @ places.flatten(1)).view(len(mixed), *places.shape[1:])
+        kernels = (weighted @ taps.view(len(mixed), places.shape[2], -1)).unflatten(2, taps.shape[1:])
+        kernels = kernels.transpose(1, 2).contiguous().unflatten(2, (isqrt(places.shape[1]), -1)).permute(0, 1, 4, 2, 3)
+        biases = torch.cat([layer.conv.bias for layer in layers]).view(*w.shape, -1)
+        return list(zip(kernels, (w[:, None] @ biases)[:, 0], rest, strict=True))
 
 
 class SuperG(nn.Module):
@@ -519,17 +550,25 @@ class SuperG(nn.Module):
         self.ch, self.base, self.connections = ch, size // 8, space.connections
         self.head = nn.Linear(z_dim, ch * self.base**2)
         self.mixed = nn.ModuleDict({c.name: MixedOp(space.ops(c), ch, c.factor) for c in self.connections})
+        self.norm = BatchNorm(ch, None)
+        self.alike: dict[tuple, list[str]] = {}  # connections with the same candidates
+        for c in self.connections:
+            self.alike.setdefault((c.factor, space.ops(c)), []).append(c.name)
         self.tail = nn.Sequential(BatchNorm(ch), nn.ReLU(), Conv(ch, 3, 3, padding=1), nn.Tanh())
         initialise(self)
 
     def forward(self, z: Tensor, p: dict[str, Tensor]) -> Tensor:
-        first = self.head(z).view(-1, self.ch, self.base, self.base)
+        first, merged = self.head(z).view(-1, self.ch, self.base, self.base), {}
+        with torch.autocast(z.device.type, enabled=False):
+            for names in self.alike.values():
+                made = MixedOp.merge([self.mixed[name] for name in names], torch.stack([p[name] for name in names]))
+                merged.update(zip(names, made, strict=True))
         maps, active = {"U0": first.contiguous(memory_format=torch.channels_last)}, {}
         for c in self.connections:  # ordered by target, so sources are complete
             x = maps[c.source]
             if c.source not in active:
-                active[c.source] = F.batch_norm(x, None, None, training=True).relu()
-            made = self.mixed[c.name](x, active[c.source], p[c.name])
+                active[c.source] = self.norm(x).relu()
+            made = self.mixed[c.name](x, active[c.source], *merged[c.name])
             maps[c.target] = maps[c.target] + made if c.target in maps else made
         return self.tail(maps["U3"])
 
@@ -720,7 +759,9 @@ class Search:
         w, alpha = self.net.parameters(), self.alpha.parameters()
         self.w_opt = torch.optim.SGD(w, args.w_lr, momentum=0.9, weight_decay=3e-4, fused=True)  # CODE DARTS
         decay = 1e-3 / (1 if args.loss_reduction == "sum" else 3 * args.search_size**2)  # DARTS, for the paper's sum
-        self.a_opt = torch.optim.Adam(alpha, args.arch_lr, betas=(0.5, 0.999), weight_decay=decay)  # CODE DARTS
+        self.a_opt = torch.optim.Adam(
+            alpha, args.arch_lr, betas=(0.5, 0.999), weight_decay=decay, fused=True
+        )  # CODE DARTS
         self.grads: dict[str, Tensor] = {}  # gradient norm in alpha's latest update
         self.Z = self.first_latents(args)  # of all images: (N, z_dim)
 
@@ -895,10 +936,10 @@ class CriticBlock(nn.Module):
         self.shortcut = Conv(c_in, ch, 1) if down else None
 
     def forward(self, x: Tensor) -> Tensor:
-        main = self.conv2(self.conv1(x if self.first else x.relu()).relu())
+        main = self.conv2(relu(self.conv1(x if self.first else relu(x))))
         if self.shortcut is None:
             return main + x
-        return main + self.shortcut(F.avg_pool2d(x, 2))  # the 1x1 commutes with pooling
+        return main + self.shortcut(avg_pool_2x2(x))  # the 1x1 commutes with pooling
 
 
 class Critic(nn.Module):
@@ -918,8 +959,8 @@ class Critic(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         for block, drop in zip(self.blocks, self.drop, strict=True):
-            x = F.dropout(block(x), drop, self.training)
-        features = x.relu().mean(dim=(2, 3))
+            x = dropout(block(x), drop, self.training)
+        features = relu(x).mean(dim=(2, 3))
         scores = self.out(features).squeeze(1).float()
         return scores, features.float(), self.classes(features).float() if self.classes else None
 
@@ -951,7 +992,7 @@ class Critic(nn.Module):
 def dequantise(images: Tensor, g: torch.Generator) -> Tensor:
     """uint8 to [-1, 1): 2 (x / 256 - 1/2) + U(0, 1/128)."""
     noise = torch.rand(images.shape, generator=g, device=images.device)
-    return images.float().add_(noise).div_(128).sub_(1)
+    return noise.add_(images).div_(128).sub_(1)
 
 
 def quantise(x: Tensor) -> Tensor:
@@ -980,7 +1021,7 @@ def critic_step(job: Job, nets: Pair, drawn: tuple) -> dict[str, Tensor]:
         parts["gp"] = gradient_penalty(D, real, fake, mix)
         if y is not None:
             parts["d_class"] = D_CLASS * F.cross_entropy(logits[: len(real)], y)  # real images only
-    update(job, D, nets.d_opt, sum(parts.values()))
+    update(job, D, nets.d_opt, add(*(x for name, x in parts.items() if name != "gp")), apart=parts["gp"])
     return {name: value.detach() for name, value in parts.items()}
 
 
@@ -995,7 +1036,7 @@ def generator_step(job: Job, nets: Pair, drawn: tuple) -> dict[str, Tensor]:
             parts = {"g": g_loss(scores)}
             if y is not None:
                 parts["g_class"] = G_CLASS * F.cross_entropy(logits, y)
-        update(job, nets.G, nets.g_opt, sum(parts.values()))
+        update(job, nets.G, nets.g_opt, add(*parts.values()))
     return {name: value.detach() for name, value in parts.items()}
 
 

@@ -25,15 +25,13 @@ from common.gan import Job
 from common.ranks import Ranks, device_name, start_ranks
 
 
-def plain(mixed: degas.MixedOp, x: Tensor, _active: Tensor, p: Tensor) -> Tensor:
-    return sum(p_o * mixed[op](x) for op, p_o in zip(mixed.names, p, strict=True) if op != "none")
+def plain(mixed: degas.MixedOp, x: Tensor, _active: Tensor, _kernel: None, _bias: None, p: Tensor) -> Tensor:
+    return sum(p_o * mixed[op](x) for op, p_o in zip(mixed, p[mixed.sizes[0] :], strict=True))
 
 
-def shared(mixed: degas.MixedOp, x: Tensor, active: Tensor, p: Tensor) -> Tensor:
+def shared(mixed: degas.MixedOp, x: Tensor, active: Tensor, _kernel: None, _bias: None, p: Tensor) -> Tensor:
     out = 0
-    for op, p_o in zip(mixed.names, p, strict=True):
-        if op == "none":
-            continue
+    for op, p_o in zip(mixed, p[mixed.sizes[0] :], strict=True):
         layer = mixed[op]
         if op == "nn_conv_1":
             made = F.interpolate(layer.conv(active), scale_factor=layer.factor)
@@ -45,7 +43,13 @@ def shared(mixed: degas.MixedOp, x: Tensor, active: Tensor, p: Tensor) -> Tensor
     return out
 
 
-FORMS = {"plain": plain, "shared": shared, "merged": degas.MixedOp.forward}
+def unmerged(_mixed: list[degas.MixedOp], p: Tensor) -> list[tuple[None, None, Tensor]]:
+    return [(None, None, row) for row in p]
+
+
+FORMS = {
+    "plain": (plain, unmerged), "shared": (shared, unmerged), "merged": (degas.MixedOp.forward, degas.MixedOp.merge),
+}  # fmt: skip
 
 
 def pair_of_steps(args: degas.Args, ranks: Ranks) -> tuple[Callable[[], None], Callable[[], Tensor]]:
@@ -88,7 +92,6 @@ def main() -> None:
     )
     print("| channels | precision | form | (z, w) step + alpha step, ms | faster than plain (range) |")
     print("|---|---|---|---|---|", flush=True)
-    merged = degas.MixedOp.forward
     for ch in asked.ch:
         for precision in ("float32", "bfloat16"):
             args = degas.Args(
@@ -96,17 +99,14 @@ def main() -> None:
                 lap_levels=3, amp=precision == "bfloat16",
             )  # fmt: skip
             took, images = {form: [] for form in FORMS}, {}
-            for form, forward in FORMS.items():
-                degas.MixedOp.forward = forward
+            for form, (degas.MixedOp.forward, degas.MixedOp.merge) in FORMS.items():
                 steps, made = pair_of_steps(args, ranks)
                 images[form] = made()
                 steps()  # warm-up
             steps, _ = pair_of_steps(args, ranks)
             for _ in range(asked.repeats):
-                for form, forward in FORMS.items():
-                    degas.MixedOp.forward = forward
+                for form, (degas.MixedOp.forward, degas.MixedOp.merge) in FORMS.items():
                     took[form].append(seconds(steps, ranks.device))
-            degas.MixedOp.forward = merged
             for form, times in took.items():
                 torch.testing.assert_close(images[form], images["plain"], rtol=1e-3, atol=1e-3)
                 ratios = [a / b for a, b in zip(took["plain"], times, strict=True)]

@@ -389,9 +389,24 @@ def test_windows_hold_the_last_losses_in_their_order() -> None:
     assert state.window_row() == {"n": 0, "var_g": None, "var_d": None}
     for k in range(4):
         losses = torch.tensor([10.0 * k, 10.0 * k + 1, float(k)])
-        state.watch(job_of(replace(TINY, reset_window=5)), list(losses))
+        state.unseen.append(losses)
+        if k == 1:  # as if resumed here
+            saved, state = state.state_dict(), State()
+            state.load_state_dict(saved)
+        if k % 2:
+            assert not state.watch(job_of(replace(TINY, reset_window=5)))
+    assert not state.unseen
     assert state.windows == {"g": [0, 1, 2, 3], "d": [11, 20, 21, 30, 31]}
     assert state.window_row() == {"n": 4, "var_g": 1.25, "var_d": np.var([11, 20, 21, 30, 31])}
+
+
+def test_losses_that_are_flat_between_two_looks_are_seen() -> None:
+    state = State(unseen=[torch.tensor([float(k), g]) for k, g in enumerate((0, 1, 1, 0, 1))])
+    assert state.watch(job_of(replace(TINY, reset_window=2)))
+    assert state.windows == {"g": [1, 1], "d": [1, 2]}
+    state.unseen = [torch.tensor([float(k), g]) for k, g in enumerate((0, 1, 1, 0, 1))]
+    assert not state.watch(job_of(replace(TINY, reset_window=2, dynamic_reset=False)))
+    assert state.windows == {"g": [0, 1], "d": [3, 4]}
 
 
 # ---- candidates and rewards (§3.3.2, §4.3) ---------------------------------------------------------------------------

@@ -119,15 +119,20 @@ def test_constants_of_kernels_are_made_once() -> None:
 
 @pytest.mark.parametrize("layer", [Conv(3, 4, 3, padding=1), ConvAvgPool(3, 4), Conv(3, 4, 1)], ids=["3x3", "pool", "1x1"])
 def test_the_gradient_of_a_penalty_is_torchs(layer: Conv) -> None:
-    net = nn.Sequential(layer, nn.ReLU(), Conv(4, 2, 3)).double()
-    found = {}
+    """And it does not go on through the first pass."""
+    first, second, found, went_on = layer.double(), Conv(4, 2, 3).double(), {}, []
     for name, inside in (("torch", nullcontext), ("ours", cells.ForPenalty)):
-        x = normal(2, 3, 8, 8).requires_grad_()
+        torch.manual_seed(0)
+        x = normal(2, 3, 16, 16).requires_grad_()
         with inside():
-            y = net(x)
+            made = first(x)
+            made.register_hook(lambda grad, name=name: went_on.append(name))
+            y = cells.relu(second(cells.dropout(cells.avg_pool_2x2(cells.relu(made)), 0.5, True)))
         (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        found[name] = (y, gradient, *torch.autograd.grad(gradient.square().sum(), [net[0].weight, net[2].weight]))
+        weights = [first.weight, second.weight]
+        found[name] = (y, gradient, *torch.autograd.grad(gradient.square().sum(), weights, allow_unused=True))
     torch.testing.assert_close(found["ours"], found["torch"], rtol=0, atol=1e-10)
+    assert went_on == ["torch", "torch", "ours"]
 
 
 @pytest.mark.parametrize("layer", [Conv(8, 4, 3), ConvAvgPool(8, 4), cells.Linear(8, 4)], ids=lambda m: type(m).__name__)
@@ -153,6 +158,15 @@ def test_an_edge_computes_only_the_op_asked_for() -> None:
     assert torch.equal(edge(x, "conv_3x3"), edge["conv_3x3"](x))
     edge(x, "conv_3x3").sum().backward()
     assert {n.split(".")[0] for n, p in edge.named_parameters() if p.grad is not None} == {"conv_3x3"}
+
+
+def test_a_weighted_sum_is_channels_last_as_its_maps_are() -> None:
+    maps = [normal(2, 3, 4, 4, seed=i).to(memory_format=torch.channels_last).requires_grad_() for i in range(3)]
+    w = normal(3).requires_grad_()
+    found, want = cells.weighted_sum(maps, w), sum(w_k * x for w_k, x in zip(w, maps, strict=True))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    gradients = [torch.autograd.grad(y, [w, *maps], normal(2, 3, 4, 4, seed=9)) for y in (found, want)]
+    torch.testing.assert_close((found, *gradients[0]), (want, *gradients[1]))
 
 
 def test_add_leaves_its_terms_alone() -> None:

@@ -566,6 +566,18 @@ def test_penalty_of_a_linear_critic(norm: float, want: float):
     torch.testing.assert_close(w.grad, 20 * (norm - 1) * F.normalize(w.detach()))
 
 
+def test_a_loss_apart_adds_its_gradients_to_those_of_the_other():
+    (job, nets, _), x = networks(), normal(4, 3, 16, 16).float()
+    found = []
+    for apart in (False, True):
+        loss, other = nets.D.eval()(x)[0].square().mean(), nets.D(x[:2])[0].mean()
+        frozen_weights = SimpleNamespace(zero_grad=nets.d_opt.zero_grad, step=lambda: None)
+        gan.update(job, nets.D, frozen_weights, loss if apart else loss + other, apart=other if apart else None)
+        found.append([p.grad for p in nets.D.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_losses_are_those_of_a_wasserstein_gan():
     real, fake = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.5, -1.5])
     assert degas.d_loss(real, fake).item() == pytest.approx(-0.5 - 3.0)

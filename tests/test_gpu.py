@@ -11,6 +11,7 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -102,10 +103,10 @@ def first_steps(device: torch.device, method: str, loop: str, **flags: object) -
     """
     script, found = importlib.import_module(method), []
 
-    def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = 0.0) -> None:
+    def update(job: Job, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, **how: Any) -> None:
         if net in [seen for _, _, seen in found]:
             raise steps.Measured
-        gan.update(job, net, optimizer, loss, clip)
+        gan.update(job, net, optimizer, loss, **how)
         gradient = torch.cat([p.grad.flatten().cpu() for p in net.parameters() if p.grad is not None])
         found.append((loss.item(), gradient, net))
 

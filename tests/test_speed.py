@@ -16,7 +16,7 @@ RECORDED = {
     "eagan": {"training": 652, "stage 1": 552, "stage 2": 844},
     "adversarialnas": {"training": 702, "search": 10_657},
     "autogan": {"training": 631, "shared GAN, 32 px": 1303},
-    "degas": {"training": 850, "search": 1665},
+    "degas": {"training": 732, "search": 934},
 }
 LOOPS = [(method, loop) for method in RECORDED for loop in RECORDED[method]]
 
