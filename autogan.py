@@ -599,9 +599,7 @@ def stages_of(args: Args) -> list[str]:
     return search + (["train"] if args.phase == "all" else [])
 
 
-def d_step(
-    job: Job, nets: Pair, drawn: tuple[Tensor, Tensor], genotype: Genotype | None = None, stage: int = 2
-) -> Tensor:  # fmt: skip
+def d_step(job: Job, nets: Pair, drawn: tuple, genotype: Genotype | None = None, stage: int = 2) -> Tensor:
     """One D step on real images and equally many fakes."""
     real, z = drawn
     with job.autocast():
@@ -624,9 +622,7 @@ def g_step(job: Job, nets: Pair, z: Tensor, genotype: Genotype | None = None, st
     return loss.detach()
 
 
-def gan_step(
-    job: Job, nets: Pair, for_d: list, z: Tensor, genotypes: Sequence = (), stage: int = 2
-) -> list[Tensor]:  # fmt: skip
+def gan_step(job: Job, nets: Pair, for_d: list, z: Tensor, genotypes: Sequence = (), stage: int = 2) -> list[Tensor]:
     """A D step on each of for_d, in the search each with its own genotype, then one G step. Returns the losses."""
     genotypes = genotypes or [None] * len(for_d)
     losses = [d_step(job, nets, drawn, genotype, stage) for drawn, genotype in zip(for_d, genotypes, strict=True)]

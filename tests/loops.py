@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import common.data
+import degas
 from common import gan, graph, spectral
 from common.data import shapes
 from common.metrics import Score
@@ -109,6 +110,17 @@ def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
         return nullcontext()
 
     monkeypatch.setattr(graph, "beside", beside)
+
+
+def without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, DEGAS's critics have none: with --graph it has other seeds."""
+    init = degas.Critic.__init__
+
+    def made(critic: degas.Critic, *given: Any) -> None:
+        init(critic, *given)
+        critic.drop = (0.0,) * 4
+
+    monkeypatch.setattr(degas.Critic, "__init__", made)
 
 
 def stretch(method: str, name: str, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> LoopRun:

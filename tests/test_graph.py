@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import degas
 from common import gan, graph
 from common.files import UserError
 from common.graph import Graph
 from common.ranks import Ranks
-from tests.loops import LOOPS, LoopRun, Operations, miniature, pairs_of, record, stretch
+from tests.loops import LOOPS, LoopRun, Operations, miniature, pairs_of, record, stretch, without_dropout
 from tests.runs import parsed
 
 CPU = torch.device("cpu")
@@ -33,8 +32,8 @@ def assert_same(one: LoopRun, other: LoopRun) -> None:
 
 @pytest.mark.parametrize(("method", "name"), LOOPS)
 def test_replayed_updates_are_the_eager_ones(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights, averages, moments, latents and logged losses; without DEGAS's dropout, which has other seeds."""
-    monkeypatch.setattr(degas.F, "dropout", lambda x, *_: x)
+    """Weights, averages, moments, latents and logged losses."""
+    without_dropout(monkeypatch)
     eager = stretch(method, name, monkeypatch, device="cpu")
     assert Operations.replays == 0
     replayed = stretch(method, name, monkeypatch, device="cpu", graph=True)
