@@ -28,7 +28,7 @@ PAPER (specified by the paper), CODE (follows the authors' code), DEVIATES (diff
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -619,13 +619,12 @@ def g_step(job: Job, nets: Pair, step: int, genotype: Genotype | None = None, st
     return loss.detach()
 
 
-def gan_step(job: Job, state: State, nets: Pair, controller: Controller | None = None) -> list[Tensor]:
-    """n_critic D steps, each with a new architecture in the search, and one G step. Returns the losses."""
+def gan_step(job: Job, state: State, nets: Pair, paths: Sequence[Candidate] = ()) -> list[Tensor]:
+    """n_critic D steps, in the search each with the next of these paths, and one G step. Returns the losses."""
     genotype, stage, losses = None, 2, []
-    for _ in range(job.args.n_critic):
-        if controller is not None:
-            (path,) = draw(job.args, state, controller, 1, "path", state.batch)
-            genotype, stage = names_of(path.vector), state.s
+    for i in range(job.args.n_critic):
+        if paths:
+            genotype, stage = names_of(paths[i].vector), state.s
         losses.append(d_step(job, nets, state.batch, genotype, stage))
         state.batch += 1
     # DEVIATES 6: after n_critic D steps; the authors take the G step after the first of them
@@ -805,9 +804,10 @@ def search(job: Job, state: State) -> None:
         # step 1: the shared weights, controller frozen
         run.begin("search", name, state.step, images_per_step=args.d_batch * args.n_critic)
         steps = args.gan_epochs * here.epoch // args.n_critic
+        paths = draw(args, state, controller, steps * args.n_critic, "path", state.iteration)  # for all D steps at once
         while state.turn < steps and not state.reset:
             run.tick(state.step, f"{after} in {steps - state.turn} steps")
-            state.unseen.append(torch.stack(gan_step(here, state, nets, controller)))
+            state.unseen.append(torch.stack(gan_step(here, state, nets, paths[state.turn * args.n_critic :])))
             state.turn += 1
             # DEVIATES 7: at most 50 G steps late, so that a GPU need not wait; the authors check after every D step
             look = state.turn % max(1, args.reset_window // 10) == 0 or state.turn == steps
