@@ -800,17 +800,16 @@ def search(job: Job, state: State) -> None:
         # step 1: the shared weights, controller frozen
         run.begin("search", name, state.step, images_per_step=args.d_batch * args.n_critic)
         steps = args.gan_epochs * here.epoch // args.n_critic
+        drawn = draw(args, state, controller, steps * args.n_critic, "path", state.iteration)  # for all D steps at once
         while state.turn < steps and not state.reset:
             run.tick(state.step, f"{after} in {steps - state.turn} steps")
-            drawn = [draw(args, state, controller, 1, "path", state.batch + k)[0] for k in range(args.n_critic)]
-            paths = [names_of(x.vector) for x in drawn]
+            paths = [names_of(x.vector) for x in drawn[state.turn * args.n_critic :][: args.n_critic]]
             losses = gan_step(here, nets, *gan.draw(here, state, args.n_critic), paths, state.s)
             gan.log_losses(here, state, {"loss/d": losses[-2], "loss/g": losses[-1]})
             state.unseen.append(torch.stack(losses))
             state.turn += 1
             # DEVIATES 7: at most 50 G steps late, so that a GPU need not wait; the authors check after every D step
-            look = state.turn % max(1, args.reset_window // 10) == 0 or state.turn == steps
-            if look and state.watch(here):
+            if (state.turn == steps or state.turn % max(1, args.reset_window // 10) == 0) and state.watch(here):
                 plan_reset(job, state, steps - state.turn)
         job.ranks.average_buffers(nets.G)
 
