@@ -24,7 +24,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_same(one: LoopRun, other: LoopRun) -> None:
-    assert len(one.logged) >= 19
+    assert len(one.logged) >= 11
     assert one.logged == other.logged
     for name, a, b in pairs_of(one, other):
         assert torch.equal(a, b), name
@@ -37,7 +37,7 @@ def test_replayed_updates_are_the_eager_ones(method: str, name: str, monkeypatch
     eager = stretch(method, name, monkeypatch, device="cpu")
     assert Operations.replays == 0
     replayed = stretch(method, name, monkeypatch, device="cpu", graph=True)
-    assert Operations.replays >= 10
+    assert Operations.replays >= 4
     assert Operations.eager > graph.WARM  # and those with a short batch
     assert_same(replayed, eager)
 
@@ -45,7 +45,7 @@ def test_replayed_updates_are_the_eager_ones(method: str, name: str, monkeypatch
 def test_dropout_goes_on_from_the_seed_of_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "capture", partial(record, random=True))
     replayed = stretch("degas", "training", monkeypatch, device="cpu", graph=True)
-    assert Operations.replays >= 10
+    assert Operations.replays >= 4
     monkeypatch.setattr(graph, "WARM", 10**6)
     assert_same(replayed, stretch("degas", "training", monkeypatch, device="cpu", graph=True))
 
@@ -134,6 +134,7 @@ def test_what_cannot_be_captured_is_refused(method: str, monkeypatch: pytest.Mon
 # ---- --compile -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compiled_networks_have_static_shapes_in_spite_of_a_short_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     batches, compile_ = [], nn.Module.compile
 
