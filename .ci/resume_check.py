@@ -49,9 +49,9 @@ def rows(run: Path, name: str) -> list[dict]:
 
 
 with tempfile.TemporaryDirectory() as folder:
-    alone, stopped, data = Path(folder, "alone"), Path(folder, "stopped"), ["--data-dir", str(Path(folder, "data"))]
-    assert launch(["eagan.py", *FLAGS, *data, "--runs-dir", str(alone)]).wait() == 0
-    words = ["eagan.py", *FLAGS, *data, "--runs-dir", str(stopped)]
+    alone, stopped = Path(folder, "alone"), Path(folder, "stopped")
+    assert launch(["eagan.py", *FLAGS, "--runs-dir", str(alone)]).wait() == 0
+    words = ["eagan.py", *FLAGS, "--runs-dir", str(stopped)]
     for stage in ("stage 1 round 1", "stage 2 warm-up", "training"):
         interrupt_in(launch(words), stopped, stage)
         status = json.loads((only_run(stopped) / "status.json").read_text())

@@ -15,8 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 method = sys.argv[1]
 with tempfile.TemporaryDirectory() as folder:
-    words = [sys.executable, f"{method}.py", "--preset", "smoke"]
-    words += ["--data-dir", f"{folder}/data", "--runs-dir", f"{folder}/runs"]
+    words = [sys.executable, f"{method}.py", "--preset", "smoke", "--runs-dir", f"{folder}/runs"]
     start = time.monotonic()
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
