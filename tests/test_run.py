@@ -72,11 +72,13 @@ def test_a_resumed_run_says_what_differs(tmp_path: Path, monkeypatch: pytest.Mon
         again.load(None)
         assert again.changed == ""
     monkeypatch.setattr(common.run, "device_name", lambda _: "NVIDIA H100")
+    monkeypatch.setattr(common.run, "git_state", lambda _: {"sha": "0123abc", "dirty": False})
+    monkeypatch.setattr(common.run.torch, "__version__", "9.9")
     with new_run(tmp_path, TwoProcesses(CPU, 0, 2), run.dir) as again:
         again.load(None)
     told = (run.dir / "log.txt").read_text()
     assert told.count("WARNING") == 1
-    assert re.search(r"NVIDIA H100.*\b1\b.*\b2\b", told)
+    assert re.search(r"device .* -> NVIDIA H100, processes 1 -> 2, torch .* -> 9\.9, git .* -> 0123abc;", told)
 
 
 def test_a_resumed_run_says_which_code_was_edited(tmp_path: Path) -> None:
@@ -231,13 +233,15 @@ def test_a_broken_checkpoint_falls_back_and_is_never_moved_over_the_good_one(tmp
     assert str(file) in (path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("fault", ["another run", "seed", "method", "version", "gone"])
+@pytest.mark.parametrize("fault", ["another run", "seed", "method", "schema", "version", "gone"])
 def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_path: Path, fault: str) -> None:
     """Those of another run, or of other arguments; a state with other fields; none, where there were some."""
     path, other = (saved_run(tmp_path / name) for name in ("a", "b"))
     for name in ("checkpoint.pt", "checkpoint.prev.pt"):
         if fault == "another run":
             shutil.copy(other / name, path / name)
+        if fault == "schema":
+            torch.save({**load(path, name), "schema": common.run.CHECKPOINT - 1}, path / name)
         if fault == "gone":
             (path / name).unlink()
     state = Counter()
@@ -251,6 +255,16 @@ def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_
     told = (path / "log.txt").read_text()
     assert all((str(path / name) in told) == (fault != "gone") for name in ("checkpoint.pt", "checkpoint.prev.pt"))
     assert [name for name in ("seed", "method") if f"its {name} is" in told] == list(asked)
+
+
+def test_a_directory_of_another_schema_is_refused(tmp_path: Path) -> None:
+    path = saved_run(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "schema": 0}))
+    before = contents(path)
+    with pytest.raises(UserError, match=rf"^--resume {path}: schema 0\b.*\b{common.run.SCHEMA}$"):
+        new_run(tmp_path, resume=path)
+    assert contents(path) == {**before, "lock": (path / "lock").read_bytes()}
 
 
 def test_a_checkpoint_is_on_the_disk_before_the_one_before_is_given_up(tmp_path: Path, monkeypatch) -> None:
@@ -295,11 +309,13 @@ def test_lost_rows_and_genotypes_are_noticed(tmp_path: Path) -> None:
 def test_a_run_without_a_checkpoint_begins_again_in_place(tmp_path: Path) -> None:
     path = saved_run(tmp_path, saves=0)
     assert rows(path, "metrics.jsonl")
-    (path / "samples" / "left over.tmp").write_text("")
+    for folder in ("samples", "genotypes"):
+        (path / folder).mkdir(exist_ok=True)
+        (path / folder / "left over.tmp").write_text("")
     _, state = resumed(path, restore=False)
     assert state.n == 0
     assert not rows(path, "metrics.jsonl")
-    assert not list((path / "samples").iterdir())
+    assert not [*(path / "samples").iterdir(), *path.rglob("*.tmp")]
 
 
 @pytest.mark.parametrize("finite", [True, False])
