@@ -641,7 +641,7 @@ def test_a_broken_file_in_the_hubs_cache_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / metrics.FID_FILE
-    path.write_bytes(b"broken")
+    path.write_bytes(b"<html>Please log in</html>")
     with pytest.raises(UserError) as caught:
         metrics._download(f"http://localhost:9/{metrics.FID_FILE}")
     assert str(path) in str(caught.value)

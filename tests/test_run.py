@@ -548,7 +548,7 @@ def test_the_first_checkpoint_comes_within_a_minute_and_others_as_asked(
             run.tick(1)
             saved.append((run.dir / "checkpoint.pt").stat().st_mtime_ns if (run.dir / "checkpoint.pt").exists() else None)
     assert saved[:2] == [None, None]
-    assert saved[2] == saved[3] == saved[4] != saved[5]
+    assert None is not saved[2] == saved[3] == saved[4] != saved[5]
 
 
 def test_the_first_checkpoint_does_not_wait_for_the_end_of_a_scoring(tmp_path: Path) -> None:
