@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
@@ -363,6 +364,12 @@ class Run:
         if isinstance(error, OSError) and self.main:  # disk full or failed
             return UserError(f"{self.dir}: {error}; fix it, then run {resume}")
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            if raised_in(error, fid_label.__code__.co_filename):  # whatever the batches; further scores keep features
+                fewer = "" if self.args.get("metrics", "fid,is") == "fid,is" else " --metrics fid,is"
+                again = ", or start again with a smaller --g-ch" if self.tracked else ""  # else G is not made yet
+                return UserError(
+                    f"{told}; scoring has batches of its own: free memory, then run {resume}{fewer}{again}"
+                )
             flags = "--d-batch, --g-batch" if self.status["phase"] == "train" else "--d-batch or --search-..."
             return UserError(f"{told}; free memory, then run {resume}, or start again with smaller {flags}")
         of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
@@ -687,6 +694,11 @@ class Run:
                 os.replace(paths[0], self.dir / "checkpoint.broken.pt")
             return saved
         raise UserError(f"--resume {self.dir}: no checkpoint can be used; start a new run")
+
+
+def raised_in(error: BaseException, file: str) -> bool:
+    """Whether an error was raised in a file, or in what it called."""
+    return any(frame.f_code.co_filename == file for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def imported_from(folder: Path) -> set[Path]:

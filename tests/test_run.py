@@ -20,6 +20,7 @@ import common.run
 import eagan
 from common.files import UserError
 from common.gan import update
+from common.metrics import Evaluator
 from common.ranks import Ranks
 from common.run import DivergedError, Run, Stopped
 from tests.runs import Counter, assert_equal, load, rows
@@ -419,6 +420,24 @@ def test_errors_of_memory_and_compiler_are_one_line_with_a_remedy(tmp_path: Path
     for word in (remedy, run.status["resume_command"], "training"):
         assert word in str(told.value)
     assert json.loads((run.dir / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize("metrics", ["fid,is", "fid,is,kid"])
+def test_memory_that_runs_out_in_a_scoring_is_not_blamed_on_batches(tmp_path: Path, metrics: str) -> None:
+    """A scoring has its own; further scores keep features."""
+
+    def full(_: int) -> None:
+        raise MemoryError
+
+    run, evaluator = new_run(tmp_path, metrics=metrics), Evaluator("compact", CPU, tmp_path)
+    evaluator.network = SimpleNamespace(dims=2, classes=2)
+    with pytest.raises(UserError) as told, run:  # noqa: PT012
+        run.track(Counter())
+        evaluator.score(full, 10)
+    assert "-batch" not in str(told.value)
+    assert "--g-ch" in str(told.value)
+    again = " --metrics fid,is" if "kid" in metrics else ""
+    assert f"{run.status['resume_command']}{again}, or" in str(told.value)
 
 
 def test_other_errors_are_not_explained_away(tmp_path: Path) -> None:
