@@ -93,6 +93,23 @@ def test_a_resumed_run_says_which_code_was_edited(tmp_path: Path) -> None:
     assert "code common/cells.py, code eagan.py, code gone.py" in (path / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("saves", [0, 1])
+def test_a_genotype_file_that_was_edited_is_not_taken_in_silence(tmp_path: Path, saves: int) -> None:
+    """Without a checkpoint, a resumed run would train another network than the one that it began with."""
+    file = tmp_path / "g.json"
+    file.write_text("[1]")
+    path = saved_run(tmp_path / "runs", saves, genotype=str(file))
+    again = new_run(path.parent, resume=path, genotype=str(file))
+    again.lock_file.close()
+    assert again.changed == ""
+    file.write_text("[2]")
+    if saves:
+        assert new_run(path.parent, resume=path, genotype=str(file)).changed == f"genotype {file}"
+    else:
+        with pytest.raises(UserError, match=f"--resume {path}: {file}"):
+            new_run(path.parent, resume=path, genotype=str(file))
+
+
 def test_a_folder_that_was_there_before_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "job").mkdir()
     monkeypatch.setattr(common.run.shutil, "copy", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -184,10 +201,10 @@ def test_track_restores_in_place_at_its_first_call(tmp_path: Path) -> None:
 # ---- checkpoints: whole, of this run, never given up for a broken one -----------------------------------------------------
 
 
-def saved_run(folder: Path, saves: int = 2) -> Path:
+def saved_run(folder: Path, saves: int = 2, **args: object) -> Path:
     """A run with `saves` checkpoints, the rows and genotypes of each, and a sample that came after the last one."""
     state, net = Counter(), nn.Linear(3, 3)
-    with new_run(folder) as run:
+    with new_run(folder, **args) as run:
         run.track(state, net=net)
         for state.n in range(1, saves + 1):
             run.status["step"] = state.n
