@@ -251,7 +251,7 @@ def test_a_broken_checkpoint_falls_back_and_is_never_moved_over_the_good_one(tmp
     assert str(file) in (path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("fault", ["another run", "seed", "method", "schema", "version", "gone"])
+@pytest.mark.parametrize("fault", ["another run", "seed", "method", "schema", "version", "gone", "gone, older"])
 def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_path: Path, fault: str) -> None:
     """Those of another run, or of other arguments; a state with other fields; none, where there were some."""
     path, other = (saved_run(tmp_path / name) for name in ("a", "b"))
@@ -260,8 +260,12 @@ def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_
             shutil.copy(other / name, path / name)
         if fault == "schema":
             torch.save({**load(path, name), "schema": common.run.CHECKPOINT - 1}, path / name)
-        if fault == "gone":
+        if fault.startswith("gone"):
             (path / name).unlink()
+    if fault == "gone, older":  # its status did not count checkpoints
+        status = json.loads((path / "status.json").read_text())
+        del status["checkpoints"]
+        (path / "status.json").write_text(json.dumps(status))
     state = Counter()
     if fault == "version":
         state.new = 1
@@ -271,7 +275,7 @@ def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_
         run.load(state)
     assert contents(path) == before
     told = (path / "log.txt").read_text()
-    assert all((str(path / name) in told) == (fault != "gone") for name in ("checkpoint.pt", "checkpoint.prev.pt"))
+    assert all((str(path / name) in told) == (not fault.startswith("gone")) for name in ("checkpoint.pt", "checkpoint.prev.pt"))
     assert [name for name in ("seed", "method") if f"its {name} is" in told] == list(asked)
 
 
