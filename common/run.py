@@ -1,6 +1,7 @@
 """The run directory: status, progress, logs, checkpoints, signals."""
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
@@ -39,6 +41,7 @@ WATCH = 25.0  # seconds to watch a run of another host before it is taken over
 FIRST_SAVE = 60.0  # seconds of a stage until its first checkpoint, if --save-minutes is longer
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)  # USR1: SLURM's warning
 ROWS = ("metrics.jsonl", "search.jsonl")
+CHECKPOINTS = ("checkpoint.pt", "checkpoint.prev.pt")
 OWN = {"lock", "source", "status.json", "STOP"}  # all that a run has before its config.json, but for .tmp files
 ON_RESUME = {  # flags that may change on --resume: only the device, with its own random streams, changes results
     "resume", "auto_resume", "preset", "dry_run", "device", "dataset", "runs_dir", "data_dir", "inception_weights",
@@ -176,7 +179,7 @@ class Run:
                 "dataset": dataset, "data_digest": digest, "seed": args["seed"], "args": self.args, "argv": sys.argv,
                 "command": command_line(script, self.args, ranks.world), "git": git_state(script.parent),
                 "device": device_name(ranks.device), "gpu": gpu_id(ranks.device), "world_size": ranks.world,
-                "versions": versions, **facts, "created": now(), "id": self.id,
+                "versions": versions, **facts, "created": now(), "id": self.id, "files": self._genotype_files(),
             }  # fmt: skip
             try:
                 self._lock()
@@ -271,6 +274,12 @@ class Run:
             raise UserError(
                 f"--resume {self.dir}: the images of {self.args['dataset']} have changed since it started; restore them"
             )
+        edited = [k for k, was in (config.get("files") or {}).items() if today["files"].get(k) != was]
+        if edited and not any((self.dir / name).exists() for name in CHECKPOINTS):
+            raise UserError(
+                f"--resume {self.dir}: {self.args[edited[0]]} has changed since it started, and there is no checkpoint "
+                "yet; restore it, or start a new run"
+            )
         with suppress(OSError, ValueError, TypeError, KeyError):  # no valid status: rely on the checkpoint
             status = json.loads((self.dir / "status.json").read_text("utf-8"))
             self.status["last"] = {k: status["last"][k] for k in ("fid", "is", "net")}
@@ -294,8 +303,15 @@ class Run:
             for c in (config, today)
         )
         changed = [f"{k} {before[k]} -> {after[k]}" for k in before if before[k] != after[k]]
+        changed += [f"{k} {self.args[k]}" for k in edited]
         self.changed = ", ".join([*changed, *(f"code {name}" for name in self._edited(script))])
         return config
+
+    def _genotype_files(self) -> dict[str, str]:
+        """A hash of each genotype file that a flag names."""
+        paths = {k: Path(self.args.get(k) or "") for k in GENOTYPES}
+        files = {k: path for k, path in paths.items() if path.suffix in (".json", ".npy") and path.is_file()}
+        return {k: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for k, path in files.items()}
 
     def _edited(self, script: Path) -> list[str]:
         """Files of source/ that are no longer as they were when the run began."""
@@ -363,6 +379,12 @@ class Run:
         if isinstance(error, OSError) and self.main:  # disk full or failed
             return UserError(f"{self.dir}: {error}; fix it, then run {resume}")
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            if raised_in(error, fid_label.__code__.co_filename):  # whatever the batches; further scores keep features
+                fewer = "" if self.args.get("metrics", "fid,is") == "fid,is" else " --metrics fid,is"
+                again = ", or start again with a smaller --g-ch" if self.tracked else ""  # else G is not made yet
+                return UserError(
+                    f"{told}; scoring has batches of its own: free memory, then run {resume}{fewer}{again}"
+                )
             flags = "--d-batch, --g-batch" if self.status["phase"] == "train" else "--d-batch or --search-..."
             return UserError(f"{told}; free memory, then run {resume}, or start again with smaller {flags}")
         of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
@@ -664,7 +686,7 @@ class Run:
     def _read_checkpoint(self, fields: Iterable[str]) -> dict:
         """The latest intact checkpoint of this run; fields: of the state. Nothing is changed before it is found;
         then a broken checkpoint.pt is set aside, so that no save replaces the good one with it."""
-        paths = [self.dir / name for name in ("checkpoint.pt", "checkpoint.prev.pt")]
+        paths = [self.dir / name for name in CHECKPOINTS]
         if not any(path.exists() for path in paths) and not self.status["checkpoints"]:
             return {"step": -1, "files": dict.fromkeys(ROWS, 0), "seconds": {}, "parts": {}, "state": None}
         for path in paths:
@@ -687,6 +709,11 @@ class Run:
                 os.replace(paths[0], self.dir / "checkpoint.broken.pt")
             return saved
         raise UserError(f"--resume {self.dir}: no checkpoint can be used; start a new run")
+
+
+def raised_in(error: BaseException, file: str) -> bool:
+    """Whether an error was raised in a file, or in what it called."""
+    return any(frame.f_code.co_filename == file for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def imported_from(folder: Path) -> set[Path]:

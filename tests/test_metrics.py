@@ -626,11 +626,22 @@ def test_a_cache_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> 
     assert sum(str(folder) in line for line in said) == 3  # where it would be cached; that neither of two files can be
 
 
+@pytest.mark.parametrize("folder", ["file/cache", "/proc/self"])
+def test_that_the_cache_cannot_be_written_is_known_before_hours_of_work(folder: str, tmp_path: Path) -> None:
+    """A folder that cannot be made, and one in which nobody can write."""
+    done: list[str] = []
+    (tmp_path / "file").touch()
+    evaluator = Evaluator("compact", CPU, tmp_path / folder)
+    evaluator.log = lambda line: done.append(f"told {folder in line}")
+    evaluator._cached("kind", "key", lambda: done.append("made") or {})
+    assert done == ["told True", "made"]
+
+
 def test_a_broken_file_in_the_hubs_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / metrics.FID_FILE
-    path.write_bytes(b"broken")
+    path.write_bytes(b"<html>Please log in</html>")
     with pytest.raises(UserError) as caught:
         metrics._download(f"http://localhost:9/{metrics.FID_FILE}")
     assert str(path) in str(caught.value)

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -12,7 +13,7 @@ import common.metrics
 import eagan
 from common.cli import cli
 from common.run import Run, Stopped
-from tests.runs import assert_equal, command, flags, load, read, rows, start, tiny_flags
+from tests.runs import GENOTYPE, assert_equal, command, flags, load, read, rows, slow, start, tiny_flags
 
 pytestmark = pytest.mark.usefixtures("quick_compact")
 TRAIN = {"phase": "train", "genotype": "eagan-g"}
@@ -42,10 +43,15 @@ def test_what_a_resume_changes_the_next_one_goes_on_with(tiny: dict, tmp_path: P
     assert load(run, "weights.pt")["step"] == load(whole, "weights.pt")["step"]
 
 
-def test_less_than_what_is_done_is_said(tiny: dict, tmp_path: Path) -> None:
-    run = start(eagan, tiny, tmp_path, train_epochs=3)
+@pytest.mark.parametrize("method", ["eagan", "adversarialnas", slow("autogan")], indirect=True)
+def test_less_than_what_is_done_ends_at_once_and_is_said(
+    method: ModuleType, tiny_data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"phase": "train", "genotype": GENOTYPE[method.__name__], "train_epochs": 3}
+    run = start(method, tiny_flags(method.__name__, tiny_data) | train, tmp_path)
     done = read(run, "status.json")["step"]
-    assert resume(run, "--train-epochs", "2") == 0
+    monkeypatch.setattr(Run, "tick", lambda *_: pytest.fail("another update"))
+    assert command(method, ["--resume", str(run), "--train-epochs", "2"]) == 0
     assert f"{done} updates are done" in (run / "log.txt").read_text()
 
 

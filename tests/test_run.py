@@ -20,6 +20,7 @@ import common.run
 import eagan
 from common.files import UserError
 from common.gan import update
+from common.metrics import Evaluator
 from common.ranks import Ranks
 from common.run import DivergedError, Run, Stopped
 from tests.runs import Counter, assert_equal, load, rows
@@ -72,11 +73,13 @@ def test_a_resumed_run_says_what_differs(tmp_path: Path, monkeypatch: pytest.Mon
         again.load(None)
         assert again.changed == ""
     monkeypatch.setattr(common.run, "device_name", lambda _: "NVIDIA H100")
+    monkeypatch.setattr(common.run, "git_state", lambda _: {"sha": "0123abc", "dirty": False})
+    monkeypatch.setattr(common.run.torch, "__version__", "9.9")
     with new_run(tmp_path, TwoProcesses(CPU, 0, 2), run.dir) as again:
         again.load(None)
     told = (run.dir / "log.txt").read_text()
     assert told.count("WARNING") == 1
-    assert re.search(r"NVIDIA H100.*\b1\b.*\b2\b", told)
+    assert re.search(r"device .* -> NVIDIA H100, processes 1 -> 2, torch .* -> 9\.9, git .* -> 0123abc;", told)
 
 
 def test_a_resumed_run_says_which_code_was_edited(tmp_path: Path) -> None:
@@ -88,6 +91,23 @@ def test_a_resumed_run_says_which_code_was_edited(tmp_path: Path) -> None:
     (path / "source" / "gone.py").write_text("")
     resumed(path)
     assert "code common/cells.py, code eagan.py, code gone.py" in (path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("saves", [0, 1])
+def test_a_genotype_file_that_was_edited_is_not_taken_in_silence(tmp_path: Path, saves: int) -> None:
+    """Without a checkpoint, a resumed run would train another network than the one that it began with."""
+    file = tmp_path / "g.json"
+    file.write_text("[1]")
+    path = saved_run(tmp_path / "runs", saves, genotype=str(file))
+    again = new_run(path.parent, resume=path, genotype=str(file))
+    again.lock_file.close()
+    assert again.changed == ""
+    file.write_text("[2]")
+    if saves:
+        assert new_run(path.parent, resume=path, genotype=str(file)).changed == f"genotype {file}"
+    else:
+        with pytest.raises(UserError, match=f"--resume {path}: {file}"):
+            new_run(path.parent, resume=path, genotype=str(file))
 
 
 def test_a_folder_that_was_there_before_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,10 +201,10 @@ def test_track_restores_in_place_at_its_first_call(tmp_path: Path) -> None:
 # ---- checkpoints: whole, of this run, never given up for a broken one -----------------------------------------------------
 
 
-def saved_run(folder: Path, saves: int = 2) -> Path:
+def saved_run(folder: Path, saves: int = 2, **args: object) -> Path:
     """A run with `saves` checkpoints, the rows and genotypes of each, and a sample that came after the last one."""
     state, net = Counter(), nn.Linear(3, 3)
-    with new_run(folder) as run:
+    with new_run(folder, **args) as run:
         run.track(state, net=net)
         for state.n in range(1, saves + 1):
             run.status["step"] = state.n
@@ -231,15 +251,21 @@ def test_a_broken_checkpoint_falls_back_and_is_never_moved_over_the_good_one(tmp
     assert str(file) in (path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("fault", ["another run", "seed", "method", "version", "gone"])
+@pytest.mark.parametrize("fault", ["another run", "seed", "method", "schema", "version", "gone", "gone, older"])
 def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_path: Path, fault: str) -> None:
     """Those of another run, or of other arguments; a state with other fields; none, where there were some."""
     path, other = (saved_run(tmp_path / name) for name in ("a", "b"))
     for name in ("checkpoint.pt", "checkpoint.prev.pt"):
         if fault == "another run":
             shutil.copy(other / name, path / name)
-        if fault == "gone":
+        if fault == "schema":
+            torch.save({**load(path, name), "schema": common.run.CHECKPOINT - 1}, path / name)
+        if fault.startswith("gone"):
             (path / name).unlink()
+    if fault == "gone, older":  # its status did not count checkpoints
+        status = json.loads((path / "status.json").read_text())
+        del status["checkpoints"]
+        (path / "status.json").write_text(json.dumps(status))
     state = Counter()
     if fault == "version":
         state.new = 1
@@ -249,8 +275,18 @@ def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_cut(tmp_
         run.load(state)
     assert contents(path) == before
     told = (path / "log.txt").read_text()
-    assert all((str(path / name) in told) == (fault != "gone") for name in ("checkpoint.pt", "checkpoint.prev.pt"))
+    assert all((str(path / name) in told) == (not fault.startswith("gone")) for name in ("checkpoint.pt", "checkpoint.prev.pt"))
     assert [name for name in ("seed", "method") if f"its {name} is" in told] == list(asked)
+
+
+def test_a_directory_of_another_schema_is_refused(tmp_path: Path) -> None:
+    path = saved_run(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "schema": 0}))
+    before = contents(path)
+    with pytest.raises(UserError, match=rf"^--resume {path}: schema 0\b.*\b{common.run.SCHEMA}$"):
+        new_run(tmp_path, resume=path)
+    assert contents(path) == {**before, "lock": (path / "lock").read_bytes()}
 
 
 def test_a_checkpoint_is_on_the_disk_before_the_one_before_is_given_up(tmp_path: Path, monkeypatch) -> None:
@@ -295,11 +331,13 @@ def test_lost_rows_and_genotypes_are_noticed(tmp_path: Path) -> None:
 def test_a_run_without_a_checkpoint_begins_again_in_place(tmp_path: Path) -> None:
     path = saved_run(tmp_path, saves=0)
     assert rows(path, "metrics.jsonl")
-    (path / "samples" / "left over.tmp").write_text("")
+    for folder in ("samples", "genotypes"):
+        (path / folder).mkdir(exist_ok=True)
+        (path / folder / "left over.tmp").write_text("")
     _, state = resumed(path, restore=False)
     assert state.n == 0
     assert not rows(path, "metrics.jsonl")
-    assert not list((path / "samples").iterdir())
+    assert not [*(path / "samples").iterdir(), *path.rglob("*.tmp")]
 
 
 @pytest.mark.parametrize("finite", [True, False])
@@ -403,6 +441,24 @@ def test_errors_of_memory_and_compiler_are_one_line_with_a_remedy(tmp_path: Path
     for word in (remedy, run.status["resume_command"], "training"):
         assert word in str(told.value)
     assert json.loads((run.dir / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize("metrics", ["fid,is", "fid,is,kid"])
+def test_memory_that_runs_out_in_a_scoring_is_not_blamed_on_batches(tmp_path: Path, metrics: str) -> None:
+    """A scoring has its own; further scores keep features."""
+
+    def full(_: int) -> None:
+        raise MemoryError
+
+    run, evaluator = new_run(tmp_path, metrics=metrics), Evaluator("compact", CPU, tmp_path)
+    evaluator.network = SimpleNamespace(dims=2, classes=2)
+    with pytest.raises(UserError) as told, run:  # noqa: PT012
+        run.track(Counter())
+        evaluator.score(full, 10)
+    assert "-batch" not in str(told.value)
+    assert "--g-ch" in str(told.value)
+    again = " --metrics fid,is" if "kid" in metrics else ""
+    assert f"{run.status['resume_command']}{again}, or" in str(told.value)
 
 
 def test_other_errors_are_not_explained_away(tmp_path: Path) -> None:
@@ -532,7 +588,7 @@ def test_the_first_checkpoint_comes_within_a_minute_and_others_as_asked(
             run.tick(1)
             saved.append((run.dir / "checkpoint.pt").stat().st_mtime_ns if (run.dir / "checkpoint.pt").exists() else None)
     assert saved[:2] == [None, None]
-    assert saved[2] == saved[3] == saved[4] != saved[5]
+    assert None is not saved[2] == saved[3] == saved[4] != saved[5]
 
 
 def test_the_first_checkpoint_does_not_wait_for_the_end_of_a_scoring(tmp_path: Path) -> None:

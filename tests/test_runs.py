@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import adversarialnas
 import autogan
@@ -118,6 +119,7 @@ def test_run_directory_has_every_file_of_the_contract(method, whole):
     assert sorted(f.name for f in (whole / "samples").iterdir()) == [f"{n:06d}.png" for n in SAMPLES[name]]
     log = (whole / "log.txt").read_text()
     assert all(f"{n:,}" in log for n in config["params"].values())
+    assert "2 classes" in log
 
 
 def test_rows_of_metrics_hold_losses_and_scores(method, whole):
@@ -698,6 +700,16 @@ def test_dry_run_makes_nothing_and_tells_exact_sizes(method, tiny_data, tmp_path
     assert [int(n.replace(",", "")) for n in numbers] == sizes
     assert all(any(text in line for line in out) for text in genotype)
     assert not list(tmp_path.iterdir())
+
+
+def test_number_and_names_of_the_classes_are_told(training: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for i in range(8):
+        file = tmp_path / ("cat" if i % 2 else "dog") / f"{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(file)
+    values = training | {"dataset": tmp_path, "runs_dir": tmp_path / "runs", "phase": "train"}
+    assert command(eagan, [*flags(values), "--dry-run"]) == 0
+    assert "2 classes: cat, dog" in capsys.readouterr().out.splitlines()
 
 
 # ---- several processes ------------------------------------------------------------
