@@ -69,6 +69,15 @@ def undisturbed(tiny_data: dict, shared: Path) -> Callable[..., Path]:
     return run
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Of tests/faults. Here, as xdist's main process reads no conftest.py of a subfolder."""
+    reports = [r for key in ("passed", "failed") for r in terminalreporter.stats.get(key, []) if r.when == "call"]
+    counts = [dict(r.user_properties) for r in reports]
+    tried, recovered = (sum(c.get(name, 0) for c in counts) for name in ("tried", "recovered"))
+    if tried:
+        terminalreporter.write_line(f"faults: {tried} tried, {recovered} recovered or refused, {tried - recovered} lost")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test of `method` is one of all four, but in a test_<method>.py and where the test names them itself."""
     named = any("method" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))

@@ -1,4 +1,4 @@
-"""Counts the faults that these tests cause, and says at the end what became of them."""
+"""Counts the faults that these tests cause; tests/conftest.py says at the end what became of them."""
 
 from pathlib import Path
 
@@ -9,14 +9,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = [r for key in ("passed", "failed") for r in terminalreporter.stats.get(key, []) if r.when == "call"]
-    counts = [dict(r.user_properties) for r in reports]
-    tried, recovered = (sum(c.get(name, 0) for c in counts) for name in ("tried", "recovered"))
-    if tried:
-        terminalreporter.write_line(f"faults: {tried} tried, {recovered} recovered or refused, {tried - recovered} lost")
 
 
 @pytest.fixture
