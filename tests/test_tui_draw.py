@@ -97,6 +97,13 @@ def test_ticks_are_inside_and_their_labels_differ(ends: tuple[float, float], n: 
     assert len(set(draw.labels(found))) == len(found)
 
 
+def test_a_constant_with_rounding_errors_is_flat() -> None:
+    y = np.full(50, 900.0) + np.arange(50) % 2 * 1e-13
+    labels = [line[:6].strip(" ┤│") for line in texts(chart([Series(np.arange(50.0), y)], 60, 12)[0])[:-1]]
+    shown = [label for label in labels if label]
+    assert len(shown) == len(set(shown)) > 1
+
+
 def test_ticks_of_a_log_axis_are_one_two_five() -> None:
     assert draw.ticks(0.8, 120, 8, log=True) == [1, 2, 5, 10, 20, 50, 100]
     assert draw.ticks(16, 210, 3, log=True) == [20, 100]  # few, but over the whole height

@@ -206,7 +206,7 @@ def span(series: list[Series], x: tuple[float, float], log: bool) -> tuple[float
             low, high = min(low, float(y.min())), max(high, float(y.max()))
     if high < low:
         return None
-    if high == low:
+    if math.isclose(high, low):  # smoothing a constant leaves its rounding
         return (low / 1.1, low * 1.1) if log else (low - (abs(low) * 0.1 or 1), low + (abs(low) * 0.1 or 1))
     if log:
         return low * (low / high) ** 0.03, high * (high / low) ** 0.03
