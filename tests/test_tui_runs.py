@@ -477,7 +477,9 @@ def test_every_number_of_a_search_row_is_a_metric_and_on_the_page(tmp_path: Path
         for k, x in enumerate(row.get("population", row.get("beam", []))):
             x |= {"kid": 0.25 + k, "scores": {"sharpness": 7.5}, "infinite": None}
     (path / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    append(path / "metrics.jsonl", {"step": 10**6, "noise/fid": 300.0})
     run = opened(path)
+    assert metrics(run)[-1] == "noise/fid"
     numbers = {k for row in rows for k, v in row.items() if type(v) in (int, float)} - {"step"}
     assert "my_reward" in numbers
     assert numbers <= set(metrics(run))

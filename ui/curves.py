@@ -26,7 +26,8 @@ def metrics(run: Run) -> list[str]:
     keys = list(run.columns.keys)
     found = [k for k in keys if k.startswith("FID")] + [k for k in keys if k.startswith("IS")]
     found += sorted(k for k in keys if k not in found and not k.startswith("noise/"))
-    return found + [k for k in run.search.series if k not in found]
+    found += [k for k in run.search.series if k not in found]
+    return found + [k for k in keys if k not in found]  # noise/...: one value
 
 
 def is_score(metric: str) -> bool:
