@@ -203,7 +203,7 @@ def test_no_keys_at_any_size_end_the_app(copied: Path, size: tuple[int, int], mo
     with driven(copied) as (app, pilot):
         pilot.read()
         pilot.resize(*size)
-        for _ in range(5):
+        for _ in range(4):
             keys = rng.choices(KEYS, k=10)
             print(*keys)
             pilot.press(*keys)
@@ -294,6 +294,7 @@ def test_a_new_line_changes_its_chart_and_its_cell_and_nothing_else(tmp_path: Pa
 
 def test_marked_runs_are_tagged_and_trashed_together(copied: Path) -> None:
     with driven(copied) as (app, pilot):
+        pilot.read()  # the order of the list may change until then
         names = [r.name for r in app.state.listed()][:2]
         pilot.press("space", "space", "#")
         pilot.reaches(Choose)
