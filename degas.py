@@ -759,9 +759,8 @@ class Search:
         w, alpha = self.net.parameters(), self.alpha.parameters()
         self.w_opt = torch.optim.SGD(w, args.w_lr, momentum=0.9, weight_decay=3e-4, fused=True)  # CODE DARTS
         decay = 1e-3 / (1 if args.loss_reduction == "sum" else 3 * args.search_size**2)  # DARTS, for the paper's sum
-        self.a_opt = torch.optim.Adam(
-            alpha, args.arch_lr, betas=(0.5, 0.999), weight_decay=decay, fused=True
-        )  # CODE DARTS
+        betas = (0.5, 0.999)  # CODE DARTS
+        self.a_opt = torch.optim.Adam(alpha, args.arch_lr, betas=betas, weight_decay=decay, fused=True)
         self.grads: dict[str, Tensor] = {}  # gradient norm in alpha's latest update
         self.Z = self.first_latents(args)  # of all images: (N, z_dim)
 
@@ -1067,7 +1066,7 @@ def train(job: Job, state: State) -> None:
         G.compile(dynamic=False)
         D.compile(dynamic=False)
 
-    def step(for_g: tuple, for_d: list[tuple]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def both_steps(for_g: tuple, for_d: list[tuple]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         g_parts = {}
         if for_g:  # CODE CT-GAN: no G step in the first iteration
             g_parts = generator_step(job, nets, for_g)
@@ -1076,7 +1075,7 @@ def train(job: Job, state: State) -> None:
             d_parts = critic_step(job, nets, drawn)
         return g_parts, d_parts
 
-    step = Graph(job, step, nets.g_opt, nets.d_opt)
+    step = Graph(job, both_steps, nets.g_opt, nets.d_opt)
     about = {"method": "degas", "genotype": state.G, "classes": state.classes}
     generate = G_ema.labelled(job)
     run.begin("train", "training", state.step, images_per_step=args.d_batch * args.n_critic)

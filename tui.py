@@ -392,6 +392,7 @@ def pixels() -> type[Widget] | None:
 
 
 if __name__ == "__main__":
-    for output in (sys.stdout, sys.stderr):  # what a terminal cannot show is "?"
-        output.reconfigure(errors="replace")
+    from common.files import show_anything
+
+    show_anything()
     typer.run(main)

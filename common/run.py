@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -379,7 +380,7 @@ class Run:
         if isinstance(error, OSError) and self.main:  # disk full or failed
             return UserError(f"{self.dir}: {error}; fix it, then run {resume}")
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-            if raised_in(error, fid_label.__code__.co_filename):  # whatever the batches; further scores keep features
+            if raised_in(error, inspect.getfile(fid_label)):  # whatever the batches; further scores keep features
                 fewer = "" if self.args.get("metrics", "fid,is") == "fid,is" else " --metrics fid,is"
                 again = ", or start again with a smaller --g-ch" if self.tracked else ""  # else G is not made yet
                 return UserError(
