@@ -3,6 +3,8 @@
 import fcntl
 import hashlib
 import os
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -65,6 +67,25 @@ def undisturbed(tiny_data: dict, shared: Path) -> Callable[..., Path]:
         with one_at_a_time(folder):
             made = [path for path in folder.glob("*") if (path / "result.json").exists()]
             return made[0] if made else start(import_module(name), tiny_flags(name, tiny_data), folder, **changes)
+
+    return run
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[object, str, str]]:
+    """program("tui.py", *words): exit code, stdout and stderr of a program of the project, run in this process."""
+
+    def run(name: str, *words: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        code: object = 0
+        try:
+            if name.endswith(".py"):
+                runpy.run_path(str(runs.ROOT / name), run_name="__main__")
+            else:
+                runpy.run_module(name, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
 
     return run
 

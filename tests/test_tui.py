@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import textual.app
+import textual.pilot
 from fake_trainer import append, evolution, make_run, me, now, write
 from rich.cells import cell_len
 from textual.events import Paste
@@ -41,6 +43,14 @@ from ui.widgets import Doc, LogView, Table
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
 
 
+async def no_longer(*_: float) -> None:
+    """In place of textual's wait of at least 0.04 s after each key: Pilot.settle waits for what follows from it."""
+    await asyncio.sleep(0)
+
+
+textual.app.wait_for_idle = textual.pilot.wait_for_idle = no_longer
+
+
 class Pilot:
     """textual's pilot, with what these tests ask of it. The app goes on only while one of these functions is at work."""
 
@@ -48,8 +58,9 @@ class Pilot:
         self.app, self.loop, self.pilot = app, loop, pilot
 
     def press(self, *keys: str) -> None:
-        self.loop.run(self.pilot.press(*keys))
-        self.settle()
+        for key in keys:
+            self.loop.run(self.pilot.press(key))
+            self.settle()
 
     def answer(self, *keys: str, text: str) -> None:
         """Press keys that ask for a line of text, and give it."""
@@ -76,13 +87,14 @@ class Pilot:
         async def wait() -> None:
             done, screen, end = asyncio.Event(), self.app.screen, time.monotonic() + 2
             screen.call_after_refresh(done.set)
-            while not done.is_set() and screen is self.app.screen and time.monotonic() < end:  # one that leaves does nothing
-                await asyncio.sleep(0.002)
+            while not (done.is_set() or self.app._exit) and screen is self.app.screen and time.monotonic() < end:
+                await asyncio.sleep(0.002)  # a screen that leaves does nothing
 
         self.loop.run(wait())
 
     def resize(self, width: int, height: int) -> None:
         self.loop.run(self.pilot.resize_terminal(width, height))
+        self.until(lambda: self.app.screen._compositor.size == (width, height))
         self.settle()
 
     def until(self, what: Callable[[], object], seconds: float = 30.0) -> object:
@@ -232,7 +244,7 @@ def test_without_a_terminal_it_names_plain(tmp_path: Path, closed: str) -> None:
     os.close(slave)
     text = os.read(master, 1000) if closed == "stdin" else out[1]
     os.close(master)
-    assert done.returncode == 2
+    assert (done.returncode, out[0]) == (2, b"")
     assert b"--plain" in text
     assert b"\x1b" not in text
 
@@ -258,16 +270,16 @@ def test_without_runs_it_says_where_it_looked_and_no_key_fails(tmp_path: Path, k
 
 
 @pytest.mark.parametrize("words", [["--filter", "fid<low"], [__file__]])
-def test_a_bad_argument_is_named_in_one_line(words: list[str]) -> None:
-    done = subprocess.run([sys.executable, "tui.py", *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert words[-1] in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_bad_argument_is_named_in_one_line(words: list[str], program: Callable) -> None:
+    code, _, err = program("tui.py", *words)
+    assert code == 2
+    assert words[-1] in err
+    assert err.count("\n") == 1
 
 
-def test_plain_tells_the_same_facts(four: Path) -> None:
-    words = [sys.executable, "tui.py", str(four), "--plain", "--filter", "eagan"]
-    text = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def test_plain_tells_the_same_facts(four: Path, program: Callable) -> None:
+    code, text, _ = program("tui.py", four, "--plain", "--filter", "eagan")
+    assert code == 0
     head, *lines = text.splitlines()
     assert re.search(r"\b2 runs\b.*\b2 done\b", head)
     assert sum(bool(re.match(r"done .*FID \d.*50k", line)) for line in lines) == 2
@@ -854,8 +866,7 @@ def test_live_resizing_and_too_small(four: Path) -> None:
         pilot.read()
         pilot.press("space")
         for size in ((80, 24), (200, 60), (60, 16), (120, 36), (100, 30), (99, 29), (40, 10), (80, 24)):
-            pilot.loop.run(pilot.pilot.resize_terminal(*size))
-            pilot.settle()
+            pilot.resize(*size)
             assert len(pilot.lines()) == size[1]
             assert ("eagan" in pilot.text()) == (size != (40, 10)), size
             assert ("? " in pilot.lines()[-1]) == (size != (40, 10)), size
@@ -878,21 +889,14 @@ def test_themes(four: Path, look: str) -> None:
 NAMES = ["[red]bold[@]", "emoji-🎉-漢字", "x" * 200, "esc\x1b[31m", "new\nline", "-s0-20260101-000000"]
 
 
-def test_without_colour_and_with_names_of_any_kind(tmp_path: Path) -> None:
-    """In a process of its own: textual reads NO_COLOR when it is imported."""
+def test_without_colour_and_with_names_of_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
     for i, name in enumerate(NAMES):
-        make_run(tmp_path / "runs", name=name, seed=i, rows=20, samples=1)
-    bad = tmp_path / "runs" / os.fsdecode(b"bad\xff")
+        make_run(tmp_path, name=name, seed=i, rows=20, samples=1)
+    bad = tmp_path / os.fsdecode(b"bad\xff")
     bad.mkdir()
     (bad / "exit").write_text("3")
-    env = {**os.environ, "NO_COLOR": "1", "PYTHONPATH": f"{ROOT}:{TESTS}"}
-    code = f"import test_tui; test_tui.without_colour({str(tmp_path / 'runs')!r})"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def without_colour(root: str) -> None:
-    with driven(Path(root)) as (app, pilot):
+    with driven(tmp_path) as (app, pilot):
         pilot.read()
         pilot.sees("[red]bold[@]", "emoji-🎉-漢字", "xxxxx", "esc·[31m", "new line", "✓", "✗")
         pilot.press("g", *"   ")

@@ -683,21 +683,12 @@ def test_seeds_run_in_turn_unless_asked_otherwise(form: tuple, order: str) -> No
 # ---- the command line -----------------------------------------------------------------------------------------------------
 
 
-def tui(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    line = [sys.executable, str(ROOT / "tui.py"), *map(str, words)]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
-
-
-def test_without_a_terminal_it_says_so_and_ends(tmp_path: Path) -> None:
-    done = tui(tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "--plain" in done.stderr
-    assert "\x1b" not in done.stderr
-
-
-def test_json_lists_runs_and_its_exit_code_tells_how_they_stand(tmp_path: Path) -> None:
+def test_json_lists_runs_and_its_exit_code_tells_how_they_stand(
+    tmp_path: Path, program: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     root = tmp_path / "runs"
-    assert tui("--json", cwd=tmp_path).returncode == 4
+    assert program("tui.py", "--json")[0] == 4
     make_run(root, seed=0, rows=20)
     make_run(root, seed=1, rows=20, state="failed")
     make_run(root, seed=2, rows=20, state="running", status={"process": me()})
@@ -707,19 +698,19 @@ def test_json_lists_runs_and_its_exit_code_tells_how_they_stand(tmp_path: Path) 
         *[(["seed=0"], [0], 0), (["seed=1"], [1], 1), (["seed=2"], [2], 3), (["seed=9"], [], 4)],
         *[([], [0, 1, 2], 3), ([root, "seed=1"], [1], 1), (["cifar10", "--filter", "seed=0"], [0], 0)],
     ]:
-        done = tui("--json", *words, cwd=tmp_path)
-        made = json.loads(done.stdout, parse_constant=pytest.fail)
-        assert (made["schema"], [r["seed"] for r in made["runs"]], done.returncode) == (1, seeds_, code), words
-    assert tui("--json", "fid<low", cwd=tmp_path).returncode == 2
-    (run,) = json.loads(tui("--json", "seed=0", cwd=tmp_path).stdout)["runs"]
+        found, out, _ = program("tui.py", "--json", *words)
+        made = json.loads(out, parse_constant=pytest.fail)
+        assert (made["schema"], [r["seed"] for r in made["runs"]], found) == (1, seeds_, code), words
+    assert program("tui.py", "--json", "fid<low")[0] == 2
+    (run,) = json.loads(program("tui.py", "--json", "seed=0")[1])["runs"]
     rows = [json.loads(line) for line in (config.parent / "metrics.jsonl").read_text().splitlines()]
     assert run["last"]["fid"] == next(r["eval/fid"] for r in reversed(rows) if "eval/fid" in r)
     assert (run["state"], run["step"], run["total"], run["args"]["g_lr"]) == ("done", 200, 200, None)
 
 
 @pytest.mark.parametrize("words", [["--plain"], []])
-def test_a_query_is_not_dropped_where_it_means_nothing(tmp_path: Path, words: list[str]) -> None:
-    assert tui(tmp_path, "seed=0", *words).returncode == 2
+def test_a_query_is_not_dropped_where_it_means_nothing(tmp_path: Path, words: list[str], program: Callable) -> None:
+    assert program("tui.py", tmp_path, "seed=0", *words)[0] == 2
 
 
 def test_a_rerun_asks_for_what_the_run_was_asked_for(tmp_path: Path) -> None:
