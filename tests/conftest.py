@@ -72,20 +72,21 @@ def undisturbed(tiny_data: dict, shared: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[object, str, str]]:
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
     """program("tui.py", *words): exit code, stdout and stderr of a program of the project, run in this process."""
 
-    def run(name: str, *words: object) -> tuple[object, str, str]:
+    def run(name: str, *words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
-        code: object = 0
         try:
             if name.endswith(".py"):
                 runpy.run_path(str(runs.ROOT / name), run_name="__main__")
-            else:
-                runpy.run_module(name, run_name="__main__")
+            code = import_module(name).main()
         except SystemExit as end:
             code = end.code
-        return code, *capsys.readouterr()
+        if isinstance(code, str):  # as Python does
+            print(code, file=sys.stderr)
+            code = 1
+        return code or 0, *capsys.readouterr()
 
     return run
 

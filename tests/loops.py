@@ -29,7 +29,7 @@ LOOPS = {
     ("degas", "training"): dict(phase="train", genotype="baseline", iters=24),
     ("degas", "search"): dict(phase="search", search_batch=8, search_images=52, search_ch=4, search_epochs=8),
 }
-SMALL = dict(epoch_batches=0, d_batch=8, g_batch=8, g_ch=4, d_ch=4, n_critic=2, ema=0.9, log_every=1)
+SMALL = dict(size=16, epoch_batches=0, d_batch=8, g_batch=8, g_ch=4, d_ch=4, n_critic=2, ema=0.9, log_every=1)
 WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2"}
 
 
@@ -124,10 +124,10 @@ def without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stretch(method: str, name: str, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> LoopRun:
-    """The loop's first 12 updates, of seven batches an epoch, the last one short."""
+    """The loop's first 9 updates, of seven batches an epoch, the last one short."""
     monkeypatch.setattr(common.data, "shapes", partial(shapes, 52))
     monkeypatch.setattr(spectral, "TOGETHER", {"cuda", "cpu"})
-    script, made = importlib.import_module(method), LoopRun(12)
+    script, made = importlib.import_module(method), LoopRun(9)
     evaluator = MagicMock(batch=8, label="FID", more=frozenset())
     evaluator.score.return_value = Score(1.0, 1.0, 0.1, 100, "none", "none")
     monkeypatch.setattr(script, "check", lambda *_: None)  # which refuses --graph on a CPU

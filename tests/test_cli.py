@@ -1,10 +1,8 @@
 """The command line: paths in the home directory, output that cannot show every character, runs that are queued again."""
 
+import io
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,8 +10,6 @@ import pytest
 
 from common.cli import CommonArgs, cli
 from common.run import command_line, jsonable
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_leading_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,27 +21,28 @@ def test_a_leading_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pyte
     assert seen[1].dataset == "~x"
 
 
-PRINTS = "import sys\nfrom common.cli import *\nsys.exit(cli(lambda args: print(args.dataset, '✓'), CommonArgs, {}))"
-
-
-@pytest.mark.parametrize(("words", "shown"), [(["-c", PRINTS, "--dataset", "x"], "x ?"), (["eagan.py", "--help"], "paper ?4")])
-def test_output_that_cannot_show_a_character_replaces_it(words: list[str], shown: str) -> None:
-    env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = subprocess.run([sys.executable, *words], env=env, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert shown in done.stdout
-
-
-@pytest.mark.parametrize(("words", "code"), [("-m common.metrics ∞ ∞", 1), ("-m common.report run", 0), ("tui.py --plain", 0)])
-def test_programs_beside_the_scripts_show_what_they_can(
-    words: str, code: int, tmp_path: Path, undisturbed: Callable, quick_compact: None
+@pytest.mark.parametrize(
+    ("words", "code", "shown"),
+    [
+        *[("", 0, "x ?"), ("eagan.py --help", 0, "paper ?4"), ("tui.py . --plain", 0, "?")],
+        *[("common.metrics ∞ ∞", 1, "?"), ("common.report run", 0, "?")],
+    ],
+)
+def test_output_that_cannot_show_a_character_replaces_it(
+    words: str, code: int, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed, quick_compact, program
 ) -> None:
     (tmp_path / "run").symlink_to(undisturbed("eagan", phase="train", genotype="eagan-g"))
-    env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
-    call = [sys.executable, *words.replace("tui.py --plain", f"{ROOT}/tui.py --plain .").split()]
-    done = subprocess.run(call, env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    assert "?" in done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path)
+    output = io.TextIOWrapper(io.BytesIO(), "ascii")
+    with monkeypatch.context() as patch:
+        for name in ("stdout", "stderr"):
+            patch.setattr(sys, name, output)
+        if words:
+            found, *_ = program(*words.split())
+        else:
+            found = cli(lambda args: print(args.dataset, "✓"), CommonArgs, {}, ["--dataset", "x"])
+        output.flush()
+    assert (found, shown in output.buffer.getvalue().decode()) == (code, True)
 
 
 QUEUED = ["--auto-resume", "job", "--preset", "quick", "--size=0", "--seed", "7", "--no-amp"]
