@@ -5,6 +5,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """The default tests do without hypothesis, which is slow to import."""
+    return config.option.markexpr == "not slow" or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
