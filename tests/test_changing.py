@@ -1,7 +1,6 @@
 """The recipes of docs/changing.md, applied as they stand there to a copy of a script, and run."""
 
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -11,10 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from common.cli import cli
+from tests.runs import ROOT, command, read, rows
 from ui.launch import read_script
 
-ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "changing.md").read_text()
 SMALL = {
     "--preset": "smoke", "--epoch-batches": 3, "--g-ch": 8, "--d-ch": 4, "--g-batch": 4, "--d-batch": 4,
@@ -64,14 +62,10 @@ def run(tmp_path: Path, tiny_data: dict, quick_compact: None) -> Callable[..., P
         values = {"--dataset": tiny_data["dataset"], **values}
         values |= {"--data-dir": tiny_data["data_dir"], "--runs-dir": tmp_path / "runs"}
         words = [str(word) for item in values.items() for word in item]
-        assert cli(module.main, module.Args, getattr(module, "PRESETS", {"smoke": {}}), [*words, *more]) == 0
+        assert command(module, [*words, *more]) == 0
         return max((tmp_path / "runs").glob("mine-*"), key=lambda path: path.stat().st_mtime_ns)
 
     return start
-
-
-def rows(run: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
 def flags_of(heading: str) -> list[str]:
@@ -114,7 +108,7 @@ def test_a_third_objective_selects_and_is_reported(copy: Callable, run: Callable
     mine = copy(edited((ROOT / "eagan.py").read_text(), blocks(heading, "diff")[0]))
     words, made = flags_of(heading), run(mine, EAGAN | {"--phase": "search", "--objectives": "edges"})
     assert words[2:] == ["--objectives", "is,fid,edges"]
-    assert cli(mine.main, mine.Args, mine.PRESETS, [*words, "--dry-run"]) == 0
+    assert command(mine, [*words, "--dry-run"]) == 0
     found = rows(made, "search.jsonl")
     assert [row["stage"] for row in found] == ["1", "2"]
     for row in found:
@@ -142,18 +136,18 @@ def test_another_reward_scores_what_the_controller_draws(copy: Callable, run: Ca
 def test_images_of_64_px_with_classes(tmp_path: Path, quick_compact: None) -> None:
     import degas
 
-    command = blocks("Images of 64 px, with classes", "bash")[0].split()[2:]
+    asked = blocks("Images of 64 px, with classes", "bash")[0].split()[2:]
     rng, labels = np.random.default_rng(0), np.arange(20) % 2
     np.savez(tmp_path / "two.npz", images=rng.integers(0, 256, (20, 64, 64, 3), np.uint8), labels=labels)
-    command[command.index("--dataset") + 1] = str(tmp_path / "two.npz")
+    asked[asked.index("--dataset") + 1] = str(tmp_path / "two.npz")
     small = {
         "--preset": "smoke", "--epoch-batches": 2, "--iters": 3, "--g-ch": 2, "--d-ch": 4, "--g-batch": 4,
         "--d-batch": 4, "--eval-n": 20, "--data-dir": tmp_path, "--runs-dir": tmp_path / "runs",
     }  # fmt: skip
     words = [str(word) for item in small.items() for word in item]
-    assert cli(degas.main, degas.Args, degas.PRESETS, [*command, "--random-arch", *words]) == 0
+    assert command(degas, [*asked, "--random-arch", *words]) == 0
     (made,) = (tmp_path / "runs").glob("degas-*")
-    args = json.loads((made / "config.json").read_text())["args"]
+    args = read(made, "config.json")["args"]
     assert (args["size"], args["conditional"]) == (64, True)
 
 
@@ -163,10 +157,10 @@ def test_a_script_that_extends_args(copy: Callable, run: Callable, tmp_path: Pat
     monkeypatch.setattr(mine.eagan, "d_loss", mine.eagan.d_loss)  # main() replaces it: put it back afterwards
     mine.PRESETS = mine.eagan.PRESETS
     made = run(mine, EAGAN | {"--genotype": "eagan-g", "--margin": 0.5})
-    assert json.loads((made / "config.json").read_text())["args"]["margin"] == 0.5
+    assert read(made, "config.json")["args"]["margin"] == 0.5
     assert made.name.startswith("mine-")
     assert {"mine.py", "common"} <= {path.name for path in (made / "source").iterdir()}
-    assert cli(mine.main, mine.Args, mine.PRESETS, ["--resume", str(made)]) == 0
+    assert command(mine, ["--resume", str(made)]) == 0
     for name in ("eagan.py", "common"):
         (tmp_path / name).symlink_to(ROOT / name)
     form = read_script(tmp_path / "mine.py", source)
