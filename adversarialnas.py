@@ -69,6 +69,7 @@ from common.gan import Job, Pair, ema_update, fid_or_inf, frozen, latent, pair_o
 from common.graph import Graph
 from common.metrics import Evaluator
 from common.ranks import start_ranks
+from common.rehearsal import demands
 from common.run import Run
 from common.spectral import normalise_together, normalised_once
 
@@ -986,10 +987,15 @@ def first_state(args: Args) -> State:
     return State(G=g, D=d)
 
 
-def costs_of(args: Args, state: State) -> dict[str, Cost]:
-    """Costs of the networks of this run; published ones stand in for a G or D not found yet."""
+def stand_ins(state: State) -> tuple[Genotype, DKind]:
+    """G and the D to train it against; published ones, if not found yet."""
     g = state.G or named("adversarialnas-g", G_SPACE, PUBLISHED)
-    d = state.opponent or named("animation-d", D_SPACE, PUBLISHED)
+    return g, state.opponent or named("animation-d", D_SPACE, PUBLISHED)
+
+
+def costs_of(args: Args, state: State) -> dict[str, Cost]:
+    """Costs of the networks of this run."""
+    g, d = stand_ins(state)
     costs = {
         "G" if state.G else "G (as adversarialnas-g)": Generator.cost(g, *g_shape(args, g)),
         "D" if state.opponent else "D (as animation-d)": d_cost(d, args.d_ch, args.size),
@@ -1062,8 +1068,11 @@ def main(args: Args) -> dict | None:
         costs = costs_of(args, state)
         job.plan = plan_of(job, *(cost.macs for cost in list(costs.values())[:2]))
     lines = gan.opening(job, "adversarialnas", costs)
+    loops = {"search": search, "random": search_random, "train": train}
     if args.dry_run:
-        print("\n".join(lines))
+        G, D = stand_ins(state)
+        stand_in = replace(state, G=G, given_d=D, derived=0, scored=0, evaluated=0)
+        print("\n".join([*lines, *demands(job, loops, stand_in)]))
         return None
 
     with Run(args.script(), "adversarialnas", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
@@ -1073,7 +1082,7 @@ def main(args: Args) -> dict | None:
             return None
         stages = stages_of(args)
         while state.stage < len(stages):
-            {"search": search, "random": search_random, "train": train}[stages[state.stage]](job, state)
+            loops[stages[state.stage]](job, state)
             state.next_stage()
         return gan.finish(job, state, genotype_json(args, state.G, state.D))
 

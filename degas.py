@@ -66,6 +66,7 @@ from common.gan import Job, Pair, ema_update, fixed_latent, frozen, latent, pair
 from common.graph import Graph
 from common.metrics import Evaluator
 from common.ranks import start_ranks
+from common.rehearsal import demands
 from common.run import Run
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -1213,8 +1214,10 @@ def main(args: Args) -> dict | None:
     lines = gan.opening(job, "degas", costs)
     if state.G:
         lines.append(f"genotype: {Space.text(state.G)}")
+    loops = {"search": search, "train": train}
     if args.dry_run:
-        print("\n".join(lines))
+        stand_in = replace(state, G=state.G or "baseline", reported=0, evaluated=0)
+        print("\n".join([*lines, *demands(job, loops, stand_in)]))
         return None
 
     with Run(args.script(), "degas", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
@@ -1225,7 +1228,7 @@ def main(args: Args) -> dict | None:
             gan.evaluate_weights(job, trained, trained.labelled(job))
             return None
         while state.stage < len(args.stages):
-            {"search": search, "train": train}[args.stages[state.stage]](job, state)
+            loops[args.stages[state.stage]](job, state)
             state.next_stage()
         return gan.finish(job, state, genotype_json(args, state.G, state.scores))
 
