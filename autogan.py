@@ -51,7 +51,7 @@ from common.gan import Job, Pair, adam, ema_update, frozen, own_batch_norm, pair
 from common.graph import Graph
 from common.metrics import Evaluator, Score
 from common.ranks import Ranks, start_ranks
-from common.rehearsal import demands
+from common.rehearsal import dry_run
 from common.run import DivergedError, Run
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -1004,11 +1004,8 @@ def check_size(args: Args) -> None:
 
 def costs_of(args: Args, state: State) -> dict[str, Cost]:
     """Costs of the networks of this run."""
-    stand_in = "A" if args.cells == 3 else "the largest"
-    costs = {
-        "G" if state.G else f"G (as {stand_in})": args.g_cost(names_of(state.vector(args)), args.g_ch),
-        "D": d_cost(args.d_ch, args.size),
-    }
+    name = "G" if state.G else "G (as A)" if args.cells == 3 else "G (as the largest)"
+    costs = {name: args.g_cost(names_of(state.vector(args)), args.g_ch), "D": d_cost(args.d_ch, args.size)}
     if "search" in stages_of(args):
         costs["shared G"] = Cost(args.g_cost((None,) * args.cells, args.search_g_ch).params)
         costs["D of the search"] = d_cost(args.search_d_ch, args.size)
@@ -1025,8 +1022,7 @@ def plan_of(job: Job, state: State) -> list[gan.Stage]:
         return name, steps, gan.update_macs(args, g, d, args.n_critic) + scoring
 
     if "search" in stages_of(args):
-        first = args.cells - len(args.stage_ends)
-        for s, (begin, end) in enumerate(pairwise([0, *args.stage_ends]), first):
+        for s, (begin, end) in enumerate(pairwise([0, *args.stage_ends]), args.cells - len(args.stage_ends)):
             macs = args.g_cost(genotype[: s + 1], args.search_g_ch).macs, d_cost(args.search_d_ch, args.side(s), s).macs
             steps = (end - begin) * (args.gan_epochs * job.epoch // args.n_critic) - state.skipped.get(s, 0)
             scored = args.candidates + (end - begin) * args.ctrl_steps * args.ctrl_batch
@@ -1073,11 +1069,10 @@ def main(args: Args) -> dict | None:
         lines.append(f"{text_of(state.G)}\n{table(state.G)}")
     loops = {"search": search, "derive": derive, "train": train}
     if args.dry_run:
-        stages = {name: loops.get(name, derive if name == "random search" else search) for name, *_ in job.plan}
-        stand_in = replace(state, G=state.vector(args), finalists=[Candidate(state.vector(args))], evaluated=0)
         job.args = replace(args, search="random-shared")  # networks at full size stand in for all stages
-        print("\n".join([*lines, *demands(job, stages, stand_in)]))
-        return None
+        stand_in = replace(state, G=state.vector(args), finalists=[Candidate(state.vector(args))], evaluated=0)
+        stages = {name: loops.get(name, derive if name == "random search" else search) for name, *_ in job.plan}
+        return dry_run(lines, job, stages, stand_in)
 
     with Run(args.script(), "autogan", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
         gan.start(job, state, lines)
@@ -1086,9 +1081,8 @@ def main(args: Args) -> dict | None:
             return None
         job.plan = plan_of(job, state)  # accounts for resets if resumed
         job.run.replan(job.plan)
-        stages = stages_of(args)
-        while state.stage < len(stages):
-            loops[stages[state.stage]](job, state)
+        for name in stages_of(args)[state.stage :]:
+            loops[name](job, state)
             state.next_stage()
         return gan.finish(job, state, genotype_json(args, state.G))
 

@@ -70,7 +70,7 @@ from common.gan import Job, Pair, clone, fid_or_inf, frozen, own_batch_norm, pai
 from common.graph import Graph
 from common.metrics import Evaluator, Score
 from common.ranks import start_ranks
-from common.rehearsal import demands
+from common.rehearsal import dry_run
 from common.run import Run
 from common.spectral import normalise_together
 
@@ -979,8 +979,7 @@ def main(args: Args) -> dict | None:
     copies = args.population * cost_of(job.args, G_SPACE, state.G or EAGAN_G).params  # of G*, in stage 2
     if args.dry_run:
         stand_in = replace(state, G=state.G or EAGAN_G, D=state.D or EAGAN_D, evaluated=0)
-        print("\n".join([*lines, *demands(job, stages, stand_in, {"search-d": 4 * copies})]))
-        return None
+        return dry_run(lines, job, stages, stand_in, {"search-d": 4 * copies})
 
     with Run(args.script(), "eagan", asdict(job.args), ranks, **gan.run_facts(job, costs, copies)) as job.run:
         gan.start(job, state, lines)

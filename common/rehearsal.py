@@ -160,7 +160,15 @@ def scoring_memory(job: Job) -> float:
     return weights + extrapolated(job.evaluator.batch, 2, made[2], 4, made[4])
 
 
-def demands(job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, int] | None = None) -> list[str]:
+def dry_run(
+    lines: list[str], job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, int] | None = None
+) -> None:
+    """Print the opening lines of a run, and its `demands`."""
+    for line in [*lines, *demands(job, loops, state, more or {})]:
+        print(line)
+
+
+def demands(job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, int]) -> list[str]:
     """Lines for --dry-run: time and peak memory of every stage of job.plan, with all that lies on the device.
 
     loops: by the names of the stages. state: in which any of them can start, without an evaluation. more: bytes that a
@@ -185,7 +193,7 @@ def demands(job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, i
                 ) from None
             found[loop] = extrapolated(1.0, share, few.made, larger, several.made), few
         peak, few = found[loop]
-        memory = images + max(peak, few.kept + scoring) + (more or {}).get(name, 0)
+        memory = images + max(peak, few.kept + scoring) + more.get(name, 0)
         seconds, arithmetic = few.seconds, 2 * macs / rate
         seconds = (
             max(seconds, arithmetic) if device.type == "cuda" else seconds + max(0, arithmetic - few.made.flops / rate)

@@ -20,6 +20,7 @@ from PIL import Image
 import adversarialnas
 import autogan
 import common.metrics
+import common.rehearsal
 import common.run
 import degas
 import eagan
@@ -421,7 +422,7 @@ def test_only_generators_of_one_search_space_are_exchanged(
 ):
     file = undisturbed(writer) / "genotype.json"
     script = import_module(reader)
-    monkeypatch.setattr(script, "demands", lambda *_: [])  # they take time
+    monkeypatch.setattr(common.rehearsal, "demands", lambda *_: [])  # they take time
     words = flags({**tiny_flags(reader, tiny_data), "runs_dir": tmp_path, "genotype": file})
     fits = reader == writer or {reader, writer} == {"eagan", "adversarialnas"}
     assert command(script, [*words, "--dry-run"]) == (0 if fits else 2)
@@ -692,7 +693,7 @@ PAPER = {  # at the paper's widths: G updates of every stage; parameters and mul
 
 @pytest.mark.parametrize(("method", "case"), each(PAPER), indirect=["method"])
 def test_dry_run_makes_nothing_and_tells_exact_sizes(method, tiny_data, tmp_path, capsys, case, monkeypatch):
-    monkeypatch.setattr(method, "demands", lambda *_: [])  # they take time
+    monkeypatch.setattr(common.rehearsal, "demands", lambda *_: [])  # they take time
     more, updates, sizes, *genotype = case
     words = ["--dataset", tiny_data["dataset"], "--size", "32", "--evaluator", "compact", "--dry-run", *more.split()]
     words += ["--search-batch", "32"] if method.__name__ == "adversarialnas" else []
