@@ -69,6 +69,7 @@ from common.gan import Job, Pair, ema_update, fid_or_inf, frozen, latent, pair_o
 from common.graph import Graph
 from common.metrics import Evaluator
 from common.ranks import start_ranks
+from common.rehearsal import dry_run
 from common.run import Run
 from common.spectral import normalise_together, normalised_once
 
@@ -607,6 +608,11 @@ class State(gan.Progress):
         """Discriminator to train against; None: not found yet."""
         return self.given_d or self.D
 
+    def stand_ins(self) -> tuple[Genotype, DKind]:
+        """G and its opponent; published ones, if not found yet."""
+        g = self.G or named("adversarialnas-g", G_SPACE, PUBLISHED)
+        return g, self.opponent or named("animation-d", D_SPACE, PUBLISHED)
+
 
 class Supernets(Pair):
     """Everything that the search trains: Super-G with alpha, and Super-D with beta or a fixed D."""
@@ -987,9 +993,8 @@ def first_state(args: Args) -> State:
 
 
 def costs_of(args: Args, state: State) -> dict[str, Cost]:
-    """Costs of the networks of this run; published ones stand in for a G or D not found yet."""
-    g = state.G or named("adversarialnas-g", G_SPACE, PUBLISHED)
-    d = state.opponent or named("animation-d", D_SPACE, PUBLISHED)
+    """Costs of the networks of this run."""
+    g, d = state.stand_ins()
     costs = {
         "G" if state.G else "G (as adversarialnas-g)": Generator.cost(g, *g_shape(args, g)),
         "D" if state.opponent else "D (as animation-d)": d_cost(d, args.d_ch, args.size),
@@ -1062,18 +1067,19 @@ def main(args: Args) -> dict | None:
         costs = costs_of(args, state)
         job.plan = plan_of(job, *(cost.macs for cost in list(costs.values())[:2]))
     lines = gan.opening(job, "adversarialnas", costs)
+    loops = {"search": search, "random": search_random, "train": train}
     if args.dry_run:
-        print("\n".join(lines))
-        return None
+        G, D = state.stand_ins()
+        stand_in = replace(state, G=G, given_d=D, derived=0, scored=0, evaluated=0)
+        return dry_run(lines, job, loops, stand_in)
 
     with Run(args.script(), "adversarialnas", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
         gan.start(job, state, lines)
         if trained:
             gan.evaluate_weights(job, trained)
             return None
-        stages = stages_of(args)
-        while state.stage < len(stages):
-            {"search": search, "random": search_random, "train": train}[stages[state.stage]](job, state)
+        for name in stages_of(args)[state.stage :]:
+            loops[name](job, state)
             state.next_stage()
         return gan.finish(job, state, genotype_json(args, state.G, state.D))
 

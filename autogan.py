@@ -51,6 +51,7 @@ from common.gan import Job, Pair, adam, ema_update, frozen, own_batch_norm, pair
 from common.graph import Graph
 from common.metrics import Evaluator, Score
 from common.ranks import Ranks, start_ranks
+from common.rehearsal import dry_run
 from common.run import DivergedError, Run
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -222,9 +223,10 @@ def text_of(vector: Vector) -> str:
     return " ".join(map(str, vector))
 
 
-def largest(cells: int) -> Genotype:
+def largest(cells: int) -> Vector:
     """The most expensive architecture with this many cells."""
-    return tuple(("pre", "bn", "deconv", "yes", decisions(cell)["skips"][-1]) for cell in range(cells))
+    most, decided = {"pre", "bn", "deconv", "yes"}, to_decide(range(cells))
+    return tuple(next((i for i, name in enumerate(x) if name in most), len(x) - 1) for _, x in decided)
 
 
 # paper Fig. 3 and Table 1; A is the authors' "top 1", B and C are taken from their fixed models
@@ -515,7 +517,7 @@ WORST = Score(inf, 0.0, None, 0, "", "")  # replaces a score that is not finite
 
 def reward_of(args: Args, score: Score, genotype: Genotype, ch: int) -> float:
     """Reward of a G with ch channels; if it is not finite, that of the worst and most expensive G."""
-    own, most = args.g_cost(genotype, ch), args.g_cost(largest(len(genotype)), ch)
+    own, most = args.g_cost(genotype, ch), args.g_cost(names_of(largest(len(genotype))), ch)
     price = args.cost_weight * getattr(own, args.cost) / getattr(most, args.cost)
     value = REWARDS[args.reward](score, genotype, price)
     return value if isfinite(value) else REWARDS[args.reward](WORST, genotype, args.cost_weight)
@@ -554,11 +556,9 @@ class State(gan.Progress):
         lists = {k: [Candidate(**x) for x in saved[k]] for k in ("scored", "beam", "finalists")}
         super().load_state_dict({**saved, **lists, "unseen": [torch.tensor(x) for x in saved.get("unseen", [])]})
 
-    def genotype(self, args: Args) -> Genotype:
+    def vector(self, args: Args) -> Vector:
         """The architecture; until it is found, A (three cells) or the largest one."""
-        if self.G:
-            return names_of(self.G)
-        return names_of(PUBLISHED["A"]) if args.cells == 3 else largest(args.cells)
+        return self.G or (PUBLISHED["A"] if args.cells == 3 else largest(args.cells))
 
     def row(self, kind: str, **more: object) -> dict:
         """A row of search.jsonl."""
@@ -966,7 +966,7 @@ def check(args: Args, world: int) -> None:
     """Reject invalid flags before any work is done. UserError names the flag, value and remedy."""
     if args.reward not in REWARDS:
         raise UserError(f"--reward {args.reward}: no such reward; use {', '.join(REWARDS)}")
-    worst = REWARDS[args.reward](WORST, largest(args.cells), args.cost_weight)
+    worst = REWARDS[args.reward](WORST, names_of(largest(args.cells)), args.cost_weight)
     if not isfinite(worst):
         raise UserError(f"--reward {args.reward}: is {worst} for an FID of inf and an IS of 0; it must be finite")
     if args.needs("is"):
@@ -1004,11 +1004,8 @@ def check_size(args: Args) -> None:
 
 def costs_of(args: Args, state: State) -> dict[str, Cost]:
     """Costs of the networks of this run."""
-    stand_in = "A" if args.cells == 3 else "the largest"
-    costs = {
-        "G" if state.G else f"G (as {stand_in})": args.g_cost(state.genotype(args), args.g_ch),
-        "D": d_cost(args.d_ch, args.size),
-    }
+    name = "G" if state.G else "G (as A)" if args.cells == 3 else "G (as the largest)"
+    costs = {name: args.g_cost(names_of(state.vector(args)), args.g_ch), "D": d_cost(args.d_ch, args.size)}
     if "search" in stages_of(args):
         costs["shared G"] = Cost(args.g_cost((None,) * args.cells, args.search_g_ch).params)
         costs["D of the search"] = d_cost(args.search_d_ch, args.size)
@@ -1017,7 +1014,7 @@ def costs_of(args: Args, state: State) -> dict[str, Cost]:
 
 def plan_of(job: Job, state: State) -> list[gan.Stage]:
     """(name, G updates, multiply-adds per update including scoring) of every stage."""
-    args, plan, genotype = job.args, [], state.genotype(job.args)
+    args, plan, genotype = job.args, [], names_of(state.vector(job.args))
     g, d = args.g_cost(genotype, args.g_ch).macs, d_cost(args.d_ch, args.size).macs
 
     def priced(name: str, steps: int, g: int, d: int, images: int) -> gan.Stage:
@@ -1025,8 +1022,7 @@ def plan_of(job: Job, state: State) -> list[gan.Stage]:
         return name, steps, gan.update_macs(args, g, d, args.n_critic) + scoring
 
     if "search" in stages_of(args):
-        first = args.cells - len(args.stage_ends)
-        for s, (begin, end) in enumerate(pairwise([0, *args.stage_ends]), first):
+        for s, (begin, end) in enumerate(pairwise([0, *args.stage_ends]), args.cells - len(args.stage_ends)):
             macs = args.g_cost(genotype[: s + 1], args.search_g_ch).macs, d_cost(args.search_d_ch, args.side(s), s).macs
             steps = (end - begin) * (args.gan_epochs * job.epoch // args.n_critic) - state.skipped.get(s, 0)
             scored = args.candidates + (end - begin) * args.ctrl_steps * args.ctrl_batch
@@ -1071,9 +1067,12 @@ def main(args: Args) -> dict | None:
     lines = gan.opening(job, "autogan", costs)
     if state.G:
         lines.append(f"{text_of(state.G)}\n{table(state.G)}")
+    loops = {"search": search, "derive": derive, "train": train}
     if args.dry_run:
-        print("\n".join(lines))
-        return None
+        job.args = replace(args, search="random-shared")  # networks at full size stand in for all stages
+        stand_in = replace(state, G=state.vector(args), finalists=[Candidate(state.vector(args))], evaluated=0)
+        stages = {name: loops.get(name, derive if name == "random search" else search) for name, *_ in job.plan}
+        return dry_run(lines, job, stages, stand_in)
 
     with Run(args.script(), "autogan", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
         gan.start(job, state, lines)
@@ -1082,9 +1081,8 @@ def main(args: Args) -> dict | None:
             return None
         job.plan = plan_of(job, state)  # accounts for resets if resumed
         job.run.replan(job.plan)
-        stages = stages_of(args)
-        while state.stage < len(stages):
-            {"search": search, "derive": derive, "train": train}[stages[state.stage]](job, state)
+        for name in stages_of(args)[state.stage :]:
+            loops[name](job, state)
             state.next_stage()
         return gan.finish(job, state, genotype_json(args, state.G))
 

@@ -66,6 +66,7 @@ from common.gan import Job, Pair, ema_update, fixed_latent, frozen, latent, pair
 from common.graph import Graph
 from common.metrics import Evaluator
 from common.ranks import start_ranks
+from common.rehearsal import dry_run
 from common.run import Run
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -1213,9 +1214,10 @@ def main(args: Args) -> dict | None:
     lines = gan.opening(job, "degas", costs)
     if state.G:
         lines.append(f"genotype: {Space.text(state.G)}")
+    loops = {"search": search, "train": train}
     if args.dry_run:
-        print("\n".join(lines))
-        return None
+        stand_in = replace(state, G=state.G or "baseline", reported=0, evaluated=0)
+        return dry_run(lines, job, loops, stand_in)
 
     with Run(args.script(), "degas", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:
         gan.start(job, state, lines)
@@ -1224,8 +1226,8 @@ def main(args: Args) -> dict | None:
         if trained:
             gan.evaluate_weights(job, trained, trained.labelled(job))
             return None
-        while state.stage < len(args.stages):
-            {"search": search, "train": train}[args.stages[state.stage]](job, state)
+        for name in args.stages[state.stage :]:
+            loops[name](job, state)
             state.next_stage()
         return gan.finish(job, state, genotype_json(args, state.G, state.scores))
 

@@ -70,6 +70,7 @@ from common.gan import Job, Pair, clone, fid_or_inf, frozen, own_batch_norm, pai
 from common.graph import Graph
 from common.metrics import Evaluator, Score
 from common.ranks import start_ranks
+from common.rehearsal import dry_run
 from common.run import Run
 from common.spectral import normalise_together
 
@@ -974,19 +975,19 @@ def main(args: Args) -> dict | None:
         state, note = first_state(args)
         costs, job.plan = costs_of(args, state), plan_of(job)
     lines = gan.opening(job, "eagan", costs) + ([note] if note else [])
+    stages = {"search-g": search_g, "coupled": search_g, "search-d": search_d, "train": train}
+    copies = args.population * cost_of(job.args, G_SPACE, state.G or EAGAN_G).params  # of G*, in stage 2
     if args.dry_run:
-        print("\n".join(lines))
-        return None
+        stand_in = replace(state, G=state.G or EAGAN_G, D=state.D or EAGAN_D, evaluated=0)
+        return dry_run(lines, job, stages, stand_in, {"search-d": 4 * copies})
 
-    copies = args.population * cost_of(job.args, G_SPACE, state.G or EAGAN_G).params  # of G*, in checkpoints of stage 2
     with Run(args.script(), "eagan", asdict(job.args), ranks, **gan.run_facts(job, costs, copies)) as job.run:
         gan.start(job, state, lines)
         if trained:
             gan.evaluate_weights(job, trained)
             return None
-        functions = {"search-g": search_g, "coupled": search_g, "search-d": search_d, "train": train}
         for name in stages_of(args)[state.stage :]:
-            functions[name](job, state)
+            stages[name](job, state)
             state.next_stage()
         return gan.finish(job, state, genotype_json(args, state.G, state.D))
 

@@ -3,8 +3,9 @@
 python -m benchmark.speed [METHOD ...]     prints a Markdown table, row by row; --json FILE appends the rows to a file
 
 Plain is what a careful reader would write first: eager, float32, NCHW, one module per operation, torch's spectral norm,
-Adam without fusion. Both versions run by turns in one process. Operations: those that torch dispatches in a G update,
-without views; on a GPU, each is one or a few kernel launches. The peak rate is that of a large matrix product.
+Adam without fusion. All versions run by turns in one process; "ours, amp" is ours with --amp. Operations: those that
+torch dispatches in a G update, without views; on a GPU, each is one or a few kernel launches. Peak memory: the GPU's;
+on a CPU, that of the tensors which an update makes. The peak rate is that of a large float32 matrix product.
 """
 
 import argparse
@@ -16,39 +17,25 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from types import ModuleType
-from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import common.ranks
+import degas
 from benchmark import steps
 from common import cells, gan, spectral
 from common.ranks import device_name, measured_flops, start_ranks
+from common.rehearsal import Operations
 
 WARM, COUNTED = 2, 2  # G updates
 PLAIN_FLAGS = {"adversarialnas": {"mixed": "plain"}}
 
 
-class Operations(TorchDispatchMode):
-    """Counts dispatched operations, without views, and FLOPs of convolutions and matrix products."""
-
-    n = flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.n += not (func.is_view or func is torch.ops.aten.detach.default)
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def counted(script: ModuleType, args: object, device: torch.device) -> tuple[float, float]:
-    """Operations and FLOPs of convolutions and matrix products of a G update: means over COUNTED, after WARM others."""
+def counted(script: ModuleType, args: object, device: torch.device) -> tuple[float, float, int]:
+    """Operations, FLOPs and peak bytes of a G update: means over COUNTED, after WARM others; the peak of all."""
     seen: list[int] = []
     operations, modes = Operations(), ExitStack()
 
@@ -64,7 +51,7 @@ def counted(script: ModuleType, args: object, device: torch.device) -> tuple[flo
 
     with patch.object(steps, "stopwatch", lambda *_: tick), modes:
         steps.measure(script, args, device, 0)
-    return operations.n / COUNTED, operations.flops / COUNTED
+    return operations.n / COUNTED, operations.flops / COUNTED, operations.peak
 
 
 def conv_then_pool(self: cells.ConvAvgPool, x: Tensor) -> Tensor:
@@ -75,6 +62,15 @@ def resize_then_conv(self: cells.Up, x: Tensor) -> Tensor:
     if self.name == "nearest":
         return self.conv(F.interpolate(x, scale_factor=2).relu())
     return self.conv(self.up(x.relu()) if self.up else F.interpolate(x, scale_factor=2, mode="bilinear").relu())
+
+
+def op_by_op(self: degas.SuperG, z: Tensor, p: dict[str, Tensor]) -> Tensor:
+    maps = {"U0": self.head(z).view(-1, self.ch, self.base, self.base)}
+    for c in self.connections:
+        mixed, x = self.mixed[c.name], maps[c.source]
+        made = sum(w * op(x) for w, op in zip(p[c.name][-len(mixed) :], mixed.values(), strict=True))
+        maps[c.target] = maps[c.target] + made if c.target in maps else made
+    return self.tail(maps["U3"])
 
 
 def in_nchw(job: gan.Job, make: Callable[[], nn.Module], *name: object) -> nn.Module:
@@ -93,6 +89,7 @@ def plain(script: ModuleType) -> Iterator[None]:
         for owner, name, new in (
             (cells.ConvAvgPool, "forward", conv_then_pool),
             (cells.Up, "forward", resize_then_conv),
+            (degas.SuperG, "forward", op_by_op),
             (script, "seeded", in_nchw),
             (gan, "adam", adam_by_parameter),
             (spectral, "TOGETHER", set()),
@@ -102,11 +99,12 @@ def plain(script: ModuleType) -> Iterator[None]:
 
 
 def compare(method: str, flags: dict, device: torch.device, seconds: float, rounds: int) -> list[dict]:
-    """Rows of the plain version and of ours; the rates are medians over all rounds."""
+    """A row for each version; the rates are medians over all rounds."""
     script = importlib.import_module(method)
     versions = {
         "plain": (lambda: plain(script), script.Args(**{**flags, "amp": False, **PLAIN_FLAGS.get(method, {})})),
         "ours": (nullcontext, script.Args(**flags)),
+        "ours, amp": (nullcontext, script.Args(**{**flags, "amp": True})),
     }
     rates: dict[str, list[float]] = {name: [] for name in versions}
     rows = {name: {"method": method, "version": name} for name in versions}
@@ -117,12 +115,13 @@ def compare(method: str, flags: dict, device: torch.device, seconds: float, roun
                 torch.cuda.reset_peak_memory_stats(device)
             with version():
                 rates[name] += steps.measure(script, args, device, seconds)
-            memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
-            rows[name]["peak_gb"] = memory
+            if device.type == "cuda":
+                rows[name]["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     peak = measured_flops(device)
     for name, (version, args) in versions.items():
         with version():
-            operations, flops = counted(script, args, device)
+            operations, flops, made = counted(script, args, device)
+        rows[name].setdefault("peak_gb", made / 1e9)
         rate = median(rates[name])
         rows[name] |= {"updates_per_s": rate, "operations": operations, "share": flops * rate / peak}
         rows[name]["times"] = rate / median(rates["plain"])
@@ -157,9 +156,8 @@ def main() -> None:
             every = {**script.PRESETS[asked.preset], **base, **flags, **(sizes if asked.batch else {})}
             common.ranks.PROBE_SECONDS = 0.5
             for row in compare(method, every, device, asked.seconds, asked.rounds):
-                memory = "-" if row["peak_gb"] is None else f"{row['peak_gb']:.2f}"
                 cell = [method, loop, row["version"], f"{row['updates_per_s']:.3g}", f"{row['times']:.2f}"]
-                cell += [f"{row['operations']:,.0f}", memory, f"{row['share']:.1%}"]
+                cell += [f"{row['operations']:,.0f}", f"{row['peak_gb']:.2f}", f"{row['share']:.1%}"]
                 print("| " + " | ".join(cell) + " |", flush=True)
                 if asked.json:
                     with asked.json.open("a") as file:

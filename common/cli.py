@@ -43,7 +43,7 @@ class CommonArgs:
     auto_resume: Path | None = opt(
         None, "Resume this run directory, or start it if there is none: for jobs that are queued again. [ours]", "Run"
     )
-    dry_run: bool = opt(False, "Print schedule, sizes and estimated time, then exit. [ours]", "Run")
+    dry_run: bool = opt(False, "Print schedule, memory and estimated time, then exit. [ours]", "Run")
     seed: int = opt(0, "Random seed. [ours]", "Run", min=0)
     device: str = opt("auto", "Device: auto, cpu, cuda or cuda:N. [ours]", "Run")
     runs_dir: Path = opt(Path("runs"), "Parent directory of the runs. [ours]", "Run")

@@ -715,7 +715,7 @@ def opening(job: Job, method: str, costs: dict[str, Cost]) -> list[str]:
         rate = measured_flops(job.ranks.device) * job.ranks.world
         steps = " + ".join(f"{n:,} ({name})" for name, n, _ in job.plan)
         lines[0] += f" · {steps} G updates · {flops / 1e15:.3g} PFLOP"
-        lines[0] += f", about {duration(flops / rate)} at the {rate / 1e12:.2g} TFLOP/s measured on this device"
+        lines[0] += f", {duration(flops / rate)} of arithmetic at the {rate / 1e12:.2g} TFLOP/s measured on this device"
     if job.args.eval_data:
         other = job.evaluator.eval_data = other_images(job)
         lines.append(f"last and best weights also scored against {other.name}, {len(other.images):,} images")

@@ -106,7 +106,7 @@ def test_sizes_of_the_published_architectures(vector: Vector, shape: tuple, para
 
 def test_range_of_the_sizes_and_size_of_the_shared_weights() -> None:
     cells = [[Cell.cost(256, cell, row, 32).params for row in product(*decisions(cell).values())] for cell in range(3)]
-    ends = Generator.cost(autogan.largest(3)).params - sum(map(max, cells))
+    ends = Generator.cost(autogan.names_of(autogan.largest(3))).params - sum(map(max, cells))
     assert sum(map(min, cells)) + ends == 4_076_291
     assert sum(map(max, cells)) + ends == 7_098_115
     # the authors' has 11 deconvolutions more, which nothing uses: 6 in second blocks, 5 of no skip
@@ -119,7 +119,7 @@ def test_costs_hold_for_any_number_of_cells(cells: int) -> None:
     shape = 3, 5, 3 * 2**cells
     for genotype in [(None,) * cells, *map(names_of, vectors(6, cells))]:
         assert Generator.cost(genotype, *shape).params == count_params(Generator(genotype, *shape))
-    most = Generator.cost(autogan.largest(cells), *shape)
+    most = Generator.cost(autogan.names_of(autogan.largest(cells)), *shape)
     for vector in vectors(30, cells):
         cost = Generator.cost(names_of(vector), *shape)
         assert cost.params <= most.params
@@ -452,12 +452,12 @@ def test_rewards() -> None:
     assert [reward(replace(s, fid=fid), reward="fid") for fid in (nan, inf, 0.0, -1e-9)] == [0, 0, 0, 0]
     assert reward(replace(s, is_mean=nan)) == 0
     assert reward(replace(s, is_mean=nan), reward="is-cost", cost_weight=5.0) == -5
-    share = {"params": 4_405_251 / 7_098_115, "macs": 1_765.016e6 / Generator.cost(autogan.largest(3)).macs}
+    share = {"params": 4_405_251 / 7_098_115, "macs": 1_765.016e6 / Generator.cost(autogan.names_of(autogan.largest(3))).macs}
     for cost in ("params", "macs"):
         costly = dict(reward="is-cost", cost=cost, cost_weight=2.0)
         assert reward(s, **costly) == pytest.approx(6 - 2 * share[cost], rel=1e-5)
         for cells in (2, 3):  # the dearest of its own stage
-            assert reward(s, autogan.largest(cells), **costly) == pytest.approx(4)
+            assert reward(s, autogan.names_of(autogan.largest(cells)), **costly) == pytest.approx(4)
 
 
 @pytest.mark.parametrize(("name", "needed"), [("is", {"is"}), ("is-cost", {"is"}), ("fid", {"fid"}), ("mine", {"is", "fid"})])

@@ -108,7 +108,7 @@ def test_a_third_objective_selects_and_is_reported(copy: Callable, run: Callable
     mine = copy(edited((ROOT / "eagan.py").read_text(), blocks(heading, "diff")[0]))
     words, made = flags_of(heading), run(mine, EAGAN | {"--phase": "search", "--objectives": "edges"})
     assert words[2:] == ["--objectives", "is,fid,edges"]
-    assert command(mine, [*words, "--dry-run"]) == 0
+    assert command(mine, [*words, "--preset", "smoke", "--dry-run"]) == 0
     found = rows(made, "search.jsonl")
     assert [row["stage"] for row in found] == ["1", "2"]
     for row in found:

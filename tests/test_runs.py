@@ -20,6 +20,7 @@ from PIL import Image
 import adversarialnas
 import autogan
 import common.metrics
+import common.rehearsal
 import common.run
 import degas
 import eagan
@@ -416,9 +417,12 @@ def test_no_space_for_the_run_is_refused(training, capsys, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("reader", METHODS)
 @pytest.mark.parametrize("writer", METHODS)
-def test_only_generators_of_one_search_space_are_exchanged(writer, reader, undisturbed, tiny_data, tmp_path, capsys):
+def test_only_generators_of_one_search_space_are_exchanged(
+    writer, reader, undisturbed, tiny_data, tmp_path, capsys, monkeypatch
+):
     file = undisturbed(writer) / "genotype.json"
     script = import_module(reader)
+    monkeypatch.setattr(common.rehearsal, "demands", lambda *_: [])  # they take time
     words = flags({**tiny_flags(reader, tiny_data), "runs_dir": tmp_path, "genotype": file})
     fits = reader == writer or {reader, writer} == {"eagan", "adversarialnas"}
     assert command(script, [*words, "--dry-run"]) == (0 if fits else 2)
@@ -688,7 +692,8 @@ PAPER = {  # at the paper's widths: G updates of every stage; parameters and mul
 
 
 @pytest.mark.parametrize(("method", "case"), each(PAPER), indirect=["method"])
-def test_dry_run_makes_nothing_and_tells_exact_sizes(method, tiny_data, tmp_path, capsys, case):
+def test_dry_run_makes_nothing_and_tells_exact_sizes(method, tiny_data, tmp_path, capsys, case, monkeypatch):
+    monkeypatch.setattr(common.rehearsal, "demands", lambda *_: [])  # they take time
     more, updates, sizes, *genotype = case
     words = ["--dataset", tiny_data["dataset"], "--size", "32", "--evaluator", "compact", "--dry-run", *more.split()]
     words += ["--search-batch", "32"] if method.__name__ == "adversarialnas" else []

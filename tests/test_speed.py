@@ -30,5 +30,5 @@ def test_operations_of_an_update(method: str, loop: str, monkeypatch: pytest.Mon
     flags = {**script.PRESETS["smoke"], "device": "cpu", "bn_batches": 0, **steps.ROWS[method][loop], **narrow(script)}
     flags["n_critic"] = 2
     flags = {name: value for name, value in flags.items() if hasattr(script.Args, name)}
-    found, _ = speed.counted(script, script.Args(**flags), torch.device("cpu"))
+    found, _, _ = speed.counted(script, script.Args(**flags), torch.device("cpu"))
     assert found <= 1.05 * RECORDED[method][loop]
