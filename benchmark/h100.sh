@@ -39,7 +39,7 @@ check() {
 
 # compiled METHOD...: the compiled training of each, side by side: compiling takes minutes, and many cores
 compiled() {
-    local method pids=() code=0
+    local method pair pids=() code=0
     for method in "$@"; do
         timeout 90 "$python" -m benchmark.steps "$method" "${small[@]}" --seconds 1 --ways amp-compile >"$work/$method.log" 2>&1 &
         pids+=("$!:$method")
@@ -86,8 +86,8 @@ a)
     check "NCCL" timeout 60 "$python" -m torch.distributed.run --nproc-per-node 1 eagan.py --preset smoke --device "$device" --runs-dir "$work/runs" --data-dir "$work/data"
     ;;
 b)
-    check "ops" timeout 90 env OMP_NUM_THREADS=8 "$python" -m benchmark.ops "${sizes[@]}"
-    check "by turns" timeout 250 "$python" -m benchmark.steps eagan autogan degas adversarialnas "${small[@]}" --seconds 0.5 --profile --ways fp32 tf32-off cudnn-benchmark graph amp-graph
+    check "ops" timeout 80 env OMP_NUM_THREADS=8 "$python" -m benchmark.ops "${sizes[@]}"
+    check "by turns" timeout 260 "$python" -m benchmark.steps eagan autogan degas adversarialnas "${small[@]}" --seconds 0.5 --profile --ways fp32 tf32-off cudnn-benchmark graph amp-graph
     check "compiled" compiled eagan autogan degas adversarialnas
     if [[ $inception ]]; then
         check "Inception" timeout 40 "$python" -m benchmark.metrics --weights "$inception" --precisions "$dataset"

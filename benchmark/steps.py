@@ -202,6 +202,8 @@ def main() -> None:
         script = importlib.import_module(method)
         long = {name: value for name, value in LONG.items() if name in script.PRESETS[asked.preset]}
         for loop, flags in ROWS[method].items():
+            if asked.ways and "mixed" in flags:  # slow, and only to compare with
+                continue
             for way in ways_of(method, loop, cuda, asked):
                 gc.collect()  # free the memory of the previous row
                 torch.compiler.reset()
