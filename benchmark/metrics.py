@@ -136,6 +136,8 @@ def precision_rows(table: Table, dataset: str, net: Inception, n: int, device: s
             moments(real[:200])
             began = time.perf_counter()
             reference = moments(real)
+            if device == "cuda":
+                torch.cuda.synchronize()
             rate = "" if "hand" in way else f"{n / (time.perf_counter() - began):,.0f} images/s"
             for name, side in sides.items():
                 found = moments(side)
