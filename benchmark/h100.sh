@@ -16,11 +16,11 @@ part=${1:-} dataset=${2:-shapes} inception=${3:-} python=${PYTHON:-python3} devi
 [[ $inception ]] && inception=$(realpath -m "$inception")
 cd "$(dirname "$0")/.."
 if [[ $device == cuda ]]; then
-    small=() sizes=()
+    small=() sizes=() images=()
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "h100: no CUDA device for $python"; exit 1; }
     "$python" -c 'import torch; print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")'
 else
-    small=(--device "$device" --preset smoke) sizes=(--device "$device" --channels 8 16 --sides 4 8)
+    small=(--device "$device" --preset smoke) sizes=(--device "$device" --channels 8 16 --sides 4 8) images=(--images 20)
 fi
 export OMP_NUM_THREADS=1 # many processes; the loops wait for the GPU, not for the CPU's threads
 export GAN_NAS_GPU_TESTS=$device
@@ -33,7 +33,7 @@ check() {
     local name=$1 began=$SECONDS
     shift
     echo "== $name"
-    "$@" || failed+=("$name")
+    "$@" || failed+=("$name (exit code $?, where 124 means cut off)")
     echo "== $name: $((SECONDS - began)) s"
 }
 
@@ -90,7 +90,7 @@ b)
     check "by turns" timeout 260 "$python" -m benchmark.steps eagan autogan degas adversarialnas "${small[@]}" --seconds 0.5 --profile --ways fp32 tf32-off cudnn-benchmark graph amp-graph
     check "compiled" compiled eagan autogan degas adversarialnas
     if [[ $inception ]]; then
-        check "Inception" timeout 40 "$python" -m benchmark.metrics --weights "$inception" --precisions "$dataset"
+        check "Inception" timeout 40 "$python" -m benchmark.metrics --weights "$inception" --precisions "$dataset" "${images[@]}"
     else
         echo "== Inception: not run without its weights"
     fi
