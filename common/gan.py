@@ -671,7 +671,7 @@ def evaluator_options(args: Any, ranks: Ranks) -> dict:
     """Arguments of Evaluator from the common flags."""
     found = {"name": args.evaluator, "device": ranks.device, "cache_dir": args.data_dir / "cache"}
     found |= {"weights": args.inception_weights, "fid_dims": int(args.fid_dims), "ref_n": args.ref_n}
-    return found | {"more": metrics_of(args.metrics), "stats": args.fid_stats}
+    return found | {"more": metrics_of(args.metrics), "stats": args.fid_stats, "precision": args.fid_precision}
 
 
 def other_images(job: Job) -> Dataset:

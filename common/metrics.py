@@ -29,6 +29,7 @@ IS_SPLITS = 10  # splits of the Inception Score
 METRICS = ("fid", "is", "kid", "pr", "dc", "fid-inf", "nearest")  # names in --metrics; docs/metrics.md
 FEATURES_KEPT = 50_000  # images at most whose features are kept, of each side: 410 MB of 2,048 float32
 CACHE_VERSION = 1  # increment when the meaning of the reference statistics changes
+PRECISIONS = ("float32", "tf32")  # of Inception; bfloat16 moves the FID by 0.3 to 1.4 %: docs/metrics.md
 COMPACT_RECIPE = 1  # increment when the compact network or its training changes
 COMPACT_STEPS = (300, 2000)  # minimum and maximum training steps
 
@@ -318,10 +319,10 @@ def train_compact(
 
 
 @contextmanager
-def without_tf32() -> Iterator[None]:
-    """Inside the `with` block, convolutions on CUDA keep float32's 24 bits: by default they use TF32, of 11."""
+def convolutions_in_tf32(allow: bool) -> Iterator[None]:
+    """Inside the `with` block, convolutions on CUDA use TF32, of 11 bits, or keep float32's 24; default: TF32."""
     allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = allow
     try:
         yield
     finally:
@@ -329,10 +330,11 @@ def without_tf32() -> Iterator[None]:
 
 
 def fid_label(net: str, score: str = "FID") -> str:
-    """Display name of a score of features: inception-2048: FID, inception-768: FID-768, compact: FID(compact)."""
-    if net.startswith("inception-"):
-        return score if net == "inception-2048" else f"{score}-{net.removeprefix('inception-')}"
-    return f"{score}({net})"
+    """Display name of a score by a network: inception-2048: FID, inception-768: FID-768, inception-2048-tf32:
+    FID-2048-tf32, compact: FID(compact)."""
+    if net == "inception-2048" or (score == "IS" and net.removeprefix("inception-").isdigit()):  # one IS of all layers
+        return score
+    return f"{score}-{net.removeprefix('inception-')}" if net.startswith("inception-") else f"{score}({net})"
 
 
 def read_stats(path: Path, dims: int = 0) -> dict[str, Tensor]:
@@ -402,8 +404,7 @@ class Score:
 
     def __str__(self) -> str:
         parts = [] if self.fid is None else [f"{fid_label(self.net)} {self.fid:.2f}"]
-        of = "(compact)" if self.net == "compact" else ""
-        parts += [] if self.is_mean is None else [f"IS{of} {self.is_mean:.2f} ± {self.is_std:.2f}"]
+        parts += [] if self.is_mean is None else [f"{fid_label(self.net, 'IS')} {self.is_mean:.2f} ± {self.is_std:.2f}"]
         for name, value in self.more.items():
             shown = fid_label(self.net, SHOWN.get(name, name))
             parts += [] if name.endswith("_se") else [f"{shown} {value:.4g}"]
@@ -417,6 +418,7 @@ class Evaluator:
 
     name: "inception", loaded here (UserError: unavailable or incomplete), or "compact".
     fid_dims: 64, 192, 768 or 2048 Inception features (compact always has 128).
+    precision: one of PRECISIONS; tf32 needs Inception on a GPU (UserError), and is part of `net`.
     ref_n: number of real images, from a fixed permutation; 0: all.
     check: called before every batch; may raise to stop.
     net, label, ref: what a score refers to, such as "inception-768", "FID-768", "cifar10 50000".
@@ -439,15 +441,24 @@ class Evaluator:
         batch: int = 100,
         more: Collection[str] = (),
         stats: Path | None = None,
+        precision: str = "float32",
     ) -> None:
         self.device, self.cache_dir, self.ref_n = torch.device(device), cache_dir, ref_n
         self.want_is, self.want_fid, self.splits, self.batch = want_is, True, splits, batch
         self.log: Callable[[str], None] = print
         self.check: Callable[[], None] = lambda: None
+        self.precision = precision
+        if precision not in PRECISIONS:
+            raise UserError(f"--fid-precision {precision}: must be one of {', '.join(PRECISIONS)}")
+        able = self.device.type == "cuda" and torch.cuda.is_tf32_supported()
+        if precision == "tf32" and not (able and name == "inception"):
+            raise UserError(
+                f"--fid-precision tf32: needs Inception on a GPU with TF32, not {name} on {self.device}; omit it"
+            )
         if name == "inception":
             if fid_dims not in FID_LAYERS:
                 raise UserError(f"--fid-dims {fid_dims}: must be one of {', '.join(map(str, FID_LAYERS))}")
-            self.net = f"inception-{fid_dims}"
+            self.net = f"inception-{fid_dims}" + ("" if precision == "float32" else f"-{precision}")
             self.network: Inception | Compact = Inception(weights, fid_dims, want_is).to(self.device)
         elif name == "compact":
             self.net = "compact"
@@ -518,7 +529,7 @@ class Evaluator:
         return (
             f"version {CACHE_VERSION}, data {self.dataset.digest}, size {size}, images {images}, net {self.net} "
             f"{self.network.digest}, resize {resize}, device {self.device.type}"
-        ) + (", float32" if self.device.type == "cuda" else "")  # TF32 in caches of earlier versions
+        ) + (f", {self.precision}" if self.device.type == "cuda" else "")  # unnamed: TF32 of earlier versions
 
     @property
     def features(self) -> str:
@@ -602,7 +613,8 @@ class Evaluator:
         return torch.cat([images.cpu()[:, None], real], 1)
 
     def _apply(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        with torch.autocast(self.device.type, enabled=False), without_tf32():  # even inside a bf16 step
+        tf32 = self.precision == "tf32"
+        with torch.autocast(self.device.type, enabled=False), convolutions_in_tf32(tf32):  # even inside a bf16 step
             return self.network(images)
 
     def _train(self) -> dict[str, Tensor]:
@@ -751,6 +763,7 @@ def main() -> None:
     parser.add_argument("--evaluator", choices=("inception", "compact"), default="inception")
     parser.add_argument("--inception-weights", type=Path, help="weights file; default: download")
     parser.add_argument("--fid-dims", choices=("64", "192", "768", "2048"), default="2048")
+    parser.add_argument("--fid-precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="directory of cached statistics")
     parser.add_argument("--device", default="auto")
     show_anything()
@@ -759,7 +772,7 @@ def main() -> None:
     try:
         more = metrics_of(asked.metrics or usual, known)
         options = {"name": asked.evaluator, "weights": asked.inception_weights, "fid_dims": int(asked.fid_dims)}
-        options |= {"more": more, "want_is": "is" in more}
+        options |= {"more": more, "want_is": "is" in more, "precision": asked.fid_precision}
         found = compare(asked.a, asked.b, options, asked.data_dir, asked.device)
     except UserError as e:
         sys.exit(f"error: {e}")

@@ -295,7 +295,7 @@ def scores(run: Run) -> dict[Kind, dict[str, float | None]]:
 def score_name(key: str, net: object) -> str:
     """FID(compact), FID-768, IS: scores of different networks never have the same name."""
     name = {"fid_inf": "FID∞", "fid_infinity": "FID∞"}.get(key, key.upper() if len(key) <= 3 else key.replace("_", " "))
-    if net == "inception-2048" or (key == "is" and str(net).startswith("inception-")):
+    if net == "inception-2048" or (key == "is" and str(net).removeprefix("inception-").isdigit()):
         return name
     return f"{name}-{str(net)[10:]}" if str(net).startswith("inception-") else f"{name}({net})"
 

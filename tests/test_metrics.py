@@ -421,6 +421,41 @@ def test_features_are_made_without_tf32_and_bfloat16(tmp_path: Path, monkeypatch
     assert evaluator._key(10) == on_cpu.replace("cpu", "cuda, float32")
 
 
+def test_scores_in_tf32_and_their_caches_are_named_apart(tmp_path: Path, lower: dict, monkeypatch) -> None:
+    """Made as on a GPU, then used on the CPU, which has no TF32."""
+    data, images, seen = SimpleNamespace(name="x", images=pictures(20), labels=None, digest="x"), pictures(20, 1), []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: True)
+    monkeypatch.setattr(Inception, "to", lambda self, *_, **__: self)
+    forward, found = Inception.forward, {}
+
+    def spy(self: Inception, images: Tensor) -> tuple[Tensor, None]:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return forward(self, images)
+
+    monkeypatch.setattr(Inception, "forward", spy)
+    for precision in ("float32", "tf32", "float32"):
+        evaluator = Evaluator("inception", "cuda", tmp_path, batch=20, precision=precision, **lower)
+        evaluator.use(data)
+        key = evaluator._key(20)
+        assert key.endswith(f"device cuda, {precision}")
+        evaluator.device = CPU
+        evaluator.prepare()
+        found[key] = evaluator.score(batches(images, 20), 20)
+    assert seen == [False, False, True, True, False]  # the last took the first one's reference statistics
+    assert [s.row()["eval/net"] for s in found.values()] == ["inception-64", "inception-64-tf32"]
+    assert [str(s).split()[0] for s in found.values()] == ["FID-64", "FID-64-tf32"]
+    assert sorted(file.name.rpartition("-")[0] for file in tmp_path.glob("*.pt")) == [
+        "reference-inception-64", "reference-inception-64-tf32",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "precision"), [("inception", "tf32"), ("compact", "tf32"), ("inception", "bf16")])
+def test_a_precision_that_cannot_be_had_is_refused(name: str, precision: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^--fid-precision {precision}: .*(cpu; omit it|one of float32, tf32)$"):
+        Evaluator(name, CPU, tmp_path, precision=precision)
+
+
 MORE = ("kid", "pr", "dc", "fid-inf", "nearest")
 KEYS = ["kid", "kid_se", "precision", "recall", "density", "coverage", "fid_inf"]
 

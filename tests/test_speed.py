@@ -1,6 +1,7 @@
 """The number of operations of a G update, which decides its speed on a GPU, does not grow unnoticed."""
 
 import importlib
+import warnings
 from functools import partial
 
 import pytest
@@ -32,3 +33,24 @@ def test_operations_of_an_update(method: str, loop: str, monkeypatch: pytest.Mon
     flags = {name: value for name, value in flags.items() if hasattr(script.Args, name)}
     found, _, _ = speed.counted(script, script.Args(**flags), torch.device("cpu"))
     assert found <= 1.05 * RECORDED[method][loop]
+
+
+def test_a_profile_begins_after_the_timing_and_counts_waits() -> None:
+    rates, profile, seen = [], steps.Profile(torch.device("cpu")), []
+    tick = steps.stopwatch(torch.device("cpu"), 0.0, rates, profile)
+
+    def loop() -> None:
+        for step in range(100):
+            seen.append(step)
+            tick(step)
+            tick(step)  # twice an update
+            for words in ("called a synchronizing CUDA operation", "something else"):
+                if profile.first >= 0:
+                    warnings.warn(words, stacklevel=1)
+
+    with pytest.raises(steps.Measured):
+        loop()
+    assert len(rates) == steps.REPEATS
+    assert seen[-1] == profile.first + steps.PROFILED
+    assert profile.waits.total() == 1
+    assert len(profile.waits) == 1

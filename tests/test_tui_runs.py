@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from fake_trainer import append, dominates, make_run, me, now, write
 
+import common.report
 import common.run
 from ui import columns, compare, draw, genotypes, launch, pages, report, search
 from ui.columns import ordered, query
@@ -54,11 +55,16 @@ def test_the_ui_imports_neither_torch_nor_common_nor_at_first_numpy() -> None:
 
 @pytest.mark.parametrize(
     ("net", "is_label"),
-    [("inception-2048", "IS"), ("inception-768", "IS"), ("inception-64", "IS"), ("compact", "IS(compact)")],
+    [
+        ("inception-2048", "IS"),
+        ("inception-768", "IS"),
+        ("inception-2048-tf32", "IS-2048-tf32"),
+        ("compact", "IS(compact)"),
+    ],
 )
 def test_score_names_are_those_of_the_runs(net: str, is_label: str) -> None:
-    assert fid_label(net) == common.run.fid_label(net)
-    assert fid_label(net, "IS") == is_label
+    assert fid_label(net) == common.run.fid_label(net) == common.report.score_name("fid", net)
+    assert fid_label(net, "IS") == common.run.fid_label(net, "IS") == common.report.score_name("is", net) == is_label
 
 
 # ---- files that may be anything -----------------------------------------------------------------------------------------

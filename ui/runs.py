@@ -30,7 +30,7 @@ STATES = ("queued", *LIVE, "done", "stopped", "failed", "lost", "log")  # log: w
 def fid_label(net: object, what: str = "FID") -> str:
     """Name of a score by this network: FID, FID-768, FID(compact). Scores of different networks never share a name."""
     net = clean(net, 40) or "unknown network"
-    if net == "inception-2048" or (what == "IS" and net.startswith("inception-")):
+    if net == "inception-2048" or (what == "IS" and net.removeprefix("inception-").isdigit()):
         return what
     return f"{what}-{net.removeprefix('inception-')}" if net.startswith("inception-") else f"{what}({net})"
 
