@@ -153,7 +153,8 @@ def main() -> None:
                 continue
             base = {"dataset": "shapes", "evaluator": "compact", "device": asked.device, "amp": False}
             sizes = {k: asked.batch for k in ("g_batch", "d_batch", "search_batch") if hasattr(script.Args, k)}
-            every = {**script.PRESETS[asked.preset], **base, **flags, **(sizes if asked.batch else {})}
+            preset = steps.long_preset(script, asked.preset)
+            every = {**preset, **base, **flags, **(sizes if asked.batch else {})}
             common.ranks.PROBE_SECONDS = 0.5
             for row in compare(method, every, device, asked.seconds, asked.rounds):
                 cell = [method, loop, row["version"], f"{row['updates_per_s']:.3g}", f"{row['times']:.2f}"]

@@ -153,6 +153,12 @@ def measure(
     raise RuntimeError(f"{script.__name__} ended before {REPEATS} intervals were timed")
 
 
+def long_preset(script: ModuleType, preset: str) -> dict:
+    """Flags of a preset, with loops long enough to be timed."""
+    flags = script.PRESETS[preset]
+    return {**flags, **{name: value for name, value in LONG.items() if name in flags}}
+
+
 def ways_of(method: str, loop: str, cuda: bool, asked: argparse.Namespace) -> list[str]:
     """The rows of a loop: those asked for that it can have."""
     training = loop == "training"
@@ -200,7 +206,6 @@ def main() -> None:
     waits: Counter[str] = Counter()
     for method in asked.methods or ROWS:
         script = importlib.import_module(method)
-        long = {name: value for name, value in LONG.items() if name in script.PRESETS[asked.preset]}
         for loop, flags in ROWS[method].items():
             if asked.ways and "mixed" in flags:  # slow, and only to compare with
                 continue
@@ -211,7 +216,7 @@ def main() -> None:
                     torch.cuda.reset_peak_memory_stats(device)
                 base = {"dataset": "shapes", "evaluator": "compact", "device": asked.device, "amp": False}
                 more, settings = WAYS[way]
-                args = script.Args(**{**script.PRESETS[asked.preset], **base, **long, **flags, **more})
+                args = script.Args(**{**long_preset(script, asked.preset), **base, **flags, **more})
                 profile = Profile(device) if asked.profile else None
                 with torch.backends.cudnn.flags(enabled=True, **settings):
                     rates = measure(script, args, device, asked.seconds, profile)

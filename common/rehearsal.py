@@ -164,8 +164,7 @@ def dry_run(
     lines: list[str], job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, int] | None = None
 ) -> None:
     """Print the opening lines of a run, and its `demands`."""
-    for line in [*lines, *demands(job, loops, state, more or {})]:
-        print(line)
+    print("\n".join([*lines, *demands(job, loops, state, more or {})]))
 
 
 def demands(job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, int]) -> list[str]:
@@ -177,7 +176,9 @@ def demands(job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, i
     launched, the longer one. UserError: a stage does not fit even with small batches.
     """
     device, lines, total = job.ranks.device, [], 0.0
-    rate, scoring = measured_flops(device), scoring_memory(job)
+    scoring = scoring_memory(job)
+    with job.autocast():
+        rate = measured_flops(device)
     images = job.images.nbytes if job.images.device.type == device.type else 0
     free = images + (free_memory(device) if device.type == "cuda" else memory_left())
     found: dict[Loop, tuple[float, Rehearsal]] = {}
@@ -195,9 +196,10 @@ def demands(job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, i
         peak, few = found[loop]
         memory = images + max(peak, few.kept + scoring) + more.get(name, 0)
         seconds, arithmetic = few.seconds, 2 * macs / rate
-        seconds = (
-            max(seconds, arithmetic) if device.type == "cuda" else seconds + max(0, arithmetic - few.made.flops / rate)
-        )
+        if device.type == "cuda":
+            seconds = max(seconds, arithmetic)
+        else:
+            seconds += max(0.0, arithmetic - few.made.flops / rate)
         total += steps * seconds
         scarce = f", more than the {free / 1e9:.3g} GB that are free" if memory > free else ""
         lines.append(f"{name}: {steps:,} G updates of {seconds:.3g} s, {memory / 1e9:.3g} GB of memory{scarce}")
