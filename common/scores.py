@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.files import stream
 
-ROWS = 2048  # rows of a distance matrix at a time: 2,048 x 50,000 float32 are 410 MB
+TILE = 1024  # rows and columns of a distance matrix at a time: 4 MB, which a CPU's cache holds
 KID_SUBSET = 1000  # images of a subset [Binkowski et al.]
 KID_SUBSETS = 10  # at least: smaller subsets where there are few images
 PR_NEIGHBOURS, DC_NEIGHBOURS = 3, 5  # [Kynkäänniemi et al.], [Naeem et al.]
@@ -45,26 +45,37 @@ def kid(x: Tensor, y: Tensor, size: int = KID_SUBSET) -> tuple[float, float]:
     return found.mean().item(), (found.std() / len(found) ** 0.5).item()
 
 
-def squared_distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Squared distances of features (M,D) and (N,D), some rows at a time: (m,N) float32. Those below what float32 can
-    tell from 0 are 0, so that equal images have none."""
-    yy = y.square().sum(1)
-    for part in x.split(ROWS):
-        scale = part.square().sum(1, keepdim=True) + yy
-        d = torch.addmm(scale, part, y.T, alpha=-2)
-        yield d.masked_fill_(d <= 2e-6 * scale, 0)
+def squared_distances(x: Tensor, y: Tensor, own: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Squared distances of features (M,D) and (N,D), a tile at a time: rows, columns, and the (m,n) float32 of them.
+
+    Those below what float32 can tell from 0 are 0, so that equal images have none. own: y is x, and a tile stands for
+    its mirror image, too.
+    """
+    xx, yy = x.square().sum(1), y.square().sum(1)
+    for i in range(0, len(x), TILE):
+        for j in range(i if own else 0, len(y), TILE):
+            rows, columns = slice(i, i + TILE), slice(j, j + TILE)
+            scale = xx[rows, None] + yy[columns]
+            d = torch.addmm(scale, x[rows], y[columns].T, alpha=-2)
+            yield rows, columns, d.masked_fill_(d <= scale.mul_(2e-6), 0)
 
 
 def radii(x: Tensor, *neighbours: int) -> list[Tensor]:
     """Squared distances of each of x, (N,D), to its k-th nearest other one, for each k of `neighbours`: (N,)."""
-    found: list[list[Tensor]] = [[] for _ in neighbours]
-    for i, d in enumerate(squared_distances(x, x)):
-        rows = torch.arange(len(d), device=d.device)
-        d[rows, rows + i * ROWS] = inf
-        nearest = d.topk(max(neighbours), largest=False).values  # in ascending order
-        for k, columns in zip(neighbours, found, strict=True):
-            columns.append(nearest[:, k - 1])
-    return [torch.cat(columns) for columns in found]
+    k = max(neighbours)
+    found = x.new_full((len(x), k), inf)  # the k smallest so far, in ascending order
+
+    def add(rows: slice, d: Tensor) -> None:
+        new = d.topk(min(k, d.shape[1]), largest=False).values
+        found[rows] = torch.cat([found[rows], new], 1).topk(k, largest=False).values
+
+    for rows, columns, d in squared_distances(x, x, own=True):
+        if rows == columns:
+            d.fill_diagonal_(inf)
+        else:
+            add(columns, d.T)
+        add(rows, d)
+    return [found[:, k - 1] for k in neighbours]
 
 
 def neighbourhoods(real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -81,25 +92,23 @@ def neighbourhoods(real: Tensor, fake: Tensor) -> dict[str, float]:
     real, fake = ((x.double() - centre).float() for x in (real, fake))
     real_pr, real_dc = radii(real, PR_NEIGHBOURS, DC_NEIGHBOURS)
     (fake_pr,) = radii(fake, PR_NEIGHBOURS)
-    inside, recalled, covered = torch.zeros(len(real), device=real.device), [], []
-    precise = torch.zeros(len(fake), dtype=torch.bool, device=real.device)
-    for start, d in zip(range(0, len(real), ROWS), squared_distances(real, fake), strict=True):  # one pass for all
-        of = slice(start, start + len(d))
-        precise |= (d <= real_pr[of, None]).any(0)
-        recalled.append((d <= fake_pr).any(1))
-        balls = d <= real_dc[of, None]
-        inside[of] = balls.sum(1).float()
-        covered.append(balls.any(1))
+    inside = torch.zeros(len(real), device=real.device)  # fakes in the ball of a real image
+    precise, recalled = (torch.zeros(len(x), dtype=torch.bool, device=x.device) for x in (fake, real))
+    for rows, columns, d in squared_distances(real, fake):  # one pass for all
+        precise[columns] |= (d <= real_pr[rows, None]).any(0)
+        recalled[rows] |= (d <= fake_pr[columns]).any(1)
+        inside[rows] += (d <= real_dc[rows, None]).sum(1)
     density = inside.double().mean() / DC_NEIGHBOURS * len(real) / len(fake)
-    values = (precise.double().mean(), torch.cat(recalled).double().mean(), density, torch.cat(covered).double().mean())
+    values = (precise.double().mean(), recalled.double().mean(), density, (inside > 0).double().mean())
     return {name: value.item() for name, value in zip(names, values, strict=True)}
 
 
 def nearest(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest of y, (N,D), to each of x, (M,D): distances (M,k) in ascending order, and indices (M,k)."""
     centre = y.mean(0, dtype=torch.float64)
-    parts = squared_distances((x.double() - centre).float(), (y.double() - centre).float())
-    found = [d.nan_to_num(inf).topk(min(k, len(y)), largest=False) for d in parts]
+    x, y = ((a.double() - centre).float() for a in (x, y))
+    rows = [torch.cat([d for *_, d in squared_distances(part, y)], 1) for part in x.split(TILE)]
+    found = [d.nan_to_num(inf).topk(min(k, len(y)), largest=False) for d in rows]
     return torch.cat([f.values for f in found]).sqrt(), torch.cat([f.indices for f in found])
 
 

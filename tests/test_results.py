@@ -98,7 +98,9 @@ ROWS, PLANTED, TRAINED = (evidence.rows(made.RESULTS) for made in (evidence, pla
         ("docs/evidence.md", "planted", partial(planted.table, PLANTED)),
         ("docs/evidence.md", "found training", partial(found_training.table, TRAINED)),
         slow("docs/table.md", "stage1", partial(table.report, "stage1")),
+        slow("docs/table.md", "two-cells-nearest", partial(table.report, "two-cells-nearest")),
         slow("docs/table.md", "search", partial(table_search.report, "stage1")),
+        slow("docs/table.md", "search of two cells", partial(table_search.report, "two-cells-nearest")),
     ],
 )
 def test_the_tables_of_the_pages_are_those_of_the_rows(page: str, mark: str, lines: Callable[[], list[str]]) -> None:

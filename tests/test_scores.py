@@ -74,10 +74,10 @@ def naive(real: Tensor, fake: Tensor) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("rows", [7, 2048])
+@pytest.mark.parametrize("tile", [7, 1024])
 @pytest.mark.parametrize("offset", [0, 300.0])
-def test_neighbourhoods_are_the_definitions(rows: int, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "ROWS", rows)
+def test_neighbourhoods_are_the_definitions(tile: int, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "TILE", tile)
     real, fake = normal(90, 6) + offset, 0.8 * normal(70, 6, seed=1) + 1 + offset
     want = naive(real, fake)
     assert all(0.05 < want[name] < 0.95 for name in NAMES)
@@ -112,7 +112,9 @@ def test_one_image_over_and_over_is_precise_and_covers_little() -> None:
 def test_distances_radii_and_the_nearest_of_points_on_a_line() -> None:
     x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
     assert [r.tolist() for r in radii(x, 1, 2)] == [[1, 1, 4, 16], [9, 4, 9, 36]]
-    assert torch.cat(list(squared_distances(x, x[:2]))).tolist() == [[0, 1], [1, 0], [9, 4], [49, 36]]
+    ((rows, columns, d),) = squared_distances(x, x[:2])
+    assert (len(x[rows]), len(x[:2][columns])) == d.shape
+    assert d.tolist() == [[0, 1], [1, 0], [9, 4], [49, 36]]
     distances, found = nearest(torch.tensor([[2.9], [0.4]]), x, 2)
     assert found.tolist() == [[2, 1], [0, 1]]
     np.testing.assert_allclose(distances, [[0.1, 1.9], [0.4, 0.6]], rtol=1e-4)
