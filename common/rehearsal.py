@@ -163,8 +163,10 @@ def scoring_memory(job: Job) -> float:
 def dry_run(
     lines: list[str], job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, int] | None = None
 ) -> None:
-    """Print the opening lines of a run, and its `demands`."""
-    print("\n".join([*lines, *demands(job, loops, state, more or {})]))
+    """Print the opening lines of a run, and its `demands`; every process must call it, the first one prints."""
+    lines = [*lines, *demands(job, loops, state, more or {})]
+    if job.ranks.rank == 0:
+        print("\n".join(lines))
 
 
 def demands(job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, int]) -> list[str]:
@@ -201,6 +203,7 @@ def demands(job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, i
         else:
             seconds += max(0.0, arithmetic - few.made.flops / rate)
         total += steps * seconds
+        of = "memory" if job.ranks.world == 1 else "memory a process"
         scarce = f", more than the {free / 1e9:.3g} GB that are free" if memory > free else ""
-        lines.append(f"{name}: {steps:,} G updates of {seconds:.3g} s, {memory / 1e9:.3g} GB of memory{scarce}")
+        lines.append(f"{name}: {steps:,} G updates of {seconds:.3g} s, {memory / 1e9:.3g} GB of {of}{scarce}")
     return [*lines, f"about {duration(total)} on this device"] if lines else []
