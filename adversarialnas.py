@@ -1070,7 +1070,7 @@ def main(args: Args) -> dict | None:
     loops = {"search": search, "random": search_random, "train": train}
     if args.dry_run:
         G, D = state.stand_ins()
-        stand_in = replace(state, G=G, given_d=D, derived=0, scored=0, evaluated=0)
+        stand_in = replace(state, G=G, given_d=D, derived=0, scored=0)
         return dry_run(lines, job, loops, stand_in)
 
     with Run(args.script(), "adversarialnas", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:

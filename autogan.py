@@ -1070,8 +1070,8 @@ def main(args: Args) -> dict | None:
     loops = {"search": search, "derive": derive, "train": train}
     if args.dry_run:
         job.args = replace(args, search="random-shared")  # networks at full size stand in for all stages
-        stand_in = replace(state, G=state.vector(args), finalists=[Candidate(state.vector(args))], evaluated=0)
-        stages = {name: loops.get(name, derive if name == "random search" else search) for name, *_ in job.plan}
+        stand_in = replace(state, G=state.vector(args), finalists=[Candidate(state.vector(args))])
+        stages = {name: loops.get(name, search) for name, *_ in job.plan} | {"random search": derive}
         return dry_run(lines, job, stages, stand_in)
 
     with Run(args.script(), "autogan", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:

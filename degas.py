@@ -1216,7 +1216,7 @@ def main(args: Args) -> dict | None:
         lines.append(f"genotype: {Space.text(state.G)}")
     loops = {"search": search, "train": train}
     if args.dry_run:
-        stand_in = replace(state, G=state.G or "baseline", reported=0, evaluated=0)
+        stand_in = replace(state, G=state.G or "baseline", reported=0)
         return dry_run(lines, job, loops, stand_in)
 
     with Run(args.script(), "degas", asdict(args), ranks, **gan.run_facts(job, costs)) as job.run:

@@ -975,11 +975,11 @@ def main(args: Args) -> dict | None:
         state, note = first_state(args)
         costs, job.plan = costs_of(args, state), plan_of(job)
     lines = gan.opening(job, "eagan", costs) + ([note] if note else [])
-    stages = {"search-g": search_g, "coupled": search_g, "search-d": search_d, "train": train}
+    loops = {"search-g": search_g, "coupled": search_g, "search-d": search_d, "train": train}
     copies = args.population * cost_of(job.args, G_SPACE, state.G or EAGAN_G).params  # of G*, in stage 2
     if args.dry_run:
-        stand_in = replace(state, G=state.G or EAGAN_G, D=state.D or EAGAN_D, evaluated=0)
-        return dry_run(lines, job, stages, stand_in, {"search-d": 4 * copies})
+        stand_in = replace(state, G=state.G or EAGAN_G)
+        return dry_run(lines, job, loops, stand_in, {"search-d": 4 * copies})
 
     with Run(args.script(), "eagan", asdict(job.args), ranks, **gan.run_facts(job, costs, copies)) as job.run:
         gan.start(job, state, lines)
@@ -987,7 +987,7 @@ def main(args: Args) -> dict | None:
             gan.evaluate_weights(job, trained)
             return None
         for name in stages_of(args)[state.stage :]:
-            stages[name](job, state)
+            loops[name](job, state)
             state.next_stage()
         return gan.finish(job, state, genotype_json(args, state.G, state.D))
 

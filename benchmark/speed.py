@@ -5,7 +5,7 @@ python -m benchmark.speed [METHOD ...]     prints a Markdown table, row by row; 
 Plain is what a careful reader would write first: eager, float32, NCHW, one module per operation, torch's spectral norm,
 Adam without fusion. All versions run by turns in one process; "ours, amp" is ours with --amp. Operations: those that
 torch dispatches in a G update, without views; on a GPU, each is one or a few kernel launches. Peak memory: the GPU's;
-on a CPU, that of the tensors which an update makes. The peak rate is that of a large float32 matrix product.
+on a CPU, that of the tensors which an update makes. The peak rate is that of a float32 3x3 convolution.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import degas
 from benchmark import steps
 from common import cells, gan, spectral
 from common.ranks import device_name, measured_flops, start_ranks
-from common.rehearsal import Operations
+from common.rehearsal import BATCHES, Operations
 
 WARM, COUNTED = 2, 2  # G updates
 PLAIN_FLAGS = {"adversarialnas": {"mixed": "plain"}}
@@ -152,7 +152,7 @@ def main() -> None:
             if "mixed" in flags:  # plain itself
                 continue
             base = {"dataset": "shapes", "evaluator": "compact", "device": asked.device, "amp": False}
-            sizes = {k: asked.batch for k in ("g_batch", "d_batch", "search_batch") if hasattr(script.Args, k)}
+            sizes = {k: asked.batch for k in BATCHES if hasattr(script.Args, k)}
             preset = steps.long_preset(script, asked.preset)
             every = {**preset, **base, **flags, **(sizes if asked.batch else {})}
             common.ranks.PROBE_SECONDS = 0.5

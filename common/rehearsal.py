@@ -131,7 +131,7 @@ def rehearse(job: Job, loop: Loop, state: Progress, images: int) -> tuple[float,
         run.counting.enter_context(torch.autograd.set_multithreading_enabled(False))  # a mode belongs to a thread
         run.counting.enter_context(run.made)
         try:
-            loop(replace(job, args=args, plan=plan, run=run, evaluator=run), deepcopy(state))
+            loop(replace(job, args=args, plan=plan, run=run, evaluator=run), replace(deepcopy(state), evaluated=0))
         except Rehearsed:
             return share, run
     raise RuntimeError(f"{loop.__name__} ended before its second G update")
@@ -172,19 +172,22 @@ def dry_run(
 def demands(job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, int]) -> list[str]:
     """Lines for --dry-run: time and peak memory of every stage of job.plan, with all that lies on the device.
 
-    loops: by the names of the stages. state: in which any of them can start, without an evaluation. more: bytes that a
+    loops: by the names of the stages. state: in which any of them can start. more: bytes that a
     stage needs later on. Measured on the device with small batches. Memory grows linearly with the batch. Time: on a
     CPU, that of a small update and of the arithmetic that it lacks; on a GPU, which computes while kernels are
     launched, the longer one. UserError: a stage does not fit even with small batches.
     """
-    device, lines, total = job.ranks.device, [], 0.0
+    stages = [stage for stage in job.plan if stage[1]]
+    if not stages:
+        return []
+    device, world, lines, total = job.ranks.device, job.ranks.world, [], 0.0
     scoring = scoring_memory(job)
     with job.autocast():
-        rate = measured_flops(device)
+        rate = measured_flops(device) * world
     images = job.images.nbytes if job.images.device.type == device.type else 0
     free = images + (free_memory(device) if device.type == "cuda" else memory_left())
     found: dict[Loop, tuple[float, Rehearsal]] = {}
-    for name, steps, macs in (stage for stage in job.plan if stage[1]):
+    for name, steps, macs in stages:
         loop = loops[name]
         if loop not in found:
             try:
@@ -201,9 +204,9 @@ def demands(job: Job, loops: dict[str, Loop], state: Progress, more: dict[str, i
         if device.type == "cuda":
             seconds = max(seconds, arithmetic)
         else:
-            seconds += max(0.0, arithmetic - few.made.flops / rate)
+            seconds += max(0.0, arithmetic - few.made.flops * world / rate)
         total += steps * seconds
-        of = "memory" if job.ranks.world == 1 else "memory a process"
+        of = "memory" if world == 1 else "memory a process"
         scarce = f", more than the {free / 1e9:.3g} GB that are free" if memory > free else ""
         lines.append(f"{name}: {steps:,} G updates of {seconds:.3g} s, {memory / 1e9:.3g} GB of {of}{scarce}")
-    return [*lines, f"about {duration(total)} on this device"] if lines else []
+    return [*lines, f"about {duration(total)} on this device"]

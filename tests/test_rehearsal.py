@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,6 +80,17 @@ def test_what_does_not_fit_is_told(jobs: Callable[..., tuple], monkeypatch: pyte
 
     with pytest.raises(UserError, match=r"--dry-run: train .*cpu"):
         demands(job, {"train": full}, state, {})
+
+
+def test_processes_share_the_arithmetic(jobs: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+    job, loops, state, _ = jobs(eagan, phase="train", genotype="eagan-g")
+    few = SimpleNamespace(seconds=1.0, kept=0, made=SimpleNamespace(flops=10, trace=[1]))
+    monkeypatch.setattr(common.rehearsal, "rehearse", lambda *_: (1.0, few))
+    monkeypatch.setattr(common.rehearsal, "measured_flops", lambda _: 10.0)
+    job.plan = [("train", 1, 200.0)]
+    for world, seconds in ((1, 1 + 40 - 1), (2, 1 + 20 - 1)):
+        job.ranks = replace(job.ranks, world=world)
+        assert demands(job, loops, state, {})[0].startswith(f"train: 1 G updates of {seconds} s")
 
 
 class Features(torch.nn.Conv2d):
